@@ -1,0 +1,540 @@
+//! The engine: puts, gets and flushes by handle, and the pools they go to.
+//!
+//! It routes each operation to the shard of the page's object, does the compressing outside the
+//! shard's lock, and looks for a frame in other shards when one has none. Growing and shrinking is
+//! in [`crate::supply`], figures are in [`crate::report`].
+
+use std::sync::Arc;
+
+use slab::Slab;
+
+use crate::arena::Arena;
+use crate::clock::{self, Clock};
+use crate::codec;
+use crate::directory::Directory;
+use crate::error::{ConfigError, GetError, PoolError, PutError};
+use crate::frame::{FRAME_GRANULES, FrameMeta};
+use crate::handle::{
+    ClientId, Handle, OBJECT_PAGES, PAGE_SIZE, POOL_PAGES_MAX, Page, PoolId, PoolKind,
+};
+use crate::list::List;
+use crate::pool::Pool;
+use crate::queue::{Ledger, Queue};
+use crate::report::Peaks;
+use crate::shard::{Hand, Packed, Refused, Shard, Unpacked};
+use crate::stats::PoolCounters;
+use crate::supply::Settling;
+use crate::sync::{AtomicU64, Mutex, MutexGuard};
+
+/// Pools that an engine can have at a time.
+pub const POOLS_MAX: usize = 64;
+
+/// Shards that an engine can have.
+pub const SHARDS_MAX: usize = 64;
+
+/// Bytes that a frame takes, with its entry in the frame table.
+pub(crate) const FRAME_COST: u64 = (PAGE_SIZE + size_of::<FrameMeta>()) as u64;
+
+/// How an engine is built.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The pool limit, in bytes: what frames, and all that is kept to find pages in them, may take.
+    pub limit: u64,
+    /// The largest limit that may be set later, in bytes. It costs address space only.
+    pub limit_max: u64,
+    /// Shards: a power of two up to [`SHARDS_MAX`]. One for each queue
+    /// is enough: a lock is held for a tenth of a put, and frames are not shared between shards.
+    pub shards: usize,
+}
+
+impl Config {
+    /// The smallest pool limit that so many shards can work with, in bytes: what the shards take,
+    /// each one's spare frame, and a leaf and a frame for one page. A pool's directory comes to it.
+    pub fn limit_min(shards: usize) -> u64 {
+        let shard = size_of::<Shard>()
+            + 2 * FRAME_GRANULES * size_of::<List>()
+            + POOLS_MAX * size_of::<PoolCounters>();
+        // The frame table grows by whole pages.
+        (shards * shard + PAGE_SIZE) as u64 + (shards as u64 + 2) * FRAME_COST
+    }
+
+    /// Checks a limit against what directories of `directories` bytes leave of it, and turns it into
+    /// frames.
+    pub(crate) fn check_limit(&self, limit: u64, directories: u64) -> Result<u32, ConfigError> {
+        let (minimum, maximum) = (Self::limit_min(self.shards) + directories, self.limit_max);
+        if limit < minimum {
+            return Err(ConfigError::LimitBelowReserve { limit, minimum });
+        }
+        let frames = (limit - minimum) / FRAME_COST + self.shards as u64 + 2;
+        if limit > maximum || frames >= u64::from(u32::MAX) {
+            return Err(ConfigError::LimitAboveMaximum { limit, maximum });
+        }
+        Ok(frames as u32)
+    }
+}
+
+/// What a get found.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Got {
+    /// The page was copied out.
+    Hit,
+    /// There is no such page. The buffer holds nothing of use.
+    Miss,
+}
+
+/// Transcendent memory: see the crate's description.
+pub struct Engine {
+    pub(crate) arena: Arc<Arena>,
+    pub(crate) config: Config,
+    pub(crate) shards: Box<[Padded<Mutex<Shard>>]>,
+    pub(crate) registry: Mutex<Registry>,
+    pub(crate) latencies: Mutex<Ledger>,
+    /// The pool limit in bytes; the arena knows what it leaves for frames.
+    pub(crate) limit: AtomicU64,
+    pub(crate) peaks: Mutex<Peaks>,
+    pub(crate) settling: Mutex<Settling>,
+    pub(crate) clock: Clock,
+}
+
+/// Clients and pools by number; not touched on the I/O path.
+#[derive(Default)]
+pub(crate) struct Registry {
+    clients: Slab<()>,
+    pub(crate) pools: Slab<Arc<Pool>>,
+}
+
+impl Registry {
+    /// Bytes of all pools' directories.
+    pub(crate) fn directories(&self) -> u64 {
+        self.pools.iter().map(|(_, pool)| pool.directory.bytes()).sum()
+    }
+}
+
+/// Keeps two shards' locks off one cache line.
+#[repr(align(128))]
+pub(crate) struct Padded<T>(pub(crate) T);
+
+impl Engine {
+    /// Makes an engine, with memory for the reserve; [`Engine::supply`] brings the rest.
+    ///
+    /// # Panics
+    ///
+    /// If the number of shards is not a power of two up to [`SHARDS_MAX`].
+    pub fn new(config: &Config) -> Result<Self, ConfigError> {
+        assert!(config.shards.is_power_of_two() && config.shards <= SHARDS_MAX);
+        let limit = config.check_limit(config.limit, 0)?;
+        let frames_max = config.check_limit(config.limit_max, 0)?;
+        let memory = |bytes| move |source| ConfigError::Memory { what: "the arena", bytes, source };
+        let arena = Arc::new(Arena::new(frames_max, limit).map_err(memory(config.limit_max))?);
+        let reserve = config.shards as u32;
+        arena.grow(reserve).map_err(memory(u64::from(reserve) * PAGE_SIZE as u64))?;
+        let shard = |_| {
+            let spare = arena.pop().expect("the arena grew by the reserve");
+            Padded(Mutex::new(Shard::new(Arc::clone(&arena), spare, POOLS_MAX)))
+        };
+        Ok(Self {
+            shards: (0..config.shards).map(shard).collect(),
+            arena,
+            config: config.clone(),
+            registry: Mutex::new(Registry::default()),
+            latencies: Mutex::new(Ledger::new()),
+            limit: AtomicU64::new(config.limit),
+            peaks: Mutex::new(Peaks::default()),
+            settling: Mutex::new(Settling::default()),
+            clock: Clock::calibrate(),
+        })
+    }
+
+    /// A context for one thread that puts and gets.
+    pub fn queue(&self) -> Queue {
+        let queue = Queue::new();
+        self.latencies.lock().enter(&queue);
+        queue
+    }
+
+    /// Whether all memory that holds pages is locked.
+    pub fn is_locked(&self) -> bool {
+        let registry = self.registry.lock();
+        self.arena.is_locked() && registry.pools.iter().all(|(_, pool)| pool.directory.is_locked())
+    }
+
+    /// Registers a client: an owner of pools.
+    pub fn create_client(&self) -> Result<ClientId, PoolError> {
+        let mut registry = self.registry.lock();
+        if registry.clients.len() == POOLS_MAX {
+            return Err(PoolError::TooMany { limit: POOLS_MAX });
+        }
+        Ok(ClientId(registry.clients.insert(()) as u16))
+    }
+
+    /// Destroys a client and all its pools.
+    pub fn destroy_client(&self, client: ClientId) -> Result<(), PoolError> {
+        let mut registry = self.registry.lock();
+        let known = registry.clients.try_remove(usize::from(client.0));
+        known.ok_or(PoolError::NoClient)?;
+        let pools: Vec<_> = registry.pools.iter().map(|(_, pool)| Arc::clone(pool)).collect();
+        drop(registry);
+        for pool in pools.iter().filter(|pool| pool.client == client && pool.close()) {
+            self.destroy(pool);
+        }
+        Ok(())
+    }
+
+    /// Makes a pool of `pages` pages, numbered from zero.
+    pub fn create_pool(
+        &self,
+        client: ClientId,
+        kind: PoolKind,
+        pages: u64,
+    ) -> Result<PoolId, PoolError> {
+        if pages == 0 || pages > POOL_PAGES_MAX {
+            return Err(PoolError::Size { pages });
+        }
+        let bytes = Directory::bytes_for(pages);
+        let limit = self.limit();
+        if bytes >= limit {
+            return Err(PoolError::NoRoom { bytes, limit });
+        }
+        // Before the registry is locked: it may take long, and figures are read under that lock.
+        let directory =
+            Directory::new(pages).map_err(|source| PoolError::Memory { bytes, source })?;
+        let mut registry = self.registry.lock();
+        if !registry.clients.contains(usize::from(client.0)) {
+            return Err(PoolError::NoClient);
+        }
+        if registry.pools.len() == POOLS_MAX {
+            return Err(PoolError::TooMany { limit: POOLS_MAX });
+        }
+        let limit = self.limit();
+        let frames = self.config.check_limit(limit, registry.directories() + directory.bytes());
+        let frames = frames.map_err(|_| PoolError::NoRoom { bytes, limit })?;
+        let entry = registry.pools.vacant_entry();
+        let id = PoolId(entry.key() as u16);
+        let pool = Arc::new(Pool::new(id, client, kind, pages, directory));
+        entry.insert(Arc::clone(&pool));
+        for shard in &self.shards {
+            shard.0.lock().add_pool(Arc::clone(&pool));
+        }
+        self.arena.set_limit(frames);
+        Ok(id)
+    }
+
+    /// Flushes everything in a pool and removes it.
+    pub fn destroy_pool(&self, id: PoolId) -> Result<(), PoolError> {
+        let pool = self.registry.lock().pools.get(usize::from(id.0)).cloned();
+        let pool = pool.filter(|pool| pool.close()).ok_or(PoolError::NoPool)?;
+        self.destroy(&pool);
+        Ok(())
+    }
+
+    /// Destroys a pool that the caller closed: nobody else does then, and its number is not given
+    /// to another pool before this is done.
+    fn destroy(&self, pool: &Pool) {
+        // A put that saw the pool open before this has left its shard's lock after it.
+        for shard in &self.shards {
+            drop(shard.0.lock());
+        }
+        self.flush_range(pool.id, 0, pool.pages());
+        for shard in &self.shards {
+            shard.0.lock().remove_pool(pool.id);
+        }
+        let mut registry = self.registry.lock();
+        registry.pools.remove(usize::from(pool.id.0));
+        self.apply_limit(&registry, self.limit()).expect("with a directory less it is in bounds");
+    }
+
+    /// Puts a page. It replaces an older copy; when it fails with [`PutError::Full`] the older copy
+    /// is gone all the same.
+    pub fn put(&self, queue: &mut Queue, handle: Handle, page: &Page) -> Result<(), PutError> {
+        let start = clock::now();
+        let packed = queue.pack(handle, page);
+        let result = self.put_packed(handle, packed);
+        queue.latencies.put.record(self.clock.since(start));
+        result
+    }
+
+    fn put_packed(&self, handle: Handle, packed: Packed<'_>) -> Result<(), PutError> {
+        let mut hand = Hand::default();
+        let mut result = self.shard(handle).put(handle, packed, &mut hand);
+        if result == Err(Refused::NoFrame) && hand.fill(|| self.frame_of_others(handle)) {
+            result = self.shard(handle).put(handle, packed, &mut hand);
+        }
+        if result == Err(Refused::NoFrame) && self.arena.allocated() >= self.arena.limit() {
+            // Nothing more is to be had, so the new copy may have the old one's room.
+            let mut shard = self.shard(handle);
+            shard.lose(handle);
+            result = shard.put(handle, packed, &mut hand);
+            if result == Err(Refused::NoFrame) {
+                shard.refuse_put(handle);
+                hand.put_back(&self.arena);
+                return Err(PutError::Full);
+            }
+        }
+        hand.put_back(&self.arena);
+        match result {
+            Ok(()) => Ok(()),
+            Err(Refused::NoFrame) => {
+                self.shard(handle).counters_mut(handle.pool).starved_puts += 1;
+                Err(PutError::Starved)
+            }
+            Err(Refused::NoPage) => Err(PutError::NoPage),
+        }
+    }
+
+    /// An ephemeral frame of another shard. No lock is held meanwhile.
+    fn frame_of_others(&self, handle: Handle) -> Option<u32> {
+        let own = self.shard_number(handle);
+        let others = self.shards.iter().cycle().skip(own + 1).take(self.shards.len() - 1);
+        let mut frames = others.map(|shard| shard.0.lock().evict_ephemeral());
+        let frame = frames.find_map(|frame| frame)?;
+        self.shard(handle).count_eaten(handle);
+        Some(frame)
+    }
+
+    /// Gets a page. From an ephemeral pool it is gone then. On anything but a hit, `page` holds
+    /// nothing of use.
+    pub fn get(&self, queue: &mut Queue, handle: Handle, page: &mut Page) -> Result<Got, GetError> {
+        let start = clock::now();
+        let result = self.get_unpacked(queue, handle, page);
+        queue.latencies.get.record(self.clock.since(start));
+        result
+    }
+
+    fn get_unpacked(
+        &self,
+        queue: &mut Queue,
+        handle: Handle,
+        page: &mut Page,
+    ) -> Result<Got, GetError> {
+        // The lock is a temporary of this statement: what follows runs without it.
+        let unpacked = self.shard(handle).get(handle, &mut queue.scratch, page)?;
+        let intact = match unpacked {
+            Unpacked::Miss => return Ok(Got::Miss),
+            Unpacked::Raw(header) => header.verify(handle, page),
+            Unpacked::Same(word) => {
+                codec::fill(page, word);
+                true
+            }
+            Unpacked::Zpage(header, bytes) => queue.unpack(handle, header, bytes, page),
+        };
+        if intact {
+            return Ok(Got::Hit);
+        }
+        let mut shard = self.shard(handle);
+        let counters = shard.counters_mut(handle.pool);
+        // The pool may have been destroyed, and its number reused, since the lock was let go.
+        counters.succ_gets = counters.succ_gets.saturating_sub(1);
+        counters.corrupt_gets += 1;
+        Err(GetError::Corrupt)
+    }
+
+    /// Declares the last put of a page failed: the older copy goes, and a get of the page is
+    /// [`GetError::Lost`] until it is put or flushed. (An ephemeral page just goes.)
+    pub fn lose(&self, handle: Handle) {
+        self.shard(handle).lose(handle);
+    }
+
+    /// Flushes a page; true if there was one.
+    pub fn flush_page(&self, handle: Handle) -> bool {
+        self.shard(handle).flush_page(handle)
+    }
+
+    /// Flushes all pages of an object; true if there were any.
+    pub fn flush_object(&self, pool: PoolId, object: u32) -> bool {
+        let first = Handle { pool, object, index: 0 };
+        let mut shard = self.shard(first);
+        let found = shard.flush_pages(first, 0..OBJECT_PAGES);
+        shard.count_object_flush(pool, found);
+        found
+    }
+
+    /// Flushes `count` pages from page number `first` on, as far as the pool reaches. Objects that
+    /// hold nothing cost a look at their entry, and when no object is left that holds anything the
+    /// rest costs nothing: a flush of a whole device walks what is in it, not its size.
+    pub fn flush_range(&self, pool: PoolId, first: u64, count: u64) {
+        let start = Handle::from_page(pool, first.min(POOL_PAGES_MAX - 1));
+        let Some(known) = self.shard(start).pool(pool) else { return };
+        let end = first.saturating_add(count).min(known.pages());
+        let mut page = first;
+        while page < end && known.is_active() {
+            let at = Handle::from_page(pool, page);
+            let past = (page - u64::from(at.index) + u64::from(OBJECT_PAGES)).min(end);
+            let is_idle = known.directory.object(at.object).is_idle();
+            match (is_idle, past - page) {
+                (true, _) => {}
+                (false, pages) if pages == u64::from(OBJECT_PAGES) => {
+                    self.flush_object(pool, at.object);
+                }
+                (false, pages) => {
+                    let indexes = at.index..at.index + pages as u32;
+                    self.shard(at).flush_pages(at, indexes);
+                }
+            }
+            page = past;
+        }
+    }
+
+    pub(crate) fn shard(&self, handle: Handle) -> MutexGuard<'_, Shard> {
+        self.shards[self.shard_number(handle)].0.lock()
+    }
+
+    /// Neighbouring objects of a pool, and the same object of two pools, go to different shards.
+    fn shard_number(&self, handle: Handle) -> usize {
+        (handle.object as usize).wrapping_add(usize::from(handle.pool.0) * 7)
+            & (self.shards.len() - 1)
+    }
+}
+
+#[cfg(test)]
+#[allow(unsafe_code)]
+mod tests {
+    use super::*;
+    use crate::slot::Place;
+
+    struct Small {
+        engine: Engine,
+        queue: Queue,
+        pool: PoolId,
+    }
+
+    impl Small {
+        fn new(kind: PoolKind) -> Self {
+            let limit = Config::limit_min(1) + 64 * FRAME_COST;
+            let engine = Engine::new(&Config { limit, limit_max: limit, shards: 1 }).unwrap();
+            while engine.supply().unwrap().more {}
+            let client = engine.create_client().unwrap();
+            let pool = engine.create_pool(client, kind, 1024).unwrap();
+            Self { queue: engine.queue(), engine, pool }
+        }
+
+        fn put(&mut self, number: u64, page: &Page) {
+            let handle = Handle::from_page(self.pool, number);
+            self.engine.put(&mut self.queue, handle, page).unwrap();
+        }
+
+        fn get(&mut self, number: u64) -> Result<Page, GetError> {
+            let mut page = [0; PAGE_SIZE];
+            let handle = Handle::from_page(self.pool, number);
+            assert_eq!(self.engine.get(&mut self.queue, handle, &mut page)?, Got::Hit);
+            Ok(page)
+        }
+
+        /// Flips a bit of what is stored for a page, `offset` bytes into its zpage.
+        fn corrupt(&self, number: u64, offset: usize) {
+            let handle = Handle::from_page(self.pool, number);
+            let shard = self.engine.shard(handle);
+            let Place::Frame { frame, granule } = shard.place(handle) else {
+                panic!("page {number} is not in a frame");
+            };
+            let at = usize::from(granule) * crate::frame::GRANULE + offset;
+            let mut byte = [0];
+            // SAFETY: the shard's lock is held.
+            unsafe {
+                self.engine.arena.read(frame, at, &mut byte);
+                self.engine.arena.write(frame, at, &[byte[0] ^ 4]);
+            }
+        }
+    }
+
+    fn page(fill: u8) -> Page {
+        let mut page = [fill; PAGE_SIZE];
+        for (at, byte) in page[..600].iter_mut().enumerate() {
+            *byte = (at * at / 7) as u8 ^ fill;
+        }
+        page
+    }
+
+    #[test]
+    fn a_flipped_bit_is_an_error_for_that_page_alone() {
+        for offset in [0, 3, 4, 8, 10, 11, 12, 100] {
+            let mut small = Small::new(PoolKind::Persistent);
+            small.put(1, &page(1));
+            small.put(2, &page(2));
+            small.corrupt(1, offset);
+            assert_eq!(small.get(1), Err(GetError::Corrupt), "offset {offset}");
+            assert_eq!(small.get(2), Ok(page(2)));
+            assert_eq!(small.engine.stats().pools.corrupt_gets, 1);
+            small.put(1, &page(3));
+            assert_eq!(small.get(1), Ok(page(3)));
+        }
+    }
+
+    #[test]
+    fn a_flipped_bit_in_a_raw_page_is_found() {
+        let mut small = Small::new(PoolKind::Persistent);
+        let mut noise = [0; PAGE_SIZE];
+        let mut state = 7u64;
+        for byte in &mut noise {
+            state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            *byte = (state >> 56) as u8;
+        }
+        small.put(9, &noise);
+        assert_eq!(small.get(9), Ok(noise));
+        assert_eq!(small.engine.stats().pools.huge_pages, 1);
+        small.corrupt(9, 4000);
+        assert_eq!(small.get(9), Err(GetError::Corrupt));
+    }
+
+    #[test]
+    fn a_discard_of_a_terabyte_walks_only_what_is_there() {
+        let limit = 128 << 20;
+        let engine = Engine::new(&Config { limit, limit_max: limit, shards: 4 }).unwrap();
+        engine.supply().unwrap();
+        let client = engine.create_client().unwrap();
+        let pages = (1 << 40) / PAGE_SIZE as u64;
+        let pool = engine.create_pool(client, PoolKind::Persistent, pages).unwrap();
+        let mut queue = engine.queue();
+        for at in [0, 700, pages - 1] {
+            engine.put(&mut queue, Handle::from_page(pool, at), &page(1)).unwrap();
+        }
+        engine.flush_range(pool, 0, u64::MAX);
+        let counters = engine.pool_stats(pool).unwrap();
+        assert_eq!(counters.orig_data_size, 0);
+        // Each object that held something was flushed as a whole, and no other was looked into.
+        assert_eq!((counters.flobj_total, counters.flobj_found, counters.flush_found), (3, 3, 3));
+        assert!(counters.flush_total <= 3 * u64::from(OBJECT_PAGES));
+    }
+
+    #[test]
+    fn limits_and_sizes_out_of_bounds_are_refused() {
+        let config = |limit, limit_max| Config { limit, limit_max, shards: 4 };
+        let least = Config::limit_min(4);
+        assert!(Engine::new(&config(least, least)).is_ok());
+        let below = Engine::new(&config(least - 1, least));
+        assert!(matches!(below, Err(ConfigError::LimitBelowReserve { .. })));
+        let above = Engine::new(&config(least + 1, least));
+        assert!(matches!(above, Err(ConfigError::LimitAboveMaximum { .. })));
+        let engine = Engine::new(&config(least, least)).unwrap();
+        let client = engine.create_client().unwrap();
+        let make = |pages| engine.create_pool(client, PoolKind::Persistent, pages);
+        assert!(matches!(make(0), Err(PoolError::Size { .. })));
+        assert!(matches!(make(POOL_PAGES_MAX + 1), Err(PoolError::Size { .. })));
+        assert!(matches!(make(1), Err(PoolError::NoRoom { .. })));
+        assert!(matches!(engine.destroy_pool(PoolId(0)), Err(PoolError::NoPool)));
+    }
+
+    #[test]
+    fn latencies_outlive_their_queue() {
+        let mut small = Small::new(PoolKind::Persistent);
+        small.put(1, &page(1));
+        small.queue = small.engine.queue();
+        small.put(2, &page(2));
+        drop(small.engine.queue());
+        drop(small.engine.queue());
+        assert_eq!(small.engine.stats().put_latency.count, 2);
+    }
+
+    #[test]
+    fn idle_memory_is_given_back() {
+        let mut small = Small::new(PoolKind::Persistent);
+        (0..1024).for_each(|number| small.put(number % 60, &page(number as u8)));
+        let held = small.engine.stats().frames;
+        small.engine.flush_range(small.pool, 0, 1024);
+        assert_eq!(small.engine.stats().frames.frames_allocated, held.frames_allocated);
+        assert_eq!(small.engine.settle().unwrap().released, 0, "it was free for a moment only");
+        let released = |_| small.engine.settle().unwrap().released;
+        assert!((0..9).map(released).sum::<u32>() > 0);
+        let left = small.engine.stats().frames;
+        assert!(left.frames_allocated <= 1 + 2 * 4, "{left:?}");
+    }
+}

@@ -1,0 +1,298 @@
+//! The frame table's entry: everything known of a frame that is not in the frame.
+//!
+//! ```text
+//!  0          8          16     20                       32
+//! +----------+----------+------+------------------------+
+//! | LRU links| bin links| state|          body          |
+//! | prev next| prev next|      | 6 x (offset, length-1) |
+//! +----------+----------+------+------------------------+
+//! ```
+//!
+//! `state` is {use, buddies, flags, 0}, a byte each. `body` lists the frame's zpages in granules,
+//! in no order; in a frame that holds one raw page, which leaves no room for a header in the frame
+//! itself, it is that header. 32 bytes a frame are 0.8 % of it.
+//!
+//! Entries are made of relaxed atomics, which compile to plain moves, because the table is memory
+//! that outlives the process: it needs no constructor and no `unsafe`. They are not how threads
+//! talk to each other. An entry belongs to the shard whose lists the frame is on and is touched
+//! only under that shard's lock; a free frame's LRU link belongs to the arena's free stack.
+
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+
+use crate::handle::PAGE_SIZE;
+
+/// Unit of space inside a frame, in bytes. The seed's zbud used chunks of 64.
+pub(crate) const GRANULE: usize = if cfg!(feature = "seed-zbud") { 64 } else { 16 };
+
+/// Granules of a frame.
+pub(crate) const FRAME_GRANULES: usize = PAGE_SIZE / GRANULE;
+
+/// Zpages that a frame can hold. The seed's zbud held two.
+pub(crate) const BUDDIES_MAX: usize = if cfg!(feature = "seed-zbud") { 2 } else { 6 };
+
+/// No frame: the end of a list.
+pub(crate) const NIL: u32 = u32::MAX;
+
+/// Bytes of the body.
+pub(crate) const BODY_BYTES: usize = 12;
+
+const FLAG_REFERENCED: u32 = 1 << 16;
+const FLAG_RAW: u32 = 1 << 17;
+
+const _: () = assert!(size_of::<FrameMeta>() == 32);
+const _: () = assert!(BUDDIES_MAX * 2 <= BODY_BYTES);
+// An entry's length is stored less one, so that a whole frame fits in a byte.
+const _: () = assert!(FRAME_GRANULES <= 256);
+
+/// What a frame is used for.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[repr(u8)]
+pub(crate) enum Use {
+    /// On the free stack, in somebody's hand, or without memory.
+    Free = 0,
+    /// Holds zpages of ephemeral pools.
+    Ephemeral = 1,
+    /// Holds zpages of persistent pools.
+    Persistent = 2,
+    /// Holds an object's slot words.
+    Leaf = 3,
+    /// A shard's spare.
+    Spare = 4,
+}
+
+/// Where a zpage lies in its frame, in granules.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) struct Extent {
+    pub(crate) offset: usize,
+    pub(crate) length: usize,
+}
+
+impl Extent {
+    pub(crate) const WHOLE: Self = Self { offset: 0, length: FRAME_GRANULES };
+
+    pub(crate) fn end(self) -> usize {
+        self.offset + self.length
+    }
+
+    fn pack(self) -> u32 {
+        assert!(self.length > 0 && self.end() <= FRAME_GRANULES, "{self:?} is not in a frame");
+        self.offset as u32 | (self.length as u32 - 1) << 8
+    }
+
+    fn unpack(half: u32) -> Self {
+        Self { offset: (half & 0xff) as usize, length: (half >> 8 & 0xff) as usize + 1 }
+    }
+}
+
+/// The zpages of one frame, copied out of the table.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Buddies {
+    extents: [Extent; BUDDIES_MAX],
+    count: usize,
+}
+
+impl Buddies {
+    pub(crate) const NONE: Self = Self { extents: [Extent::WHOLE; BUDDIES_MAX], count: 0 };
+
+    pub(crate) fn as_slice(&self) -> &[Extent] {
+        &self.extents[..self.count]
+    }
+
+    pub(crate) fn count(&self) -> usize {
+        self.count
+    }
+
+    pub(crate) fn used_granules(&self) -> usize {
+        self.as_slice().iter().map(|extent| extent.length).sum()
+    }
+
+    pub(crate) fn push(&mut self, extent: Extent) {
+        self.extents[self.count] = extent;
+        self.count += 1;
+    }
+
+    /// Takes out the zpage that starts at `offset`.
+    pub(crate) fn take(&mut self, offset: usize) -> Option<Extent> {
+        let at = self.as_slice().iter().position(|extent| extent.offset == offset)?;
+        let extent = self.extents[at];
+        self.count -= 1;
+        self.extents[at] = self.extents[self.count];
+        Some(extent)
+    }
+
+    pub(crate) fn sort_by_offset(&mut self) {
+        self.extents[..self.count].sort_unstable_by_key(|extent| extent.offset);
+    }
+
+    /// Offset of the smallest hole that `length` granules fit into.
+    ///
+    /// A hole begins at the frame's start or where a zpage ends, so there are few to look at.
+    pub(crate) fn hole(&self, length: usize) -> Option<usize> {
+        let mut best: Option<Extent> = None;
+        for start in std::iter::once(0).chain(self.as_slice().iter().map(|e| e.end())) {
+            let covered = self.as_slice().iter().any(|e| e.offset <= start && start < e.end());
+            let next = self.as_slice().iter().map(|e| e.offset).filter(|&o| o >= start).min();
+            let end = next.unwrap_or(FRAME_GRANULES);
+            let hole = Extent { offset: start, length: end - start };
+            let better = best.is_none_or(|best| hole.length < best.length);
+            if !covered && hole.length >= length && better {
+                best = Some(hole);
+            }
+        }
+        best.map(|hole| hole.offset)
+    }
+}
+
+/// A pair of list links.
+#[repr(C)]
+pub(crate) struct Links {
+    pub(crate) prev: AtomicU32,
+    pub(crate) next: AtomicU32,
+}
+
+/// See the module's description.
+#[repr(C)]
+pub(crate) struct FrameMeta {
+    /// The class's LRU queue; for a free frame, `next` links the free stack.
+    pub(crate) lru: Links,
+    /// The list of frames with as much free space as this one.
+    pub(crate) bin: Links,
+    state: AtomicU32,
+    body: [AtomicU32; 3],
+}
+
+impl FrameMeta {
+    /// Declares what the frame is used for from now on; it holds no zpages.
+    pub(crate) fn reset(&self, used_for: Use) {
+        self.state.store(used_for as u32, Relaxed);
+    }
+
+    pub(crate) fn used_for(&self) -> Use {
+        match self.state.load(Relaxed) & 0xff {
+            0 => Use::Free,
+            1 => Use::Ephemeral,
+            2 => Use::Persistent,
+            3 => Use::Leaf,
+            4 => Use::Spare,
+            other => panic!("frame table: use {other} is none that is ever written"),
+        }
+    }
+
+    pub(crate) fn buddies(&self) -> Buddies {
+        let mut buddies = Buddies::NONE;
+        if self.is_raw() {
+            buddies.push(Extent::WHOLE);
+            return buddies;
+        }
+        for at in 0..(self.state.load(Relaxed) >> 8 & 0xff) as usize {
+            let pair = self.body[at / 2].load(Relaxed);
+            buddies.push(Extent::unpack(pair >> (16 * (at % 2)) & 0xffff));
+        }
+        buddies
+    }
+
+    pub(crate) fn set_buddies(&self, buddies: &Buddies) {
+        assert!(!self.is_raw(), "a raw page has no buddies");
+        let mut pairs = [0u32; 3];
+        for (at, extent) in buddies.as_slice().iter().enumerate() {
+            pairs[at / 2] |= extent.pack() << (16 * (at % 2));
+        }
+        for (word, pair) in self.body.iter().zip(pairs) {
+            word.store(pair, Relaxed);
+        }
+        let state = self.state.load(Relaxed) & !0xff00;
+        self.state.store(state | (buddies.count() as u32) << 8, Relaxed);
+    }
+
+    pub(crate) fn is_raw(&self) -> bool {
+        self.state.load(Relaxed) & FLAG_RAW != 0
+    }
+
+    /// Makes the body the header of the one raw page that fills the frame.
+    pub(crate) fn set_raw(&self, header: [u8; BODY_BYTES]) {
+        for (word, bytes) in self.body.iter().zip(header.chunks_exact(4)) {
+            word.store(u32::from_le_bytes(bytes.try_into().expect("chunks of 4")), Relaxed);
+        }
+        self.state.store(self.state.load(Relaxed) | FLAG_RAW | 1 << 8, Relaxed);
+    }
+
+    /// The header of the raw page.
+    pub(crate) fn raw_header(&self) -> [u8; BODY_BYTES] {
+        assert!(self.is_raw(), "the frame holds no raw page");
+        let mut header = [0; BODY_BYTES];
+        for (word, bytes) in self.body.iter().zip(header.chunks_exact_mut(4)) {
+            bytes.copy_from_slice(&word.load(Relaxed).to_le_bytes());
+        }
+        header
+    }
+
+    /// Marks the frame as read since it was last looked at: the second-chance bit.
+    pub(crate) fn set_referenced(&self) {
+        let state = self.state.load(Relaxed);
+        // Most reads find it set already: spare the line the write.
+        if state & FLAG_REFERENCED == 0 {
+            self.state.store(state | FLAG_REFERENCED, Relaxed);
+        }
+    }
+
+    /// Clears the second-chance bit and says whether it was set.
+    pub(crate) fn take_referenced(&self) -> bool {
+        let state = self.state.load(Relaxed);
+        self.state.store(state & !FLAG_REFERENCED, Relaxed);
+        state & FLAG_REFERENCED != 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn meta() -> FrameMeta {
+        let links = || Links { prev: AtomicU32::new(0), next: AtomicU32::new(0) };
+        let body = [AtomicU32::new(0), AtomicU32::new(0), AtomicU32::new(0)];
+        FrameMeta { lru: links(), bin: links(), state: AtomicU32::new(0), body }
+    }
+
+    #[test]
+    fn buddies_survive_the_table() {
+        let meta = meta();
+        meta.reset(Use::Persistent);
+        let mut buddies = Buddies::NONE;
+        let mut offset = 0;
+        for length in 1..=BUDDIES_MAX {
+            buddies.push(Extent { offset, length });
+            offset += length;
+        }
+        meta.set_buddies(&buddies);
+        meta.set_referenced();
+        assert_eq!(meta.buddies().as_slice(), buddies.as_slice());
+        assert_eq!(meta.used_for(), Use::Persistent);
+        assert!(meta.take_referenced());
+        assert!(!meta.take_referenced());
+        assert_eq!(meta.buddies().take(1), Some(Extent { offset: 1, length: 2 }));
+    }
+
+    #[test]
+    fn a_raw_frame_carries_its_header_in_the_table() {
+        let meta = meta();
+        meta.reset(Use::Ephemeral);
+        meta.set_raw(*b"twelve bytes");
+        assert_eq!(&meta.raw_header(), b"twelve bytes");
+        assert_eq!(meta.buddies().as_slice(), [Extent::WHOLE]);
+        assert_eq!(meta.used_for(), Use::Ephemeral);
+        meta.reset(Use::Free);
+        assert!(!meta.is_raw());
+    }
+
+    #[test]
+    fn the_smallest_hole_that_fits_is_found() {
+        let mut buddies = Buddies::NONE;
+        assert_eq!(buddies.hole(FRAME_GRANULES), Some(0));
+        buddies.push(Extent { offset: 10, length: 10 });
+        assert_eq!(buddies.hole(10), Some(0));
+        assert_eq!(buddies.hole(11), Some(20));
+        buddies.push(Extent { offset: 25, length: FRAME_GRANULES - 25 });
+        assert_eq!(buddies.hole(5), Some(20));
+        assert_eq!(buddies.hole(11), None);
+    }
+}

@@ -1,0 +1,72 @@
+//! Transcendent memory: the engine.
+//!
+//! Pages are put under handles into pools and got back. A persistent pool keeps what was put until
+//! it is flushed: swap. An ephemeral pool may forget anything at any time: cache. Both are held
+//! compressed, several zpages to a frame, in one arena of locked memory with a limit; when it is
+//! full, a put into a persistent pool takes the least recently used ephemeral frame.
+//!
+//! The engine knows no device, no socket and no command line. After it is set up, putting, getting
+//! and flushing allocate nothing and make no system call, unless two threads want the same shard at
+//! the same moment and one has to sleep. [`Engine::supply`] is what brings memory, and it belongs
+//! into a thread of its own.
+//!
+//! ```
+//! use tmem::{Config, Engine, Got, Handle, PAGE_SIZE, PoolKind};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let engine = Engine::new(&Config { limit: 1 << 20, limit_max: 1 << 20, shards: 2 })?;
+//! engine.supply()?;
+//! let mut queue = engine.queue();
+//! let client = engine.create_client()?;
+//! let pool = engine.create_pool(client, PoolKind::Persistent, 1024)?;
+//!
+//! let handle = Handle::from_page(pool, 7);
+//! engine.put(&mut queue, handle, &[42; PAGE_SIZE])?;
+//! let mut page = [0; PAGE_SIZE];
+//! assert_eq!(engine.get(&mut queue, handle, &mut page)?, Got::Hit);
+//! assert_eq!(page, [42; PAGE_SIZE]);
+//! assert!(engine.flush_page(handle));
+//! assert_eq!(engine.get(&mut queue, handle, &mut page)?, Got::Miss);
+//! # Ok(())
+//! # }
+//! ```
+
+#![deny(unsafe_code)]
+
+#[allow(unsafe_code)]
+mod arena;
+#[allow(unsafe_code)]
+mod clock;
+mod codec;
+#[allow(unsafe_code)]
+mod directory;
+mod engine;
+mod error;
+mod frame;
+mod handle;
+mod histogram;
+mod list;
+mod pool;
+mod queue;
+#[allow(unsafe_code)]
+mod region;
+mod report;
+#[allow(unsafe_code)]
+mod shard;
+mod slot;
+mod stats;
+mod supply;
+mod sync;
+#[allow(unsafe_code)]
+mod zbud;
+mod zpage;
+
+pub use engine::{Config, Engine, Got, POOLS_MAX, SHARDS_MAX};
+pub use error::{ConfigError, GetError, PoolError, PutError};
+pub use handle::{
+    ClientId, Handle, OBJECT_PAGES, PAGE_SIZE, POOL_PAGES_MAX, Page, PoolId, PoolKind,
+};
+pub use histogram::Latency;
+pub use queue::Queue;
+pub use stats::{AllocCounters, ClassCounters, FrameCounts, PoolCounters, Stats};
+pub use supply::Supplied;

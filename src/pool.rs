@@ -1,0 +1,63 @@
+//! Pools: what a device keeps its pages in.
+
+use crate::directory::Directory;
+use crate::handle::{ClientId, Handle, OBJECT_PAGES, PoolId, PoolKind};
+use crate::sync::{AtomicU64, Ordering};
+
+/// A pool's fixed properties and its directory.
+pub(crate) struct Pool {
+    pub(crate) id: PoolId,
+    pub(crate) client: ClientId,
+    pub(crate) kind: PoolKind,
+    pub(crate) directory: Directory,
+    pages: u64,
+    /// Objects that are not idle: how soon a flush of everything is done.
+    active: AtomicU64,
+    closing: AtomicU64,
+}
+
+impl Pool {
+    /// A pool of `pages` pages, for which `directory` was made.
+    pub(crate) fn new(
+        id: PoolId,
+        client: ClientId,
+        kind: PoolKind,
+        pages: u64,
+        directory: Directory,
+    ) -> Self {
+        let (active, closing) = (AtomicU64::new(0), AtomicU64::new(0));
+        Self { id, client, kind, directory, pages, active, closing }
+    }
+
+    /// Whether the handle names a page of this pool.
+    pub(crate) fn contains(&self, handle: Handle) -> bool {
+        handle.pool == self.id && handle.index < OBJECT_PAGES && handle.page() < self.pages
+    }
+
+    pub(crate) fn pages(&self) -> u64 {
+        self.pages
+    }
+
+    pub(crate) fn is_active(&self) -> bool {
+        self.active.load(Ordering::Acquire) > 0
+    }
+
+    /// Tells the pool that an object became idle, or ceased to be.
+    pub(crate) fn count_active(&self, was_idle: bool, is_idle: bool) {
+        match (was_idle, is_idle) {
+            (true, false) => self.active.fetch_add(1, Ordering::AcqRel),
+            (false, true) => self.active.fetch_sub(1, Ordering::AcqRel),
+            _ => return,
+        };
+    }
+
+    /// From now on nothing is put into the pool. Effective for a shard once its lock was taken.
+    /// False if it was closed already.
+    pub(crate) fn close(&self) -> bool {
+        self.closing.swap(1, Ordering::AcqRel) == 0
+    }
+
+    pub(crate) fn is_closing(&self) -> bool {
+        self.closing.load(Ordering::Acquire) != 0
+    }
+}

@@ -1,0 +1,215 @@
+//! A region: a memory file, mapped once, of which parts have memory behind them.
+//!
+//! Guarantees: the whole address range is reserved when the region is made; memory comes only
+//! with [`Region::populate`] and goes with [`Region::release`]; what is populated is locked where
+//! the system allows it (ask [`Region::is_locked`]) and never faults afterwards. Unpopulated and
+//! freshly populated memory reads as zeros.
+//!
+//! It hands out a raw pointer only; what may be done through it, and by whom, is for the owner
+//! ([`crate::arena`], [`crate::directory`]) to say.
+//!
+//! Under Miri, which has no memory files, a region is a zeroed heap block.
+
+use std::io;
+use std::ptr::NonNull;
+
+#[cfg(not(miri))]
+mod imp {
+    use std::ffi::c_void;
+    use std::io;
+    use std::os::fd::OwnedFd;
+    use std::ptr::{self, NonNull};
+
+    use rustix::fs::{FallocateFlags, MemfdFlags};
+    use rustix::mm::{Advice, MapFlags, MlockFlags, MprotectFlags, ProtFlags};
+
+    pub(super) struct Mapping {
+        file: OwnedFd,
+        start: NonNull<c_void>,
+        bytes: usize,
+        pub(super) locked: bool,
+    }
+
+    impl Mapping {
+        /// The order matters. With `mlockall(MCL_FUTURE)` in force the kernel populates every new
+        /// mapping at once, the arena up to its maximum; it cannot populate `PROT_NONE`. Locking
+        /// on fault comes next, and only then is the range made accessible.
+        pub(super) fn new(name: &str, bytes: usize) -> io::Result<Self> {
+            let file = rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC)?;
+            rustix::fs::ftruncate(&file, bytes as u64)?;
+            let flags = MapFlags::SHARED | MapFlags::NORESERVE;
+            // SAFETY: a new mapping at an address of the kernel's choice overlaps nothing.
+            let start = unsafe {
+                rustix::mm::mmap(ptr::null_mut(), bytes, ProtFlags::empty(), flags, &file, 0)?
+            };
+            let start = NonNull::new(start).ok_or(io::ErrorKind::AddrNotAvailable)?;
+            let mut mapping = Self { file, start, bytes, locked: false };
+            // SAFETY: the range is the mapping made above, which nobody else knows of yet.
+            unsafe {
+                let locked =
+                    rustix::mm::mlock_with(mapping.start.as_ptr(), bytes, MlockFlags::ONFAULT);
+                mapping.locked = locked.is_ok();
+                let access = MprotectFlags::READ | MprotectFlags::WRITE;
+                rustix::mm::mprotect(mapping.start.as_ptr(), bytes, access)?;
+            }
+            Ok(mapping)
+        }
+
+        pub(super) fn start(&self) -> NonNull<u8> {
+            self.start.cast()
+        }
+
+        pub(super) fn populate(&self, offset: usize, bytes: usize) -> io::Result<()> {
+            // SAFETY: the caller has checked the range; populating changes no byte in it.
+            unsafe {
+                let at = self.start.as_ptr().byte_add(offset);
+                Ok(rustix::mm::madvise(at, bytes, Advice::LinuxPopulateWrite)?)
+            }
+        }
+
+        pub(super) fn release(&self, offset: usize, bytes: usize) -> io::Result<()> {
+            let mode = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+            Ok(rustix::fs::fallocate(&self.file, mode, offset as u64, bytes as u64)?)
+        }
+    }
+
+    impl Drop for Mapping {
+        fn drop(&mut self) {
+            // SAFETY: the mapping is ours, and the owner's borrows of it ended before this.
+            let unmapped = unsafe { rustix::mm::munmap(self.start.as_ptr(), self.bytes) };
+            debug_assert!(unmapped.is_ok());
+        }
+    }
+}
+
+#[cfg(miri)]
+mod imp {
+    use std::alloc::{Layout, alloc_zeroed, dealloc};
+    use std::io;
+    use std::ptr::NonNull;
+
+    pub(super) struct Mapping {
+        start: NonNull<u8>,
+        layout: Layout,
+        pub(super) locked: bool,
+    }
+
+    impl Mapping {
+        pub(super) fn new(_name: &str, bytes: usize) -> io::Result<Self> {
+            let layout = Layout::from_size_align(bytes, crate::PAGE_SIZE).expect("a sane size");
+            // SAFETY: the layout is not empty, which `Region::new` checks.
+            let start = NonNull::new(unsafe { alloc_zeroed(layout) });
+            let start = start.ok_or(io::ErrorKind::OutOfMemory)?;
+            Ok(Self { start, layout, locked: false })
+        }
+
+        pub(super) fn start(&self) -> NonNull<u8> {
+            self.start
+        }
+
+        pub(super) fn populate(&self, _offset: usize, _bytes: usize) -> io::Result<()> {
+            Ok(())
+        }
+
+        pub(super) fn release(&self, offset: usize, bytes: usize) -> io::Result<()> {
+            // SAFETY: the caller has checked the range and owns what is in it.
+            unsafe { self.start.as_ptr().add(offset).write_bytes(0, bytes) };
+            Ok(())
+        }
+    }
+
+    impl Drop for Mapping {
+        fn drop(&mut self) {
+            // SAFETY: allocated in `new` with this very layout.
+            unsafe { dealloc(self.start.as_ptr(), self.layout) };
+        }
+    }
+}
+
+/// See the module's description.
+pub(crate) struct Region {
+    mapping: imp::Mapping,
+    bytes: usize,
+}
+
+// SAFETY: a region is a pointer to memory that is not tied to a thread; the types that are built
+// on it say who may touch which part of that memory, and when.
+unsafe impl Send for Region {}
+// SAFETY: as above; the methods of the region itself only pass ranges to the kernel.
+unsafe impl Sync for Region {}
+
+impl Region {
+    /// Reserves `bytes` of address space, rounded up to whole pages, with no memory behind it.
+    pub(crate) fn new(name: &str, bytes: usize) -> io::Result<Self> {
+        assert!(bytes > 0, "a region of no bytes");
+        let bytes = bytes.next_multiple_of(crate::PAGE_SIZE);
+        Ok(Self { mapping: imp::Mapping::new(name, bytes)?, bytes })
+    }
+
+    /// Start of the region; page aligned.
+    pub(crate) fn start(&self) -> NonNull<u8> {
+        self.mapping.start()
+    }
+
+    /// Size of the reserved range in bytes.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Whether populated memory is locked.
+    pub(crate) fn is_locked(&self) -> bool {
+        self.mapping.locked
+    }
+
+    /// Puts memory behind a page-aligned range. May block in the kernel while it finds some, so
+    /// this is never called on the I/O path.
+    pub(crate) fn populate(&self, offset: usize, bytes: usize) -> io::Result<()> {
+        self.check(offset, bytes);
+        self.mapping.populate(offset, bytes)
+    }
+
+    /// Gives the memory of a page-aligned range back; it reads as zeros from then on, and must be
+    /// populated again before it is used.
+    pub(crate) fn release(&self, offset: usize, bytes: usize) -> io::Result<()> {
+        self.check(offset, bytes);
+        self.mapping.release(offset, bytes)
+    }
+
+    fn check(&self, offset: usize, bytes: usize) {
+        assert!(offset.is_multiple_of(crate::PAGE_SIZE) && bytes.is_multiple_of(crate::PAGE_SIZE));
+        assert!(bytes > 0 && offset <= self.bytes && bytes <= self.bytes - offset);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::PAGE_SIZE;
+
+    #[test]
+    fn released_memory_reads_as_zeros() {
+        let region = Region::new("tmem-test", 3 * PAGE_SIZE).unwrap();
+        region.populate(0, 3 * PAGE_SIZE).unwrap();
+        // SAFETY: the offset is inside the populated region, and this thread alone uses it.
+        unsafe {
+            let at = region.start().as_ptr().add(PAGE_SIZE);
+            at.write(7);
+            assert_eq!(at.read(), 7);
+            region.release(PAGE_SIZE, PAGE_SIZE).unwrap();
+            region.populate(PAGE_SIZE, PAGE_SIZE).unwrap();
+            assert_eq!(at.read(), 0);
+        }
+    }
+
+    #[test]
+    fn a_size_is_rounded_up_to_pages() {
+        assert_eq!(Region::new("tmem-test", 1).unwrap().bytes(), PAGE_SIZE);
+    }
+
+    #[test]
+    #[should_panic]
+    fn a_range_beyond_the_end_is_refused() {
+        let region = Region::new("tmem-test", PAGE_SIZE).unwrap();
+        drop(region.release(PAGE_SIZE, PAGE_SIZE));
+    }
+}

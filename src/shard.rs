@@ -1,0 +1,601 @@
+//! A shard: some of the objects of every pool, their zpages and frames, under one lock.
+//!
+//! Every operation on a page happens inside the lock of the shard that its object belongs to, so
+//! operations on one page have an order, and each is effective before it returns; nothing above the
+//! engine gives that. Compressing and decompressing, which take twenty times longer, happen outside:
+//! a put comes here with the zpage made, a get leaves with the zpage copied.
+//!
+//! A shard never waits for another shard's lock while it holds its own. When it needs a frame that
+//! it cannot find here, it says so ([`Refused`]) and the engine, holding no lock, asks the others.
+//!
+//! The order of a put is: write the zpage, then store the slot word, then free the old zpage.
+
+use std::sync::Arc;
+
+use crate::arena::Arena;
+use crate::directory::Object;
+use crate::error::GetError;
+use crate::frame::Use;
+use crate::handle::{Handle, PAGE_SIZE, Page, PoolId, PoolKind};
+use crate::pool::Pool;
+use crate::slot::{Place, Slot};
+use crate::stats::{AllocCounters, PoolCounters};
+use crate::zbud::{Fetched, Placed, Zbud};
+use crate::zpage::Header;
+
+/// A page on its way in.
+#[derive(Clone, Copy)]
+pub(crate) enum Packed<'a> {
+    /// It does not compress.
+    Raw(Header, &'a Page),
+    /// One word fills it.
+    Same(u32),
+    /// Header and payload.
+    Zpage(&'a [u8]),
+}
+
+/// A page on its way out.
+pub(crate) enum Unpacked {
+    /// Nothing is held.
+    Miss,
+    /// The page was copied to the page buffer.
+    Raw(Header),
+    /// One word fills it.
+    Same(u32),
+    /// So many bytes of payload were copied to the scratch buffer.
+    Zpage(Header, usize),
+}
+
+/// Why a put did not happen. Nothing was changed.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Refused {
+    /// A frame is needed and this shard has none.
+    NoFrame,
+    /// The handle names no page that can be put.
+    NoPage,
+}
+
+/// Frames that a put brings along. A put needs two at most: for a leaf and for a zpage.
+#[derive(Default)]
+pub(crate) struct Hand {
+    frames: [Option<u32>; 2],
+}
+
+impl Hand {
+    /// Fills up with what `next` finds; false if that was nothing.
+    pub(crate) fn fill(&mut self, mut next: impl FnMut() -> Option<u32>) -> bool {
+        for place in self.frames.iter_mut().filter(|place| place.is_none()) {
+            *place = next();
+        }
+        self.frames.iter().any(Option::is_some)
+    }
+
+    fn take(&mut self) -> Option<u32> {
+        self.frames.iter_mut().find_map(Option::take)
+    }
+
+    /// Gives what is left back to the arena.
+    pub(crate) fn put_back(mut self, arena: &Arena) {
+        while let Some(frame) = self.take() {
+            arena.push(frame);
+        }
+    }
+}
+
+/// See the module's description.
+pub(crate) struct Shard {
+    pools: Box<[Option<Arc<Pool>>]>,
+    store: Store,
+}
+
+/// What a shard holds beside the pools' names, apart so that both can be borrowed at once.
+struct Store {
+    arena: Arc<Arena>,
+    ephemeral: Zbud,
+    persistent: Zbud,
+    /// The frame that the next compaction copies to.
+    spare: u32,
+    /// Generation of the last put.
+    generation: u32,
+    /// Frames that hold slot words, by kind.
+    leaves: [u64; 2],
+    alloc: AllocCounters,
+    counters: Box<[PoolCounters]>,
+}
+
+impl Shard {
+    /// A shard that knows up to `pools` pools. `spare` is a free frame of the arena.
+    pub(crate) fn new(arena: Arc<Arena>, spare: u32, pools: usize) -> Self {
+        arena.meta(spare).reset(Use::Spare);
+        let store = Store {
+            arena,
+            ephemeral: Zbud::new(Use::Ephemeral),
+            persistent: Zbud::new(Use::Persistent),
+            spare,
+            generation: 0,
+            leaves: [0; 2],
+            alloc: AllocCounters::default(),
+            counters: vec![PoolCounters::default(); pools].into(),
+        };
+        Self { pools: vec![None; pools].into(), store }
+    }
+
+    pub(crate) fn add_pool(&mut self, pool: Arc<Pool>) {
+        let at = usize::from(pool.id.0);
+        assert!(self.pools[at].is_none(), "a pool's place is taken");
+        self.store.counters[at] = PoolCounters::default();
+        self.pools[at] = Some(pool);
+    }
+
+    /// Forgets a pool that was flushed.
+    pub(crate) fn remove_pool(&mut self, id: PoolId) {
+        let at = usize::from(id.0);
+        let left = std::mem::take(&mut self.store.counters[at]);
+        assert_eq!((left.orig_data_size, left.obj_count), (0, 0), "a pool was removed with pages");
+        self.pools[at] = None;
+    }
+
+    pub(crate) fn put(
+        &mut self,
+        handle: Handle,
+        packed: Packed<'_>,
+        hand: &mut Hand,
+    ) -> Result<(), Refused> {
+        let pool = find(&self.pools, handle).filter(|pool| !pool.is_closing());
+        let pool = pool.ok_or(Refused::NoPage)?;
+        self.store.put(&self.pools, pool, handle, packed, hand)
+    }
+
+    /// Copies a page out, raw into `page`, compressed into `scratch`. From an ephemeral pool it is
+    /// gone then.
+    pub(crate) fn get(
+        &mut self,
+        handle: Handle,
+        scratch: &mut [u8; PAGE_SIZE],
+        page: &mut Page,
+    ) -> Result<Unpacked, GetError> {
+        let pool = find(&self.pools, handle).ok_or(GetError::NoPage)?;
+        self.store.get(pool, handle, scratch, page)
+    }
+
+    /// Drops a page's copy and remembers that it is lost.
+    pub(crate) fn lose(&mut self, handle: Handle) {
+        let Some(pool) = find(&self.pools, handle) else { return };
+        let object = pool.directory.object(handle.object);
+        let was_idle = object.is_idle();
+        // An ephemeral page may vanish: a miss is all there is to tell of it. Of a persistent one
+        // it is noted first that it is lost, so that there is no instant at which it reads as
+        // zeros; the slot goes before the note, as long as it points at something.
+        if pool.kind == PoolKind::Persistent && !object.set_lost(handle.index, true) {
+            self.store.counters(handle).lost_pages += 1;
+        }
+        self.store.drop_page(pool, handle);
+        pool.count_active(was_idle, object.is_idle());
+    }
+
+    pub(crate) fn flush_page(&mut self, handle: Handle) -> bool {
+        let Some(pool) = find(&self.pools, handle) else { return false };
+        let object = pool.directory.object(handle.object);
+        let was_idle = object.is_idle();
+        let found = self.store.flush_page(pool, handle);
+        pool.count_active(was_idle, object.is_idle());
+        found
+    }
+
+    /// Flushes the pages of an object that lie in `indexes`; true if there were any.
+    pub(crate) fn flush_pages(&mut self, first: Handle, indexes: std::ops::Range<u32>) -> bool {
+        let Some(pool) = find(&self.pools, first) else { return false };
+        let object = pool.directory.object(first.object);
+        let was_idle = object.is_idle();
+        let mut found = false;
+        for index in indexes {
+            if object.is_idle() {
+                break;
+            }
+            found |= self.store.flush_page(pool, Handle { index, ..first });
+        }
+        pool.count_active(was_idle, object.is_idle());
+        found
+    }
+
+    /// Counts the flush of a whole object.
+    pub(crate) fn count_object_flush(&mut self, pool: PoolId, found: bool) {
+        let counters = &mut self.store.counters[usize::from(pool.0)];
+        counters.flobj_total += 1;
+        counters.flobj_found += u64::from(found);
+    }
+
+    /// Counts a put that no frame was found for, here or elsewhere.
+    pub(crate) fn refuse_put(&mut self, handle: Handle) {
+        let Some(pool) = find(&self.pools, handle) else { return };
+        let alloc = &mut self.store.alloc;
+        match pool.kind {
+            PoolKind::Ephemeral => {
+                alloc.eph_ate_tail_failed += 1;
+                alloc.failed_eph_puts += 1;
+            }
+            PoolKind::Persistent => {
+                alloc.pers_ate_eph_failed += 1;
+                alloc.failed_pers_puts += 1;
+            }
+        }
+        self.store.counters(handle).failed_puts += 1;
+    }
+
+    /// Counts an ephemeral frame that another shard gave up for a put here.
+    pub(crate) fn count_eaten(&mut self, handle: Handle) {
+        let Some(pool) = find(&self.pools, handle) else { return };
+        self.store.count_eaten(pool.kind);
+    }
+
+    /// The pool of that number.
+    pub(crate) fn pool(&self, id: PoolId) -> Option<Arc<Pool>> {
+        self.pools.get(usize::from(id.0))?.clone()
+    }
+
+    pub(crate) fn counters_mut(&mut self, pool: PoolId) -> &mut PoolCounters {
+        &mut self.store.counters[usize::from(pool.0)]
+    }
+
+    pub(crate) fn counters(&self, pool: PoolId) -> &PoolCounters {
+        &self.store.counters[usize::from(pool.0)]
+    }
+
+    pub(crate) fn alloc(&self) -> &AllocCounters {
+        &self.store.alloc
+    }
+
+    pub(crate) fn zbud(&self, kind: PoolKind) -> &Zbud {
+        match kind {
+            PoolKind::Ephemeral => &self.store.ephemeral,
+            PoolKind::Persistent => &self.store.persistent,
+        }
+    }
+
+    /// Frames that hold slot words of pools of this kind.
+    pub(crate) fn leaves(&self, kind: PoolKind) -> u64 {
+        self.store.leaves[kind as usize]
+    }
+
+    /// Where a page is.
+    #[cfg(test)]
+    pub(crate) fn place(&self, handle: Handle) -> Place {
+        let pool = find(&self.pools, handle).expect("a page of a live pool");
+        let leaf = pool.directory.object(handle.object).leaf();
+        leaf.map_or(Place::Nowhere, |leaf| self.store.slot(leaf, handle.index).place())
+    }
+
+    /// Takes the least recently used ephemeral frame from its zpages.
+    pub(crate) fn evict_ephemeral(&mut self) -> Option<u32> {
+        self.store.evict_ephemeral(&self.pools)
+    }
+}
+
+fn find(pools: &[Option<Arc<Pool>>], handle: Handle) -> Option<&Pool> {
+    let pool = pools.get(usize::from(handle.pool.0))?.as_deref()?;
+    pool.contains(handle).then_some(pool)
+}
+
+impl Store {
+    fn put(
+        &mut self,
+        pools: &[Option<Arc<Pool>>],
+        pool: &Pool,
+        handle: Handle,
+        packed: Packed<'_>,
+        hand: &mut Hand,
+    ) -> Result<(), Refused> {
+        let object = pool.directory.object(handle.object);
+        let was_idle = object.is_idle();
+        // From here on the object has a page more, so that an eviction for this very put, which
+        // may take the object's other pages, does not take its leaf as well.
+        object.use_one();
+        let place = self
+            .leaf_for_put(pools, pool, object, hand)
+            .and_then(|leaf| Some((leaf, self.place(pools, pool.kind, handle, packed, hand)?)));
+        match place {
+            Some((leaf, place)) => self.commit(pool, object, leaf, handle, place),
+            None => self.disuse(pool, object),
+        }
+        pool.count_active(was_idle, object.is_idle());
+        place.map(drop).ok_or(Refused::NoFrame)
+    }
+
+    /// The object's leaf frame, made if there is none.
+    fn leaf_for_put(
+        &mut self,
+        pools: &[Option<Arc<Pool>>],
+        pool: &Pool,
+        object: &Object,
+        hand: &mut Hand,
+    ) -> Option<u32> {
+        if let Some(leaf) = object.leaf() {
+            return Some(leaf);
+        }
+        let frame = self.take_frame(pools, pool.kind, hand)?;
+        // SAFETY: the frame was taken just now, so it is this shard's and on no list.
+        unsafe { self.arena.zero(frame) };
+        self.arena.meta(frame).reset(Use::Leaf);
+        object.set_leaf(Some(frame));
+        self.leaves[pool.kind as usize] += 1;
+        self.counters[usize::from(pool.id.0)].obj_count += 1;
+        Some(frame)
+    }
+
+    /// Finds room for a page and writes it there.
+    fn place(
+        &mut self,
+        pools: &[Option<Arc<Pool>>],
+        kind: PoolKind,
+        handle: Handle,
+        packed: Packed<'_>,
+        hand: &mut Hand,
+    ) -> Option<Place> {
+        let filled;
+        let packed = match packed {
+            Packed::Same(fill) if kind == PoolKind::Persistent => return Some(Place::Same(fill)),
+            // Ephemeral frames leave by way of their zpages. A page without one would keep its
+            // object's leaf for ever.
+            Packed::Same(fill) => {
+                filled = Header::filled(handle, fill);
+                Packed::Zpage(&filled)
+            }
+            packed => packed,
+        };
+        let placed = match packed {
+            Packed::Same(_) => unreachable!("placed above"),
+            Packed::Raw(header, page) => {
+                let frame = self.take_frame(pools, kind, hand)?;
+                self.counters(handle).huge_pages += 1;
+                self.alloc.compress_poor += 1;
+                let (zbud, arena) = self.zbud(kind);
+                zbud.place_raw(arena, frame, header, page)
+            }
+            Packed::Zpage(zpage) => match self.place_beside(pools, kind, zpage) {
+                Some(placed) => placed,
+                None => {
+                    let frame = self.take_frame(pools, kind, hand)?;
+                    let (zbud, arena) = self.zbud(kind);
+                    zbud.place_alone(arena, frame, zpage)
+                }
+            },
+        };
+        let bytes = match packed {
+            Packed::Zpage(zpage) => crate::zbud::granules(zpage.len()) * crate::frame::GRANULE,
+            _ => PAGE_SIZE,
+        };
+        let counters = self.counters(handle);
+        counters.zpages += 1;
+        counters.compr_data_size += bytes as u64;
+        Some(Place::Frame { frame: placed.frame, granule: placed.granule })
+    }
+
+    fn place_beside(
+        &mut self,
+        pools: &[Option<Arc<Pool>>],
+        kind: PoolKind,
+        zpage: &[u8],
+    ) -> Option<Placed> {
+        let arena = &self.arena;
+        let zbud = match kind {
+            PoolKind::Ephemeral => &mut self.ephemeral,
+            PoolKind::Persistent => &mut self.persistent,
+        };
+        let moved = |owner: Handle, from: Placed, to: Placed| {
+            let pool = find(pools, owner).expect("a zpage's owner is a live pool");
+            let leaf = pool.directory.object(owner.object).leaf();
+            let leaf = leaf.expect("a zpage's object has a leaf");
+            // SAFETY: the leaf is this shard's, whose lock the caller holds.
+            let cell = &unsafe { arena.leaf(leaf) }[owner.index as usize];
+            let slot = cell.load();
+            assert_eq!(slot.place(), place_of(from), "a zpage's owner does not point at it");
+            cell.replace(slot, slot.moved_to(to.frame, to.granule));
+        };
+        let placed = zbud.place_beside(arena, zpage, &mut self.spare, moved)?;
+        self.alloc.partner_puts += 1;
+        Some(placed)
+    }
+
+    /// A frame for a put: brought along, or free, or taken from the LRU ephemeral zpages.
+    fn take_frame(
+        &mut self,
+        pools: &[Option<Arc<Pool>>],
+        kind: PoolKind,
+        hand: &mut Hand,
+    ) -> Option<u32> {
+        if let Some(frame) = hand.take().or_else(|| self.arena.pop()) {
+            return Some(frame);
+        }
+        self.alloc.failed_getfreepages += 1;
+        let frame = self.evict_ephemeral(pools)?;
+        self.count_eaten(kind);
+        Some(frame)
+    }
+
+    fn count_eaten(&mut self, kind: PoolKind) {
+        match kind {
+            PoolKind::Ephemeral => self.alloc.eph_ate_tail += 1,
+            PoolKind::Persistent => self.alloc.pers_ate_eph += 1,
+        }
+    }
+
+    /// The put's commit: the slot points at the new copy, and then the old one goes.
+    fn commit(&mut self, pool: &Pool, object: &Object, leaf: u32, handle: Handle, place: Place) {
+        self.generation = self.generation.wrapping_add(1);
+        let new = Slot::new(place, self.generation);
+        let old = self.slot(leaf, handle.index);
+        self.set_slot(leaf, handle.index, old, new);
+        let was_lost = object.has_lost() && object.set_lost(handle.index, false);
+        let counters = self.counters(handle);
+        counters.succ_puts += 1;
+        counters.lost_pages -= u64::from(was_lost);
+        counters.same_pages += u64::from(matches!(place, Place::Same(_)));
+        counters.orig_data_size += PAGE_SIZE as u64;
+        if !old.is_empty() {
+            counters.dup_puts_replaced += 1;
+            self.free_place(pool, handle, old.place());
+            // The page was there before: the use counted at the start was not a new one.
+            self.disuse(pool, object);
+        }
+    }
+
+    fn get(
+        &mut self,
+        pool: &Pool,
+        handle: Handle,
+        scratch: &mut [u8; PAGE_SIZE],
+        page: &mut Page,
+    ) -> Result<Unpacked, GetError> {
+        let object = pool.directory.object(handle.object);
+        let slot = match object.leaf() {
+            Some(leaf) => self.slot(leaf, handle.index),
+            None => Slot::EMPTY,
+        };
+        let unpacked = match slot.place() {
+            Place::Frame { frame, granule } => {
+                let (zbud, arena) = self.zbud(pool.kind);
+                match zbud.fetch(arena, Placed { frame, granule }, scratch, page) {
+                    Fetched::Payload(header, bytes) => Unpacked::Zpage(header, bytes),
+                    Fetched::Raw(header) => Unpacked::Raw(header),
+                    Fetched::Corrupt => {
+                        self.counters(handle).corrupt_gets += 1;
+                        return Err(GetError::Corrupt);
+                    }
+                }
+            }
+            Place::Nowhere if object.has_lost() && object.is_lost(handle.index) => {
+                self.counters(handle).lost_gets += 1;
+                return Err(GetError::Lost);
+            }
+            Place::Nowhere => {
+                self.counters(handle).missed_gets += 1;
+                return Ok(Unpacked::Miss);
+            }
+            Place::Same(fill) => Unpacked::Same(fill),
+        };
+        self.counters(handle).succ_gets += 1;
+        if pool.kind == PoolKind::Ephemeral {
+            let was_idle = object.is_idle();
+            self.drop_page(pool, handle);
+            pool.count_active(was_idle, object.is_idle());
+        }
+        Ok(unpacked)
+    }
+
+    fn flush_page(&mut self, pool: &Pool, handle: Handle) -> bool {
+        let object = pool.directory.object(handle.object);
+        let found = self.drop_page(pool, handle);
+        let was_lost = object.has_lost() && object.set_lost(handle.index, false);
+        let counters = self.counters(handle);
+        counters.flush_total += 1;
+        counters.flush_found += u64::from(found);
+        counters.lost_pages -= u64::from(was_lost);
+        found
+    }
+
+    /// Empties a slot and frees what it pointed at; true if it pointed at anything.
+    fn drop_page(&mut self, pool: &Pool, handle: Handle) -> bool {
+        let object = pool.directory.object(handle.object);
+        let Some(leaf) = object.leaf() else { return false };
+        let old = self.slot(leaf, handle.index);
+        if old.is_empty() {
+            return false;
+        }
+        self.set_slot(leaf, handle.index, old, Slot::EMPTY);
+        self.free_place(pool, handle, old.place());
+        self.disuse(pool, object);
+        true
+    }
+
+    /// Frees what a slot pointed at until now.
+    fn free_place(&mut self, pool: &Pool, handle: Handle, place: Place) {
+        self.counters(handle).orig_data_size -= PAGE_SIZE as u64;
+        match place {
+            Place::Frame { frame, granule } => {
+                if let Some(frame) = self.free_zpage(pool.kind, handle, Placed { frame, granule }) {
+                    self.arena.push(frame);
+                }
+            }
+            Place::Nowhere => {}
+            Place::Same(_) => self.counters(handle).same_pages -= 1,
+        }
+    }
+
+    /// Frees a zpage and counts that; returns its frame if nothing is left in it.
+    fn free_zpage(&mut self, kind: PoolKind, handle: Handle, placed: Placed) -> Option<u32> {
+        let (zbud, arena) = self.zbud(kind);
+        let freed = zbud.free(arena, placed);
+        let counters = self.counters(handle);
+        counters.zpages -= 1;
+        counters.compr_data_size -= freed.bytes;
+        counters.huge_pages -= u64::from(freed.raw);
+        freed.frame
+    }
+
+    /// Counts a page less in an object; without pages it has no leaf.
+    fn disuse(&mut self, pool: &Pool, object: &Object) {
+        if object.disuse_one() > 0 {
+            return;
+        }
+        if let Some(leaf) = object.leaf() {
+            object.set_leaf(None);
+            self.arena.push(leaf);
+            self.leaves[pool.kind as usize] -= 1;
+            self.counters[usize::from(pool.id.0)].obj_count -= 1;
+        }
+    }
+
+    fn evict_ephemeral(&mut self, pools: &[Option<Arc<Pool>>]) -> Option<u32> {
+        let (buddies, frame) = self.ephemeral.oldest(&self.arena)?;
+        let mut empty = None;
+        for extent in buddies.as_slice() {
+            let placed = Placed { frame, granule: extent.offset as u8 };
+            let owner = self.ephemeral.owner(&self.arena, placed);
+            let pool = find(pools, owner).expect("a zpage's owner is a live pool");
+            let object = pool.directory.object(owner.object);
+            let was_idle = object.is_idle();
+            let leaf = object.leaf().expect("a zpage's object has a leaf");
+            let slot = self.slot(leaf, owner.index);
+            assert_eq!(slot.place(), place_of(placed), "a zpage's owner does not point at it");
+            self.set_slot(leaf, owner.index, slot, Slot::EMPTY);
+            self.counters(owner).orig_data_size -= PAGE_SIZE as u64;
+            empty = self.free_zpage(PoolKind::Ephemeral, owner, placed);
+            self.disuse(pool, object);
+            pool.count_active(was_idle, object.is_idle());
+        }
+        let counters = self.ephemeral.counters_mut();
+        counters.evicted_pageframes += 1;
+        counters.evicted_zpages += buddies.count() as u64;
+        assert_eq!(empty, Some(frame), "an evicted frame still holds something");
+        empty
+    }
+
+    /// A slot word of an object that has a leaf.
+    fn slot(&self, leaf: u32, index: u32) -> Slot {
+        // SAFETY: the leaf is this shard's, whose lock the caller holds.
+        let leaf = unsafe { self.arena.leaf(leaf) };
+        leaf[index as usize].load()
+    }
+
+    /// Changes a slot word; see [`crate::slot::SlotCell::replace`].
+    fn set_slot(&self, leaf: u32, index: u32, old: Slot, new: Slot) {
+        // SAFETY: the leaf is this shard's, whose lock the caller holds.
+        let leaf = unsafe { self.arena.leaf(leaf) };
+        leaf[index as usize].replace(old, new);
+    }
+
+    fn zbud(&mut self, kind: PoolKind) -> (&mut Zbud, &Arena) {
+        match kind {
+            PoolKind::Ephemeral => (&mut self.ephemeral, &self.arena),
+            PoolKind::Persistent => (&mut self.persistent, &self.arena),
+        }
+    }
+
+    fn counters(&mut self, handle: Handle) -> &mut PoolCounters {
+        &mut self.counters[usize::from(handle.pool.0)]
+    }
+}
+
+fn place_of(placed: Placed) -> Place {
+    Place::Frame { frame: placed.frame, granule: placed.granule }
+}

@@ -1,0 +1,189 @@
+//! Figures: what the engine counts, and how the parts are added up.
+//!
+//! Names are the seed's (zcache and zbud of 2012) where it had one, zram's for what zram's users
+//! know. Every `*_pageframes`, `*_zpages` and `*_pages` is a number, every `*_size`, `*_bytes`,
+//! `*_zbytes` and `mem_*` is in bytes. Counters are kept in the shard that an operation locks
+//! anyway, so that counting costs no shared cache line; reading adds the shards up and is
+//! consistent per shard, not across shards.
+
+use serde::{Serialize, Serializer};
+
+use crate::histogram::Latency;
+
+/// Declares a struct of `u64` counters that can be added to another of its kind.
+macro_rules! counters {
+    ($(#[$meta:meta])* $name:ident { $($(#[$fmeta:meta])* $field:ident,)* }) => {
+        $(#[$meta])*
+        #[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Serialize)]
+        #[non_exhaustive]
+        pub struct $name { $($(#[$fmeta])* pub $field: u64,)* }
+
+        impl $name {
+            /// Adds each of `other`'s counters to this one's.
+            pub fn add(&mut self, other: &Self) {
+                $(self.$field += other.$field;)*
+            }
+
+            /// Names and values, in order.
+            pub fn fields(&self) -> impl Iterator<Item = (&'static str, u64)> {
+                [$((stringify!($field), self.$field)),*].into_iter()
+            }
+        }
+    };
+}
+
+counters! {
+    /// What one pool holds, and what was asked of it.
+    PoolCounters {
+        /// Bytes of user data held: pages that a get would find, times the page size.
+        orig_data_size,
+        /// Bytes of zpages held, with headers and rounding; same-filled pages take none.
+        compr_data_size,
+        /// Pages held in their slot alone because one 32-bit word fills them.
+        same_pages,
+        /// Pages held raw because they do not compress.
+        huge_pages,
+        /// Pages held as zpages, raw ones included.
+        zpages,
+        /// Objects with at least one page. Each has a frame for its slot words.
+        obj_count,
+        /// Pages whose last put failed: a get of them is an error.
+        lost_pages,
+        /// Puts that stored the page.
+        succ_puts,
+        /// Of those, puts that replaced an older copy.
+        dup_puts_replaced,
+        /// Puts refused because no frame was to be had.
+        failed_puts,
+        /// Puts told to come back because the arena had not yet grown.
+        starved_puts,
+        /// Gets that found the page.
+        succ_gets,
+        /// Gets that found nothing.
+        missed_gets,
+        /// Gets of a page that a failed put had lost.
+        lost_gets,
+        /// Gets whose zpage did not match its checksum.
+        corrupt_gets,
+        /// Page flushes asked for.
+        flush_total,
+        /// Page flushes that found a page.
+        flush_found,
+        /// Object flushes asked for.
+        flobj_total,
+        /// Object flushes that found the object.
+        flobj_found,
+    }
+}
+
+counters! {
+    /// What zbud holds in frames of one class (ephemeral or persistent).
+    ClassCounters {
+        /// Frames that hold zpages.
+        pageframes,
+        /// The most there were when it was looked at, about once a second.
+        pageframes_max,
+        /// Zpages held.
+        zpages,
+        /// The most there were.
+        zpages_max,
+        /// Bytes of zpages held, with headers and the rounding up to granules.
+        zbytes,
+        /// The most there were.
+        zbytes_max,
+        /// Zpages ever stored.
+        cumul_zpages,
+        /// Bytes of zpages ever stored.
+        cumul_zbytes,
+        /// Frames with two zpages or more.
+        buddied_count,
+        /// Frames with one zpage.
+        unbuddied_count,
+        /// Frames evicted from the LRU end.
+        evicted_pageframes,
+        /// Zpages evicted with them.
+        evicted_zpages,
+        /// Frames rewritten without their holes to make room for one zpage more.
+        compacted_pageframes,
+    }
+}
+
+counters! {
+    /// Where frames for puts came from, and why they did not.
+    AllocCounters {
+        /// Zpages that went into a frame beside others.
+        partner_puts,
+        /// Persistent puts that took an ephemeral frame.
+        pers_ate_eph,
+        /// Persistent puts that found no ephemeral frame to take.
+        pers_ate_eph_failed,
+        /// Ephemeral puts that took the LRU ephemeral frame.
+        eph_ate_tail,
+        /// Ephemeral puts that found no ephemeral frame to take.
+        eph_ate_tail_failed,
+        /// Times that no free frame was there when one was needed.
+        failed_getfreepages,
+        /// Persistent puts refused for want of a frame.
+        failed_pers_puts,
+        /// Ephemeral puts refused for want of a frame.
+        failed_eph_puts,
+        /// Pages stored raw because they compress poorly.
+        compress_poor,
+    }
+}
+
+/// The frames of the arena at one moment. `allocated = free + ephemeral + persistent + reserve`
+/// holds whenever no put is under way.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct FrameCounts {
+    /// Frames with memory behind them.
+    pub frames_allocated: u64,
+    /// Frames that wait for a put.
+    pub frames_free: u64,
+    /// Frames of ephemeral pools: zpages, and the objects' slot words.
+    pub frames_ephemeral: u64,
+    /// Frames of persistent pools: zpages, and the objects' slot words.
+    pub frames_persistent: u64,
+    /// Frames that the shards keep, one each, for rewriting a frame without its holes.
+    pub frames_reserve: u64,
+}
+
+/// Everything that the engine knows of itself.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+#[non_exhaustive]
+pub struct Stats {
+    /// Sum over all live pools.
+    #[serde(flatten)]
+    pub pools: PoolCounters,
+    /// Bytes of memory held for data: frames, directories, tables.
+    pub mem_used_total: u64,
+    /// Largest `mem_used_total` seen.
+    pub mem_used_max: u64,
+    /// The pool limit: what `mem_used_total` may become.
+    pub mem_limit: u64,
+    /// The frames.
+    #[serde(flatten)]
+    pub frames: FrameCounts,
+    /// Zbud's ephemeral class; serialised as `eph_pageframes` and so on.
+    #[serde(flatten, serialize_with = "with_prefix_eph")]
+    pub eph: ClassCounters,
+    /// Zbud's persistent class; serialised as `pers_pageframes` and so on.
+    #[serde(flatten, serialize_with = "with_prefix_pers")]
+    pub pers: ClassCounters,
+    /// Where frames came from.
+    #[serde(flatten)]
+    pub alloc: AllocCounters,
+    /// Latency of puts, per page.
+    pub put_latency: Latency,
+    /// Latency of gets, per page.
+    pub get_latency: Latency,
+}
+
+fn with_prefix_eph<S: Serializer>(counters: &ClassCounters, to: S) -> Result<S::Ok, S::Error> {
+    to.collect_map(counters.fields().map(|(name, value)| (format!("eph_{name}"), value)))
+}
+
+fn with_prefix_pers<S: Serializer>(counters: &ClassCounters, to: S) -> Result<S::Ok, S::Error> {
+    to.collect_map(counters.fields().map(|(name, value)| (format!("pers_{name}"), value)))
+}

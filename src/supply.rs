@@ -1,0 +1,131 @@
+//! Supply: memory for the arena ahead of demand, and back to the system when it is not needed.
+//!
+//! The I/O path only takes frames that are free already. One thread, which no I/O depends on, calls
+//! [`Engine::supply`] when [`Engine::supply_wanted`] says so, and [`Engine::settle`] once a second.
+//! Below the low watermark the arena grows, up to the pool limit; what was free more than a step
+//! above that mark for a whole second is given back by and by, so that a burst does not make memory
+//! go to and fro. Above a limit that was lowered, frames are given back as they become free, and
+//! ephemeral frames are evicted for it.
+
+use crate::arena::STEP_FRAMES;
+use crate::engine::{Config, Engine, Registry};
+use crate::error::ConfigError;
+use crate::sync::Ordering;
+
+/// The low watermark is this part of the frames in use,
+const LOW_PART_OF_USE: u32 = 64;
+/// at most 32 MiB,
+const LOW_FRAMES_MAX: u32 = 8192;
+/// at least 4 MiB, which is some 10 ms of one thread's puts,
+const LOW_FRAMES_USUAL: u32 = 1024;
+/// unless that is more than this part of the pool limit,
+const LOW_PART_OF_LIMIT: u32 = 16;
+/// and never less than what one put can need, a leaf and a frame.
+const LOW_FRAMES_MIN: u32 = 2;
+
+/// What a step did.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+#[non_exhaustive]
+pub struct Supplied {
+    /// Frames that got memory.
+    pub grown: u32,
+    /// Frames whose memory was given back.
+    pub released: u32,
+    /// Another step now would do more.
+    pub more: bool,
+}
+
+/// What [`Engine::settle`] remembers.
+#[derive(Default)]
+pub(crate) struct Settling {
+    /// Free frames when it was last called.
+    free_before: u32,
+}
+
+impl Engine {
+    /// Whether [`Engine::supply`] has something to do. Cheap enough to ask after every put.
+    pub fn supply_wanted(&self) -> bool {
+        let (allocated, limit) = (self.arena.allocated(), self.arena.limit());
+        allocated > limit || (allocated < limit && self.arena.free() < self.low())
+    }
+
+    /// One bounded step, of at most 1 MiB, towards the watermark or the limit. It may block in the
+    /// kernel for memory: never call it on the I/O path.
+    pub fn supply(&self) -> std::io::Result<Supplied> {
+        let mut done = Supplied::default();
+        let over = self.arena.allocated().saturating_sub(self.arena.limit());
+        if over > 0 {
+            self.evict(over.min(STEP_FRAMES));
+            done.released = self.arena.release(over.min(STEP_FRAMES))?;
+        } else if self.arena.free() < self.low() {
+            done.grown = self.arena.grow(STEP_FRAMES)?;
+        }
+        done.more = done.grown + done.released > 0 && self.supply_wanted();
+        self.sample_peaks();
+        Ok(done)
+    }
+
+    /// Gives back some of what was free well above the low watermark both now and at the last call.
+    /// To be called about once a second.
+    pub fn settle(&self) -> std::io::Result<Supplied> {
+        let free = self.arena.free();
+        let before = std::mem::replace(&mut self.settling.lock().free_before, free);
+        let keep = self.low() + STEP_FRAMES.min(self.low());
+        let excess = free.min(before).saturating_sub(keep);
+        let mut done = Supplied::default();
+        // Half of it each time: all but 1 MiB is gone in seconds, and a new burst finds the rest.
+        let wanted = if excess > STEP_FRAMES { excess / 2 } else { excess };
+        // A burst may come meanwhile, and it has the first claim on what is free.
+        while done.released < wanted && self.arena.free() > keep {
+            let released = self.arena.release((wanted - done.released).min(STEP_FRAMES))?;
+            if released == 0 {
+                break;
+            }
+            done.released += released;
+        }
+        self.sample_peaks();
+        Ok(done)
+    }
+
+    /// Sets the pool limit, in bytes. Growth stops there at once; what is above it leaves as pages
+    /// leave.
+    pub fn set_limit(&self, limit: u64) -> Result<(), ConfigError> {
+        self.apply_limit(&self.registry.lock(), limit)
+    }
+
+    pub(crate) fn apply_limit(&self, registry: &Registry, limit: u64) -> Result<(), ConfigError> {
+        let frames = self.config.check_limit(limit, registry.directories())?;
+        self.limit.store(limit, Ordering::Release);
+        self.arena.set_limit(frames);
+        Ok(())
+    }
+
+    /// The pool limit in bytes.
+    pub fn limit(&self) -> u64 {
+        self.limit.load(Ordering::Acquire)
+    }
+
+    /// The smallest pool limit that the pools there are leave room for, in bytes.
+    pub fn limit_min(&self) -> u64 {
+        Config::limit_min(self.config.shards) + self.registry.lock().directories()
+    }
+
+    /// Frees ephemeral frames until so many frames are free or none are ephemeral.
+    fn evict(&self, frames: u32) {
+        for shard in &self.shards {
+            while self.arena.free() < frames {
+                let Some(frame) = shard.0.lock().evict_ephemeral() else { break };
+                self.arena.push(frame);
+            }
+        }
+    }
+
+    /// The low watermark, in frames.
+    fn low(&self) -> u32 {
+        let in_use = self.arena.allocated().saturating_sub(self.arena.free());
+        (in_use / LOW_PART_OF_USE)
+            .clamp(LOW_FRAMES_USUAL, LOW_FRAMES_MAX)
+            .min(self.arena.limit() / LOW_PART_OF_LIMIT)
+            .max(LOW_FRAMES_MIN)
+    }
+}

@@ -1,0 +1,235 @@
+//! The engine under several threads.
+//!
+//! One scenario, two schedulers. With the `shuttle` feature, shuttle decides every interleaving of
+//! lock and free-stack operations, at random and by priorities that are known to find ordering bugs;
+//! a failure prints a schedule that replays it. Without it, real threads run the scenario for longer.
+//!
+//! What is checked: a reader of a page that one writer rewrites never sees an older version after a
+//! newer one, nor anything but a whole version (put-put-get); what a thread put, discarded or lost it
+//! finds so afterwards; two writers of one page leave the last version of one of them; frames are
+//! conserved at the end and nothing is left after a flush.
+
+// In a test a panic is the report.
+#![allow(clippy::unwrap_used)]
+
+use std::sync::Arc;
+
+#[cfg(feature = "shuttle")]
+use shuttle::thread;
+#[cfg(not(feature = "shuttle"))]
+use std::thread;
+
+use tmem::{
+    Config, Engine, GetError, Got, Handle, OBJECT_PAGES, PAGE_SIZE, Page, PoolId, PoolKind,
+    PutError, Queue,
+};
+
+/// How long a scenario is.
+#[derive(Clone, Copy)]
+struct Size {
+    rounds: u32,
+    frames: u64,
+}
+
+/// Page of the single writer, of the two writers, and the first of each thread's own.
+const WATCHED: u64 = 0;
+const DISPUTED: u64 = 1;
+const OWN: u64 = 8;
+
+struct Scenario {
+    engine: Engine,
+    swap: PoolId,
+    cache: PoolId,
+    size: Size,
+}
+
+fn scenario(size: Size) {
+    const SHARDS: usize = 2;
+    let limit = Config::limit_min(SHARDS) + (2 + size.frames) * PAGE_SIZE as u64;
+    let config = Config { limit, limit_max: 2 * limit, shards: SHARDS };
+    let engine = Engine::new(&config).unwrap();
+    let client = engine.create_client().unwrap();
+    let pages = u64::from(4 * OBJECT_PAGES);
+    let swap = engine.create_pool(client, PoolKind::Persistent, pages).unwrap();
+    let cache = engine.create_pool(client, PoolKind::Ephemeral, pages).unwrap();
+    let all = Arc::new(Scenario { engine, swap, cache, size });
+    let roles =
+        [Scenario::write, Scenario::read, Scenario::dispute, Scenario::cache, Scenario::supply];
+    let threads: Vec<_> = roles
+        .into_iter()
+        .map(|role| {
+            let all = Arc::clone(&all);
+            thread::spawn(move || role(&all))
+        })
+        .collect();
+    all.dispute();
+    threads.into_iter().for_each(|thread| thread.join().unwrap());
+    all.check_end();
+}
+
+impl Scenario {
+    /// Rewrites the watched page, and keeps pages of its own.
+    fn write(&self) {
+        let mut queue = self.engine.queue();
+        for round in 1..=self.size.rounds {
+            self.put(&mut queue, WATCHED, 1, round);
+            let own = OWN + u64::from(round % 3);
+            let stored = self.put(&mut queue, own, 2, round);
+            let expected = if stored { Ok(Some((2, round))) } else { Err(GetError::Lost) };
+            assert_eq!(self.get(&mut queue, self.swap, own), expected);
+            if round % 4 == 0 {
+                self.engine.flush_page(Handle::from_page(self.swap, own));
+                assert_eq!(self.get(&mut queue, self.swap, own), Ok(None));
+            }
+        }
+    }
+
+    fn read(&self) {
+        let mut queue = self.engine.queue();
+        let mut newest = 0;
+        for _ in 0..self.size.rounds {
+            match self.get(&mut queue, self.swap, WATCHED) {
+                Ok(Some((1, version))) => {
+                    assert!(version >= newest, "version {version} after {newest}");
+                    newest = version;
+                }
+                Ok(None) => assert_eq!(newest, 0, "a page that was put is missing"),
+                Err(GetError::Lost) => {}
+                other => panic!("the watched page holds {other:?}"),
+            }
+        }
+    }
+
+    /// Run by two threads.
+    fn dispute(&self) {
+        let mut queue = self.engine.queue();
+        for round in 1..=self.size.rounds {
+            self.put(&mut queue, DISPUTED, 3, round);
+            match self.get(&mut queue, self.swap, DISPUTED) {
+                Ok(Some((3, _))) | Err(GetError::Lost) => {}
+                other => panic!("the disputed page holds {other:?}"),
+            }
+        }
+    }
+
+    /// Fills the ephemeral pool, so that the others have something to eat.
+    fn cache(&self) {
+        let mut queue = self.engine.queue();
+        for round in 1..=self.size.rounds {
+            let page = u64::from(round) * 100 % u64::from(4 * OBJECT_PAGES);
+            let handle = Handle::from_page(self.cache, page);
+            let put = self.engine.put(&mut queue, handle, &contents(4, round));
+            assert_ne!(put, Err(PutError::NoPage));
+            match self.get(&mut queue, self.cache, page) {
+                Ok(None) => {}
+                Ok(Some(held)) => assert_eq!(held, (4, round)),
+                Err(error) => panic!("an ephemeral get failed: {error}"),
+            }
+            let put = self.engine.put(&mut queue, handle, &contents(4, round));
+            assert_ne!(put, Err(PutError::NoPage));
+        }
+    }
+
+    fn supply(&self) {
+        let limit = self.engine.limit();
+        for round in 0..self.size.rounds {
+            let limit = if round % 4 == 3 { limit - 2 * PAGE_SIZE as u64 } else { limit };
+            self.engine.set_limit(limit).unwrap();
+            self.engine.supply().unwrap();
+            self.engine.settle().unwrap();
+            let stats = self.engine.stats();
+            assert!(stats.frames.frames_allocated <= self.engine.stats().mem_used_max);
+            thread::yield_now();
+        }
+        self.engine.set_limit(limit).unwrap();
+        while self.engine.supply().unwrap().more {}
+    }
+
+    /// True if it was stored, false if it was lost.
+    fn put(&self, queue: &mut Queue, page: u64, writer: u32, version: u32) -> bool {
+        let handle = Handle::from_page(self.swap, page);
+        for _ in 0..20 {
+            match self.engine.put(queue, handle, &contents(writer, version)) {
+                Ok(()) => return true,
+                Err(PutError::Full) => return false,
+                Err(PutError::Starved) => thread::yield_now(),
+                Err(error) => panic!("put: {error}"),
+            }
+        }
+        self.engine.lose(handle);
+        false
+    }
+
+    fn get(
+        &self,
+        queue: &mut Queue,
+        pool: PoolId,
+        page: u64,
+    ) -> Result<Option<(u32, u32)>, GetError> {
+        let mut out = [0; PAGE_SIZE];
+        match self.engine.get(queue, Handle::from_page(pool, page), &mut out)? {
+            Got::Miss => Ok(None),
+            Got::Hit => {
+                let word = |at: usize| u32::from_le_bytes(out[at..at + 4].try_into().unwrap());
+                let (writer, version) = (word(0), word(4));
+                assert!(out == contents(writer, version), "a page that nobody put");
+                Ok(Some((writer, version)))
+            }
+        }
+    }
+
+    fn check_end(&self) {
+        let mut queue = self.engine.queue();
+        match self.get(&mut queue, self.swap, DISPUTED) {
+            Ok(Some(held)) => assert_eq!(held, (3, self.size.rounds)),
+            Err(GetError::Lost) => {}
+            other => panic!("the disputed page holds {other:?}"),
+        }
+        for pool in [self.swap, self.cache] {
+            self.engine.flush_range(pool, 0, u64::MAX);
+        }
+        let frames = self.engine.stats().frames;
+        assert_eq!((frames.frames_persistent, frames.frames_ephemeral), (0, 0));
+        assert_eq!(frames.frames_allocated, frames.frames_free + frames.frames_reserve);
+    }
+}
+
+/// A page that says who wrote which version of it; every third does not compress.
+fn contents(writer: u32, version: u32) -> Page {
+    let mut page = [version as u8; PAGE_SIZE];
+    let noise = if version.is_multiple_of(3) { PAGE_SIZE } else { version as usize * 307 % 3000 };
+    let mut state = u64::from(version) << 8 | 1;
+    for byte in &mut page[..noise] {
+        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        *byte = (state >> 56) as u8;
+    }
+    page[..4].copy_from_slice(&writer.to_le_bytes());
+    page[4..8].copy_from_slice(&version.to_le_bytes());
+    page
+}
+
+#[cfg(not(feature = "shuttle"))]
+#[test]
+fn real_threads_keep_order_and_frames() {
+    if cfg!(miri) {
+        return scenario(Size { rounds: 4, frames: 8 });
+    }
+    for frames in [2, 4, 6, 10, 14, 30] {
+        for _ in 0..6 {
+            scenario(Size { rounds: 2000, frames });
+        }
+    }
+}
+
+#[cfg(feature = "shuttle")]
+#[test]
+fn random_schedules_keep_order_and_frames() {
+    shuttle::check_random(|| scenario(Size { rounds: 5, frames: 3 }), 6000);
+    shuttle::check_random(|| scenario(Size { rounds: 8, frames: 7 }), 6000);
+}
+
+#[cfg(feature = "shuttle")]
+#[test]
+fn schedules_by_priority_keep_order_and_frames() {
+    shuttle::check_pct(|| scenario(Size { rounds: 5, frames: 3 }), 6000, 4);
+}

@@ -1,0 +1,139 @@
+//! The I/O path does not allocate.
+//!
+//! A counting allocator stands in for the system's. After the engine, its pools and a queue are made,
+//! puts of all kinds, gets, flushes, evictions and refusals must leave its count where it was.
+
+// In a test a panic is the report.
+#![allow(clippy::unwrap_used)]
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+
+use tmem::{Config, Engine, Handle, OBJECT_PAGES, PAGE_SIZE, Page, PoolId, PoolKind, Queue};
+
+struct Counting;
+
+thread_local! {
+    static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
+}
+
+// SAFETY: every call is passed on to the system's allocator as it came.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        ALLOCATIONS.with(|count| count.set(count.get() + 1));
+        // SAFETY: the caller's obligations are the system allocator's.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
+        // Freeing may wait for the allocator's lock as well.
+        ALLOCATIONS.with(|count| count.set(count.get() + 1));
+        // SAFETY: as above.
+        unsafe { System.dealloc(at, layout) };
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+const PAGES: u64 = 2 * OBJECT_PAGES as u64;
+
+struct Path {
+    engine: Engine,
+    queue: Queue,
+    swap: PoolId,
+    cache: PoolId,
+    pages: Vec<Page>,
+}
+
+impl Path {
+    fn new() -> Self {
+        let limit = Config::limit_min(4) + 200 * PAGE_SIZE as u64;
+        let engine = Engine::new(&Config { limit, limit_max: limit, shards: 4 }).unwrap();
+        let client = engine.create_client().unwrap();
+        let swap = engine.create_pool(client, PoolKind::Persistent, PAGES).unwrap();
+        let cache = engine.create_pool(client, PoolKind::Ephemeral, PAGES).unwrap();
+        while engine.supply().unwrap().more {}
+        let queue = engine.queue();
+        let pages = (0..8).map(page).collect();
+        Self { engine, queue, swap, cache, pages }
+    }
+
+    /// Everything that a device does, in a pool that is too small for it.
+    fn run(&mut self) {
+        let mut out = [0; PAGE_SIZE];
+        for page in 0..PAGES {
+            let contents = &self.pages[page as usize % self.pages.len()];
+            for pool in [self.cache, self.swap] {
+                let handle = Handle::from_page(pool, page);
+                let first = self.engine.put(&mut self.queue, handle, contents);
+                let got = self.engine.get(&mut self.queue, handle, &mut out);
+                let second = self.engine.put(&mut self.queue, handle, contents);
+                assert!(first.is_err() || got.is_ok(), "{first:?} {got:?} {second:?}");
+            }
+        }
+        for page in 0..PAGES / 4 {
+            self.engine.flush_page(Handle::from_page(self.swap, page * 3));
+            self.engine.lose(Handle::from_page(self.swap, page));
+        }
+        self.engine.supply_wanted();
+        self.engine.flush_object(self.swap, 0);
+        self.engine.flush_range(self.swap, 3, u64::MAX);
+    }
+}
+
+fn page(kind: usize) -> Page {
+    let mut page = [kind as u8; PAGE_SIZE];
+    let mut state = kind as u64 | 1;
+    for byte in &mut page[..kind * PAGE_SIZE / 7] {
+        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        *byte = (state >> 56) as u8;
+    }
+    page
+}
+
+#[test]
+fn puts_gets_and_flushes_do_not_allocate() {
+    let mut path = Path::new();
+    let before = ALLOCATIONS.with(Cell::get);
+    path.run();
+    path.run();
+    let after = ALLOCATIONS.with(Cell::get);
+    let stats = path.engine.stats();
+    assert!(before > 0, "the allocator does not count");
+    assert_eq!(after, before, "the I/O path allocated or freed");
+    let happened = [
+        stats.pools.succ_puts,
+        stats.pools.failed_puts + stats.pools.starved_puts,
+        stats.pools.huge_pages + stats.alloc.compress_poor,
+        stats.pools.flobj_found,
+        stats.pers.cumul_zpages,
+        stats.alloc.pers_ate_eph,
+    ];
+    assert!(happened.iter().all(|&count| count > 0), "not every path ran: {happened:?}");
+}
+
+/// Waiting for another thread's lock does not allocate either, not even the first time.
+#[test]
+fn contended_locks_do_not_allocate() {
+    let path = Path::new();
+    let handle = |page: u64| Handle::from_page(path.swap, page);
+    let contents = page(3);
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                let mut queue = path.engine.queue();
+                let mut out = [0; PAGE_SIZE];
+                let before = ALLOCATIONS.with(Cell::get);
+                for round in 0..20_000 {
+                    // One object: every operation wants the same lock.
+                    let handle = handle(round % 64);
+                    let put = path.engine.put(&mut queue, handle, &contents);
+                    let got = path.engine.get(&mut queue, handle, &mut out);
+                    assert!(put.is_ok() && got.is_ok(), "{put:?} {got:?}");
+                }
+                assert_eq!(ALLOCATIONS.with(Cell::get), before, "a thread allocated");
+            });
+        }
+    });
+}

@@ -1,0 +1,302 @@
+//! A plain map beside an engine, and the steps that both take.
+
+use std::collections::BTreeMap;
+
+use tmem::{
+    ClientId, Config, Engine, GetError, Got, Handle, OBJECT_PAGES, PAGE_SIZE, Page, PoolCounters,
+    PoolId, PoolKind, PutError, Queue, Stats,
+};
+
+/// Pools: even ones are persistent, odd ones ephemeral.
+pub const POOLS: usize = 4;
+/// Objects that steps touch in each pool.
+pub const OBJECTS: u32 = 3;
+/// Pages that steps touch in each pool, spread over the objects.
+pub const PAGES: u64 = 60;
+
+/// Bytes of a pool's directory, which is a page for so few objects.
+const DIRECTORY_BYTES: u64 = PAGE_SIZE as u64;
+/// Bytes of a frame and its entry in the frame table.
+const FRAME_COST: u64 = PAGE_SIZE as u64 + 32;
+
+/// What a page is filled with.
+#[derive(Clone, Copy, Debug)]
+pub enum Contents {
+    /// So many bytes that do not compress, then some that do.
+    Mixed { seed: u32, noise: usize },
+    /// Nothing that compresses.
+    Random(u32),
+    /// One word.
+    Same(u32),
+}
+
+impl Contents {
+    pub fn page(self) -> Page {
+        let (seed, noise) = match self {
+            Contents::Mixed { seed, noise } => (seed, noise),
+            Contents::Random(seed) => (seed, PAGE_SIZE),
+            Contents::Same(word) => {
+                let mut page = [0; PAGE_SIZE];
+                page.chunks_exact_mut(4).for_each(|w| w.copy_from_slice(&word.to_le_bytes()));
+                return page;
+            }
+        };
+        let mut state = u64::from(seed) | 1 << 40;
+        let mut page = [seed as u8; PAGE_SIZE];
+        for byte in &mut page[..noise] {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            *byte = (state >> 32) as u8;
+        }
+        // Two pages of one seed differ, and none is filled with one word by accident.
+        page[PAGE_SIZE - 8..]
+            .copy_from_slice(&(u64::from(seed) << 32 | noise as u64).to_le_bytes());
+        page
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+pub enum Step {
+    Put {
+        pool: usize,
+        page: u64,
+        contents: Contents,
+    },
+    Get {
+        pool: usize,
+        page: u64,
+    },
+    FlushPage {
+        pool: usize,
+        page: u64,
+    },
+    FlushObject {
+        pool: usize,
+        object: u32,
+    },
+    FlushRange {
+        pool: usize,
+        first: u64,
+        count: u64,
+    },
+    Lose {
+        pool: usize,
+        page: u64,
+    },
+    /// Destroys the pool and makes it anew.
+    Remake {
+        pool: usize,
+    },
+    Supply,
+    Settle,
+    SetLimit {
+        frames: u64,
+    },
+}
+
+/// What the map says of a page.
+#[derive(Clone)]
+enum Held {
+    Page(Box<Page>),
+    Lost,
+}
+
+pub struct Model {
+    engine: Engine,
+    queue: Queue,
+    client: ClientId,
+    shards: u64,
+    pools: Vec<PoolId>,
+    maps: Vec<BTreeMap<u64, Held>>,
+    remade: PoolCounters,
+    may_use: u64,
+}
+
+impl Model {
+    pub fn new(shards: usize, frames: u64) -> Self {
+        let limit_min = Config::limit_min(shards) + POOLS as u64 * DIRECTORY_BYTES;
+        let limit = limit_min + frames * FRAME_COST;
+        let config = Config { limit, limit_max: limit + frames * FRAME_COST, shards };
+        let engine = Engine::new(&config).unwrap();
+        let client = engine.create_client().unwrap();
+        let pools = (0..POOLS).map(|pool| make_pool(&engine, client, pool)).collect();
+        let queue = engine.queue();
+        let maps = vec![BTreeMap::new(); POOLS];
+        let remade = PoolCounters::default();
+        Self { engine, queue, client, shards: shards as u64, pools, maps, remade, may_use: 0 }
+    }
+
+    /// Takes all steps and flushes everything; the figures before that are returned, with the
+    /// counters of pools that were remade on the way.
+    pub fn run(mut self, steps: &[Step]) -> Stats {
+        for step in steps {
+            // Above a limit that was lowered it may only get less.
+            self.may_use = self.engine.stats().mem_used_total;
+            self.take(*step);
+            // Miri takes seconds for it.
+            if !cfg!(miri) {
+                self.check_figures();
+            }
+        }
+        self.check_figures();
+        self.check_all();
+        let mut stats = self.engine.stats();
+        stats.pools.add(&self.remade);
+        self.drain();
+        stats
+    }
+
+    fn take(&mut self, step: Step) {
+        match step {
+            Step::Put { pool, page, contents } => self.put(pool, page, contents),
+            Step::Get { pool, page } => self.get(pool, page),
+            Step::FlushPage { pool, page } => {
+                let found = self.engine.flush_page(self.handle(pool, page));
+                match self.maps[pool].remove(&page) {
+                    Some(Held::Page(_)) => assert!(found || is_ephemeral(pool)),
+                    _ => assert!(!found),
+                }
+            }
+            Step::FlushObject { pool, object } => {
+                self.engine.flush_object(self.pools[pool], object);
+                self.maps[pool]
+                    .retain(|&page, _| number(page) / u64::from(OBJECT_PAGES) != object.into());
+            }
+            Step::FlushRange { pool, first, count } => {
+                let (start, end) = (number(first), number(first + count));
+                self.engine.flush_range(self.pools[pool], start, end - start);
+                self.maps[pool].retain(|&page, _| !(first..first + count).contains(&page));
+            }
+            Step::Lose { pool, page } => {
+                self.engine.lose(self.handle(pool, page));
+                self.lost(pool, page);
+            }
+            Step::Remake { pool } => {
+                self.remade.add(&self.engine.pool_stats(self.pools[pool]).unwrap());
+                self.engine.destroy_pool(self.pools[pool]).unwrap();
+                self.pools[pool] = make_pool(&self.engine, self.client, pool);
+                self.maps[pool].clear();
+            }
+            Step::Supply => drop(self.engine.supply().unwrap()),
+            Step::Settle => drop(self.engine.settle().unwrap()),
+            Step::SetLimit { frames } => {
+                let frames = frames.min(2 * 10);
+                let limit = self.engine.limit_min() + frames * FRAME_COST;
+                let bytes_less = if frames == 0 { 1 } else { 0 };
+                let set = self.engine.set_limit(limit - bytes_less);
+                assert_eq!(set.is_ok(), frames > 0, "{set:?}");
+            }
+        }
+    }
+
+    fn put(&mut self, pool: usize, page: u64, contents: Contents) {
+        let (handle, data) = (self.handle(pool, page), contents.page());
+        match self.engine.put(&mut self.queue, handle, &data) {
+            Ok(()) => drop(self.maps[pool].insert(page, Held::Page(Box::new(data)))),
+            Err(PutError::Full) => self.lost(pool, page),
+            Err(PutError::Starved) => assert!(self.engine.supply_wanted(), "starved for nothing"),
+            Err(error) => panic!("put: {error}"),
+        }
+        // An ephemeral get would take the page out; its turn comes with the steps.
+        if !is_ephemeral(pool) {
+            self.get(pool, page);
+        }
+    }
+
+    fn get(&mut self, pool: usize, page: u64) {
+        let mut data = [0xee; PAGE_SIZE];
+        let handle = self.handle(pool, page);
+        let got = self.engine.get(&mut self.queue, handle, &mut data);
+        match (got, self.maps[pool].get(&page)) {
+            (Ok(Got::Hit), Some(Held::Page(held))) => assert!(data == **held, "wrong contents"),
+            (Ok(Got::Miss), None) => {}
+            (Ok(Got::Miss), Some(Held::Page(_))) if is_ephemeral(pool) => {}
+            (Err(GetError::Lost), Some(Held::Lost)) => {}
+            (got, held) => panic!("got {got:?}, held: {}", held.is_some()),
+        }
+        if is_ephemeral(pool) {
+            self.maps[pool].remove(&page);
+        }
+    }
+
+    fn lost(&mut self, pool: usize, page: u64) {
+        match is_ephemeral(pool) {
+            true => drop(self.maps[pool].remove(&page)),
+            false => drop(self.maps[pool].insert(page, Held::Lost)),
+        }
+    }
+
+    fn check_figures(&self) {
+        let stats = self.engine.stats();
+        let frames = stats.frames;
+        let accounted = frames.frames_free
+            + frames.frames_ephemeral
+            + frames.frames_persistent
+            + frames.frames_reserve;
+        assert_eq!(frames.frames_allocated, accounted, "frames are not conserved: {frames:?}");
+        assert_eq!(stats.pools.zpages, stats.eph.zpages + stats.pers.zpages);
+        assert_eq!(stats.pools.compr_data_size, stats.eph.zbytes + stats.pers.zbytes);
+        for class in [stats.eph, stats.pers] {
+            assert_eq!(class.pageframes, class.buddied_count + class.unbuddied_count);
+            assert!(class.zbytes <= class.pageframes * PAGE_SIZE as u64);
+        }
+        assert!(stats.mem_used_max >= stats.mem_used_total);
+        assert!(stats.mem_used_total <= self.may_use.max(stats.mem_limit), "more than the limit");
+        for pool in 0..POOLS {
+            let counters = self.engine.pool_stats(self.pools[pool]).unwrap();
+            let held = |held: &&Held| matches!(held, Held::Page(_));
+            let pages = self.maps[pool].values().filter(held).count() as u64;
+            let lost = self.maps[pool].len() as u64 - pages;
+            let bytes = pages * PAGE_SIZE as u64;
+            assert!(counters.orig_data_size <= bytes, "{counters:?}");
+            assert!(is_ephemeral(pool) || counters.orig_data_size == bytes, "{counters:?}");
+            assert_eq!(counters.lost_pages, lost);
+            assert_eq!(
+                counters.orig_data_size,
+                (counters.zpages + counters.same_pages) * PAGE_SIZE as u64
+            );
+        }
+    }
+
+    fn check_all(&mut self) {
+        for pool in 0..POOLS {
+            (0..PAGES).for_each(|page| self.get(pool, page));
+        }
+    }
+
+    /// After everything is flushed nothing is left but the reserve and free frames.
+    fn drain(self) {
+        for &pool in &self.pools {
+            self.engine.flush_range(pool, 0, u64::MAX);
+        }
+        let stats = self.engine.stats();
+        assert_eq!(stats.frames.frames_persistent, 0);
+        assert_eq!(stats.frames.frames_ephemeral, 0);
+        assert_eq!(stats.frames.frames_reserve, self.shards);
+        let pools = stats.pools;
+        let left = [pools.orig_data_size, pools.compr_data_size, pools.obj_count, pools.lost_pages];
+        assert_eq!(left, [0; 4]);
+        self.engine.destroy_client(self.client).unwrap();
+        assert_eq!(self.engine.pool_stats(self.pools[0]), None);
+    }
+
+    fn handle(&self, pool: usize, page: u64) -> Handle {
+        Handle::from_page(self.pools[pool], number(page))
+    }
+}
+
+/// Spreads the pages that steps touch over the objects.
+fn number(page: u64) -> u64 {
+    let per_object = PAGES / u64::from(OBJECTS);
+    page / per_object * u64::from(OBJECT_PAGES) + page % per_object
+}
+
+fn is_ephemeral(pool: usize) -> bool {
+    pool % 2 == 1
+}
+
+fn make_pool(engine: &Engine, client: ClientId, pool: usize) -> PoolId {
+    let kind = if is_ephemeral(pool) { PoolKind::Ephemeral } else { PoolKind::Persistent };
+    engine.create_pool(client, kind, u64::from(OBJECTS * OBJECT_PAGES)).unwrap()
+}
