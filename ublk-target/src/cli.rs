@@ -1,0 +1,269 @@
+//! The command line: what can be written, and nothing of what is done about it.
+//!
+//! Everything that a text can be checked for by itself is checked here, so that a command starts
+//! with values that make sense; what depends on the machine is checked in `config.rs`.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::control::DEFAULT_SOCKET;
+use crate::daemon::{DaemonError, check_name};
+use crate::exit;
+use crate::output;
+use crate::size::{Size, SizeError};
+use crate::table;
+
+/// Transcendent memory: compressed swap in user space.
+#[derive(Debug, Parser)]
+#[command(name = "tmem", version, max_term_width = 100, after_help = exit::table())]
+pub struct Cli {
+    /// The daemon's control socket [default: /run/tmem/control.sock]
+    #[arg(long, global = true, value_name = "PATH")]
+    pub control: Option<PathBuf>,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+impl Cli {
+    /// The control socket of the daemon to ask.
+    pub fn socket(&self) -> PathBuf {
+        self.control.clone().unwrap_or_else(|| DEFAULT_SOCKET.into())
+    }
+}
+
+/// What can be done.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run the daemon in the foreground, until it is told to stop
+    Run(RunArgs),
+    /// Add a device to the running daemon
+    #[command(subcommand)]
+    Add(AddCommand),
+    /// Remove a device from the running daemon; refused while it is in use
+    Del {
+        /// The device's name
+        #[arg(value_parser = name)]
+        name: String,
+    },
+    /// List the daemon's devices
+    #[command(after_help = table::help(output::DEVICE_COLUMNS))]
+    List(TableArgs),
+    /// Report what the devices hold and what it takes
+    #[command(after_help = table::help(output::USAGE_COLUMNS))]
+    Stats(TableArgs),
+    /// Change a setting of the running daemon
+    Set {
+        /// The setting and its value; the one setting is pool-limit=SIZE
+        #[arg(value_name = "KEY=VALUE")]
+        setting: Setting,
+    },
+    /// Check whether this machine is fit for tmem, and say what to do where it is not
+    Doctor(DoctorArgs),
+}
+
+/// Options of `tmem run`.
+#[derive(Args, Debug, Default)]
+pub struct RunArgs {
+    /// Memory that pages may take: a size, or a percentage of RAM [default: 50%]
+    #[arg(long, value_name = "SIZE")]
+    pub pool_limit: Option<Size>,
+    /// Make a swap device; may be given again. Takes the place of the file's swap devices
+    #[arg(long, value_name = "SIZE[,name=NAME]")]
+    pub swap: Vec<SwapArg>,
+    /// Put each swap device to use with mkswap and swapon
+    #[arg(long)]
+    pub swapon: bool,
+    /// Read settings from a TOML file; the command line wins over it
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Run even without locked memory or the I/O flusher flag: for trials only, may deadlock
+    #[arg(long)]
+    pub best_effort: bool,
+}
+
+/// What can be added.
+#[derive(Debug, Subcommand)]
+pub enum AddCommand {
+    /// Add a swap device, and print its name, its node and its size in bytes
+    Swap {
+        /// Its size: bytes, a size like 4G, or a percentage of RAM
+        #[arg(long)]
+        size: Size,
+        /// Its name; the daemon finds one if none is given
+        #[arg(long, value_parser = name)]
+        name: Option<String>,
+    },
+}
+
+/// How a table is shown.
+#[derive(Args, Debug, Default)]
+pub struct TableArgs {
+    /// Show sizes in bytes
+    #[arg(short, long)]
+    pub bytes: bool,
+    /// Show no headings
+    #[arg(short, long)]
+    pub noheadings: bool,
+    /// Show these columns, in this order
+    #[arg(short, long, value_name = "COLUMN", value_delimiter = ',')]
+    pub output: Vec<String>,
+    /// Show all columns
+    #[arg(long, conflicts_with = "output")]
+    pub output_all: bool,
+    /// Separate columns with one space and align nothing
+    #[arg(long)]
+    pub raw: bool,
+    /// Print everything as JSON, sizes in bytes
+    #[arg(
+        short = 'J',
+        long,
+        conflicts_with_all = ["bytes", "noheadings", "output", "output_all", "raw"]
+    )]
+    pub json: bool,
+}
+
+/// Options of `tmem doctor`.
+#[derive(Args, Debug)]
+pub struct DoctorArgs {
+    /// Print the findings as JSON
+    #[arg(short = 'J', long)]
+    pub json: bool,
+    /// Examine the machine whose root directory this is
+    #[arg(long, default_value = "/", hide = true)]
+    pub root: PathBuf,
+}
+
+/// A swap device as `--swap` names it: `SIZE[,name=NAME]`.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct SwapArg {
+    /// Its size.
+    pub size: Size,
+    /// Its name.
+    pub name: Option<String>,
+}
+
+/// Why a `--swap` is wrong.
+#[derive(Debug, thiserror::Error)]
+pub enum SwapArgError {
+    /// The size is no size.
+    #[error(transparent)]
+    Size(#[from] SizeError),
+    /// The name is no name.
+    #[error(transparent)]
+    Name(#[from] DaemonError),
+    /// There is something else behind the size.
+    #[error("'{0}' is not an option of a swap device: after the size write name=NAME")]
+    Unknown(String),
+}
+
+impl FromStr for SwapArg {
+    type Err = SwapArgError;
+
+    fn from_str(text: &str) -> Result<Self, SwapArgError> {
+        let (size, option) = match text.split_once(',') {
+            Some((size, option)) => (size, Some(option)),
+            None => (text, None),
+        };
+        let size = size.parse()?;
+        let Some(option) = option else {
+            return Ok(Self { size, name: None });
+        };
+        let name = option.strip_prefix("name=");
+        let name = name.ok_or_else(|| SwapArgError::Unknown(option.to_owned()))?;
+        check_name(name)?;
+        Ok(Self { size, name: Some(name.to_owned()) })
+    }
+}
+
+/// A setting as `tmem set` names it.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Setting {
+    /// The pool limit.
+    PoolLimit(Size),
+}
+
+/// Why a setting is wrong.
+#[derive(Debug, thiserror::Error)]
+pub enum SettingError {
+    /// No `=`.
+    #[error("'{0}' has no value: write KEY=VALUE, with one of these keys: pool-limit")]
+    NoValue(String),
+    /// No such key.
+    #[error("there is no setting '{0}': these can be set: pool-limit")]
+    UnknownKey(String),
+    /// The value is no size.
+    #[error(transparent)]
+    Size(#[from] SizeError),
+}
+
+impl FromStr for Setting {
+    type Err = SettingError;
+
+    fn from_str(text: &str) -> Result<Self, SettingError> {
+        match text.split_once('=') {
+            None => Err(SettingError::NoValue(text.to_owned())),
+            Some(("pool-limit", value)) => Ok(Setting::PoolLimit(value.parse()?)),
+            Some((key, _)) => Err(SettingError::UnknownKey(key.to_owned())),
+        }
+    }
+}
+
+/// Takes a device name that can be one.
+fn name(text: &str) -> Result<String, DaemonError> {
+    check_name(text).map(|()| text.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn parse(line: &str) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from(line.split(' '))
+    }
+
+    #[test]
+    fn the_definition_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn run_takes_its_options() {
+        let line = "tmem run --pool-limit 25% --swap 4G --swap 1G,name=b --swapon --control /x";
+        let cli = parse(line).unwrap();
+        assert_eq!(cli.socket(), PathBuf::from("/x"));
+        let Command::Run(args) = cli.command else { panic!("not run") };
+        assert_eq!(args.pool_limit, Some(Size::RamShare(2500)));
+        assert_eq!(args.swap[0], SwapArg { size: Size::Bytes(4 << 30), name: None });
+        assert_eq!(args.swap[1].name.as_deref(), Some("b"));
+        assert!(args.swapon && !args.best_effort);
+    }
+
+    #[test]
+    fn the_default_socket_is_the_documented_one() {
+        assert_eq!(parse("tmem list").unwrap().socket(), PathBuf::from("/run/tmem/control.sock"));
+    }
+
+    #[test]
+    fn wrong_words_say_what_is_right() {
+        for (line, hint) in [
+            ("tmem run --swap 4X", "is not a size"),
+            ("tmem run --swap 4G,nam=b", "name=NAME"),
+            ("tmem run --swap 4G,name=", "cannot name a device"),
+            ("tmem set swappiness=1", "these can be set: pool-limit"),
+            ("tmem set pool-limit", "KEY=VALUE"),
+            ("tmem set pool-limit=", "is not a size"),
+            ("tmem del a/b", "cannot name a device"),
+            ("tmem add swap --size 16E", "too large"),
+            ("tmem add cache --size 1G", "cache"),
+            ("tmem list --json --raw", "cannot be used with"),
+        ] {
+            let message = parse(line).unwrap_err().to_string();
+            assert!(message.contains(hint), "{line}: {message}");
+        }
+    }
+}

@@ -1,0 +1,59 @@
+//! The commands that ask a running daemon, and the one that looks at the machine.
+
+use std::io::{self, Write};
+use std::path::Path;
+
+use crate::cli::{AddCommand, Cli, Command, DoctorArgs, RunArgs, Setting};
+use crate::control::Client;
+use crate::daemon::check_swap_bytes;
+use crate::doctor;
+use crate::exit::{Exit, Failure};
+use crate::output;
+use crate::size::ram_bytes;
+
+/// Carries out the command line, with `run` for the daemon. What a command has to say goes to
+/// `out`; how it ended is returned.
+pub fn execute(
+    cli: &Cli,
+    out: &mut dyn Write,
+    run: impl FnOnce(&RunArgs, Option<&Path>, &mut dyn Write) -> Result<(), Failure>,
+) -> Result<Exit, Failure> {
+    let client = Client::new(&cli.socket());
+    match &cli.command {
+        Command::Run(args) => run(args, cli.control.as_deref(), out)?,
+        Command::Add(AddCommand::Swap { size, name }) => {
+            let bytes = size.bytes(ram_bytes());
+            check_swap_bytes(bytes)?;
+            let info = client.add_swap(name.as_deref(), bytes)?;
+            print(out, &format!("{} {} {}\n", info.name, info.path, info.bytes))?;
+        }
+        Command::Del { name } => client.del(name)?,
+        Command::List(args) => print(out, &output::devices(&client.list()?, args)?)?,
+        Command::Stats(args) => print(out, &output::stats(&client.stats()?, args)?)?,
+        Command::Set { setting: Setting::PoolLimit(size) } => {
+            let bytes = client.set_pool_limit(size.bytes(ram_bytes()))?;
+            print(out, &format!("pool-limit={bytes}\n"))?;
+        }
+        Command::Doctor(args) => return examine(args, out),
+    }
+    Ok(Exit::Ok)
+}
+
+/// Reports the doctor's findings; one that is a failure makes the command one.
+fn examine(args: &DoctorArgs, out: &mut dyn Write) -> Result<Exit, Failure> {
+    let findings = doctor::examine(&args.root);
+    let text = if args.json { doctor::to_json(&findings) } else { doctor::to_text(&findings) };
+    print(out, &text)?;
+    let failed = findings.iter().any(|finding| finding.level == doctor::Level::Fail);
+    Ok(if failed { Exit::Failure } else { Exit::Ok })
+}
+
+/// Prints a command's whole output. A reader that has seen enough is no error.
+fn print(out: &mut dyn Write, text: &str) -> Result<(), Failure> {
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(Failure::new(Exit::Failure, format!("cannot write the output: {error}")))
+        }
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,357 @@
+//! What a daemon is to be: the command line and the configuration file made into one checked
+//! [`RunConfig`].
+//!
+//! The file is TOML and knows the same settings as the command line, which wins over it;
+//! `tmem.example.toml` shows all of them.
+//!
+//! A key that is not known is an error, and so is a value that cannot work: a daemon that starts
+//! does what was asked for.
+
+use std::collections::HashSet;
+use std::fs;
+use std::io;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+use toml::Spanned;
+
+use crate::cli::RunArgs;
+use crate::control::DEFAULT_SOCKET;
+use crate::daemon::{check_name, check_swap_bytes, pool_limit_min};
+use crate::exit::{Exit, Failure};
+use crate::size::{Human, Size, ram_bytes};
+
+/// What of the machine decides whether a setting can work.
+#[derive(Clone, Copy, Debug)]
+pub struct Machine {
+    /// Memory in bytes.
+    pub ram: u64,
+    /// The smallest pool limit that the engine takes here, in bytes.
+    pub pool_limit_min: u64,
+}
+
+impl Machine {
+    /// This machine.
+    pub fn here() -> io::Result<Self> {
+        Ok(Self { ram: ram_bytes(), pool_limit_min: pool_limit_min()? })
+    }
+
+    /// The pool limit in bytes, if it is one that works here.
+    pub fn pool_limit(&self, size: Size) -> Result<u64, Failure> {
+        let Machine { ram, pool_limit_min: min } = *self;
+        let bytes = size.bytes(ram);
+        if (min..=ram).contains(&bytes) {
+            return Ok(bytes);
+        }
+        let message = format!(
+            "pool limit of {bytes} bytes is out of bounds: use {min} bytes ({}) to {ram} bytes ({})",
+            Human(min),
+            Human(ram)
+        );
+        Err(Failure::new(Exit::Size, message))
+    }
+
+    /// The size of a swap device in bytes, if it is one that works.
+    fn swap_bytes(&self, size: Size) -> Result<u64, Failure> {
+        let bytes = size.bytes(self.ram);
+        check_swap_bytes(bytes)?;
+        Ok(bytes)
+    }
+}
+
+/// A swap device to make at the start.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct SwapSpec {
+    /// Its size.
+    pub bytes: u64,
+    /// Its name; the daemon finds one if there is none.
+    pub name: Option<String>,
+}
+
+/// A daemon as it shall be. Every value has been checked.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct RunConfig {
+    /// The pool limit in bytes.
+    pub pool_limit: u64,
+    /// The control socket.
+    pub control: PathBuf,
+    /// Whether swap devices are put to use.
+    pub swapon: bool,
+    /// Whether to run without the guards against deadlock if they cannot be had.
+    pub best_effort: bool,
+    /// The swap devices.
+    pub swaps: Vec<SwapSpec>,
+}
+
+impl RunConfig {
+    /// Makes one of the command line, the file it names, and the defaults.
+    pub fn new(args: &RunArgs, control: Option<&Path>, machine: &Machine) -> Result<Self, Failure> {
+        let file = match &args.config {
+            Some(path) => File::load(path, machine)?,
+            None => File::default(),
+        };
+        let pool_limit = match (args.pool_limit, file.pool_limit) {
+            (Some(size), _) => machine.pool_limit(size)?,
+            (None, Some(bytes)) => bytes,
+            (None, None) => machine.pool_limit(Size::HALF_OF_RAM)?,
+        };
+        let mut swaps = Vec::new();
+        for arg in &args.swap {
+            let bytes = machine.swap_bytes(arg.size)?;
+            swaps.push(SwapSpec { bytes, name: arg.name.clone() });
+        }
+        if swaps.is_empty() {
+            swaps = file.swaps;
+        }
+        check_distinct(&swaps)?;
+        let control = control.map(Path::to_owned).or(file.control);
+        Ok(Self {
+            pool_limit,
+            control: control.unwrap_or_else(|| DEFAULT_SOCKET.into()),
+            swapon: args.swapon || file.swapon,
+            best_effort: args.best_effort || file.best_effort,
+            swaps,
+        })
+    }
+}
+
+/// Refuses two devices of one name.
+fn check_distinct(swaps: &[SwapSpec]) -> Result<(), Failure> {
+    let mut seen = HashSet::new();
+    let twice = swaps.iter().filter_map(|swap| swap.name.as_ref()).find(|name| !seen.insert(*name));
+    twice.map_or(Ok(()), |name| {
+        let message = format!("two swap devices are named '{name}': give each its own name");
+        Err(Failure::new(Exit::NameTaken, message))
+    })
+}
+
+/// Why a configuration file was refused.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConfigError {
+    /// It cannot be read.
+    #[error("cannot read the configuration file {}: {source}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// The system call's error.
+        source: io::Error,
+    },
+    /// It says something that cannot be.
+    #[error("{}: line {line}: {key}: {reason}", path.display())]
+    Wrong {
+        /// The file.
+        path: PathBuf,
+        /// The line, counted from 1.
+        line: usize,
+        /// The key, or what the line has instead of one.
+        key: String,
+        /// What is wrong with it.
+        reason: Failure,
+    },
+}
+
+impl From<ConfigError> for Failure {
+    fn from(error: ConfigError) -> Self {
+        let code = match &error {
+            ConfigError::Read { .. } => Exit::Usage,
+            ConfigError::Wrong { reason, .. } => reason.code,
+        };
+        Failure::new(code, error)
+    }
+}
+
+/// A configuration file, checked.
+#[derive(Debug, Default)]
+struct File {
+    pool_limit: Option<u64>,
+    control: Option<PathBuf>,
+    swapon: bool,
+    best_effort: bool,
+    swaps: Vec<SwapSpec>,
+}
+
+/// A configuration file as it is written.
+#[derive(Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+struct Written {
+    pool_limit: Option<Spanned<Size>>,
+    control: Option<PathBuf>,
+    #[serde(default)]
+    swapon: bool,
+    #[serde(default)]
+    best_effort: bool,
+    #[serde(default)]
+    swap: Vec<WrittenSwap>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+struct WrittenSwap {
+    size: Spanned<Size>,
+    name: Option<Spanned<String>>,
+}
+
+impl File {
+    fn load(path: &Path, machine: &Machine) -> Result<Self, ConfigError> {
+        let text = fs::read_to_string(path)
+            .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        let wrong = |span: Range<usize>, reason| {
+            let (line, key) = place(&text, span.start);
+            ConfigError::Wrong { path: path.to_owned(), line, key, reason }
+        };
+        let written: Written = toml::from_str(&text).map_err(|error| {
+            let span = error.span().unwrap_or(0..0);
+            wrong(span, Failure::new(Exit::Usage, error.message()))
+        })?;
+        let pool_limit = written.pool_limit.map(|size| {
+            machine.pool_limit(*size.get_ref()).map_err(|reason| wrong(size.span(), reason))
+        });
+        let swaps = written.swap.into_iter().map(|WrittenSwap { size, name }| {
+            let bytes = machine.swap_bytes(*size.get_ref());
+            let bytes = bytes.map_err(|reason| wrong(size.span(), reason))?;
+            if let Some(name) = &name {
+                let checked = check_name(name.get_ref()).map_err(Failure::from);
+                checked.map_err(|reason| wrong(name.span(), reason))?;
+            }
+            Ok(SwapSpec { bytes, name: name.map(Spanned::into_inner) })
+        });
+        Ok(Self {
+            pool_limit: pool_limit.transpose()?,
+            swaps: swaps.collect::<Result<_, ConfigError>>()?,
+            control: written.control,
+            swapon: written.swapon,
+            best_effort: written.best_effort,
+        })
+    }
+}
+
+/// Where in the file a byte is: the line, from 1, and the key that the line sets.
+fn place(text: &str, at: usize) -> (usize, String) {
+    let before = text.get(..at).unwrap_or(text);
+    let number = before.matches('\n').count();
+    let line = text.lines().nth(number).unwrap_or_default();
+    let key = line.split('=').next().unwrap_or_default().trim();
+    (number + 1, if key.is_empty() { "end of line".to_owned() } else { format!("'{key}'") })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::SwapArg;
+
+    const MACHINE: Machine = Machine { ram: 16 << 30, pool_limit_min: 1 << 20 };
+
+    /// The configuration that `args` and a file of `text` make.
+    fn with_file(mut args: RunArgs, text: &str) -> Result<RunConfig, Failure> {
+        let home = tempfile::tempdir().unwrap();
+        let path = home.path().join("tmem.toml");
+        fs::write(&path, text).unwrap();
+        args.config = Some(path);
+        RunConfig::new(&args, None, &MACHINE)
+    }
+
+    #[test]
+    fn defaults() {
+        let config = RunConfig::new(&RunArgs::default(), None, &MACHINE).unwrap();
+        assert_eq!(config.pool_limit, 8 << 30);
+        assert_eq!(config.control, PathBuf::from("/run/tmem/control.sock"));
+        assert!(!config.swapon && !config.best_effort && config.swaps.is_empty());
+    }
+
+    #[test]
+    fn the_file_is_heard() {
+        let text = "pool-limit = '25%'\ncontrol = '/run/x'\nswapon = true\nbest-effort = true\n\
+                    [[swap]]\nsize = '1.5G'\nname = 'a'\n[[swap]]\nsize = 1073741824\n";
+        let config = with_file(RunArgs::default(), text).unwrap();
+        assert_eq!(config.pool_limit, 4 << 30);
+        assert_eq!(config.control, PathBuf::from("/run/x"));
+        assert!(config.swapon && config.best_effort);
+        assert_eq!(config.swaps[0], SwapSpec { bytes: 3 << 29, name: Some("a".into()) });
+        assert_eq!(config.swaps[1], SwapSpec { bytes: 1 << 30, name: None });
+    }
+
+    #[test]
+    fn the_example_is_a_good_file() {
+        let config = with_file(RunArgs::default(), include_str!("../tmem.example.toml")).unwrap();
+        assert_eq!(config.pool_limit, 8 << 30);
+        assert_eq!(config.swaps, [SwapSpec { bytes: 16 << 30, name: Some("swap0".into()) }]);
+    }
+
+    #[test]
+    fn the_command_line_wins() {
+        let args = RunArgs {
+            pool_limit: Some(Size::Bytes(1 << 30)),
+            swap: vec![SwapArg { size: Size::Bytes(2 << 30), name: None }],
+            ..RunArgs::default()
+        };
+        let text = "pool-limit = '25%'\n[[swap]]\nsize = '1G'\n[[swap]]\nsize = '1G'\n";
+        let config = with_file(args, text).unwrap();
+        assert_eq!(config.pool_limit, 1 << 30);
+        assert_eq!(config.swaps, [SwapSpec { bytes: 2 << 30, name: None }]);
+    }
+
+    #[test]
+    fn errors_name_the_file_the_line_and_the_key() {
+        for (text, code, parts) in [
+            ("swapon = true\nswap-on = 1\n", Exit::Usage, ["line 2: 'swap-on'", "pool-limit"]),
+            ("swapon = 'yes'\n", Exit::Usage, ["line 1: 'swapon'", "expected a boolean"]),
+            ("[[swap]]\nsize = '4X'\n", Exit::Usage, ["line 2: 'size'", "is not a size"]),
+            ("[[swap]]\nname = 'a'\n", Exit::Usage, ["line 1:", "size"]),
+            ("[[swap]]\nsize = '1G'\nname = 'a b'\n", Exit::Usage, ["line 3: 'name'", "letters"]),
+            ("\n[[swap]]\nsize = 0\n", Exit::Size, ["line 3: 'size'", "it must have"]),
+            ("[[swap]]\nsize = 1048577\n", Exit::Size, ["line 2: 'size'", "whole pages of 4096"]),
+            ("pool-limit = '101%'\n", Exit::Size, ["line 1: 'pool-limit'", "(16G)"]),
+            ("pool-limit = -1\n", Exit::Usage, ["line 1: 'pool-limit'", "negative"]),
+            ("swapon = \n", Exit::Usage, ["line 1: 'swapon'", "tmem.toml"]),
+        ] {
+            let failure = with_file(RunArgs::default(), text).unwrap_err();
+            assert_eq!(failure.code, code, "{text}: {failure}");
+            assert!(parts.iter().all(|part| failure.message.contains(part)), "{text}: {failure}");
+            assert!(failure.message.contains("tmem.toml: "), "{failure}");
+        }
+    }
+
+    #[test]
+    fn a_file_that_is_not_there() {
+        let args = RunArgs { config: Some("/nonexistent/tmem.toml".into()), ..RunArgs::default() };
+        let failure = RunConfig::new(&args, None, &MACHINE).unwrap_err();
+        assert_eq!(failure.code, Exit::Usage);
+        assert!(failure.message.contains("/nonexistent/tmem.toml"), "{failure}");
+    }
+
+    #[test]
+    fn pool_limits_have_bounds() {
+        for (size, good) in [
+            (Size::Bytes((1 << 20) - 1), false),
+            (Size::Bytes(1 << 20), true),
+            (Size::Bytes(16 << 30), true),
+            (Size::Bytes((16 << 30) + 1), false),
+            (Size::RamShare(0), false),
+        ] {
+            match MACHINE.pool_limit(size) {
+                Ok(_) => assert!(good, "{size:?}"),
+                Err(failure) => {
+                    assert!(!good && failure.code == Exit::Size, "{size:?}");
+                    let bounds = "use 1048576 bytes (1M) to 17179869184 bytes (16G)";
+                    assert!(failure.message.ends_with(bounds), "{failure}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn one_name_is_for_one_device() {
+        let swap = SwapArg { size: Size::Bytes(1 << 30), name: Some("a".into()) };
+        let args = RunArgs { swap: vec![swap.clone(), swap], ..RunArgs::default() };
+        let failure = RunConfig::new(&args, None, &MACHINE).unwrap_err();
+        assert_eq!(failure.code, Exit::NameTaken);
+    }
+
+    #[test]
+    fn this_machine_has_memory() {
+        let machine = Machine::here().unwrap();
+        assert!(machine.ram > 1 << 20 && machine.pool_limit_min > 0);
+    }
+}

@@ -1,0 +1,26 @@
+//! Transcendent memory: the daemon that serves the engine as block devices, and its user's side.
+//!
+//! The binary `tmem` is this library and a page of `main`. The user's side is the command line
+//! ([`cli`]), the configuration ([`config`]), the control plane ([`control`]), what is printed
+//! ([`output`]) and how it ends ([`exit`]); [`service`] is where it meets the [`daemon`].
+#![deny(unsafe_code)]
+
+pub mod cli;
+pub mod commands;
+pub mod config;
+pub mod control;
+pub mod daemon;
+pub mod device;
+pub mod doctor;
+pub mod exit;
+mod log;
+mod notify;
+pub mod output;
+pub mod process;
+pub mod run;
+pub mod service;
+pub mod size;
+pub mod supply;
+pub mod swap;
+pub mod table;
+pub mod ublk;

@@ -1,0 +1,12 @@
+//! The daemon's log: lines on standard error, for the main and control threads.
+//!
+//! Standard error may be a pipe to a logger that waits for memory, so no thread that I/O depends
+//! on may come here.
+
+use std::fmt::Display;
+use std::io::{self, Write};
+
+/// Writes a line. There is nobody to tell if that fails.
+pub fn log(message: impl Display) {
+    let _ = writeln!(io::stderr(), "tmem: {message}");
+}

@@ -1,0 +1,48 @@
+//! The one binary: reads the command line, carries it out, and says how it ended.
+//!
+//! Whatever goes wrong is one line on standard error, and an exit code of its own.
+
+use std::io::{self, Write};
+use std::path::Path;
+use std::process::ExitCode;
+
+use clap::Parser;
+use clap::error::ErrorKind;
+use tmem_ublk_target::cli::{Cli, RunArgs};
+use tmem_ublk_target::config::{Machine, RunConfig};
+use tmem_ublk_target::exit::{Exit, Failure};
+use tmem_ublk_target::{commands, run, service};
+
+fn main() -> ExitCode {
+    let outcome = match Cli::try_parse() {
+        Ok(cli) => commands::execute(&cli, &mut io::stdout(), run),
+        Err(error) => usage(&error),
+    };
+    let exit = outcome.unwrap_or_else(|failure| {
+        // Nobody can be told that nobody can be told.
+        let _ = writeln!(io::stderr(), "tmem: {failure}");
+        failure.code
+    });
+    exit.into()
+}
+
+/// Answers a command line that asks for help, or is wrong.
+fn usage(error: &clap::Error) -> Result<Exit, Failure> {
+    if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
+        // Whoever pipes the help into a pager may leave early.
+        let _ = error.print();
+        return Ok(Exit::Ok);
+    }
+    let text = error.render().to_string();
+    let lines: Vec<_> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    let line = lines.join("; ");
+    Err(Failure::new(Exit::Usage, line.strip_prefix("error: ").unwrap_or(&line)))
+}
+
+/// `tmem run`: everything is checked before anything is done.
+fn run(args: &RunArgs, control: Option<&Path>, out: &mut dyn Write) -> Result<(), Failure> {
+    let machine = Machine::here()
+        .map_err(|error| Failure::new(Exit::Failure, format!("cannot count the CPUs: {error}")))?;
+    let config = RunConfig::new(args, control, &machine)?;
+    run::run(&config, service::start, out)
+}

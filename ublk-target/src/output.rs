@@ -1,0 +1,417 @@
+//! What `tmem list` and `tmem stats` show, under the names that zramctl gave such columns.
+//!
+//! The rows of `tmem stats` are read from the daemon's report; `control/report.rs` says what each
+//! figure is. For people a few lines about the pool as a whole follow the table; scripts that ask
+//! for columns, for a raw table or for one without headings get the table alone.
+
+use std::fmt;
+
+use serde::Deserialize;
+use serde_json::Value;
+use tmem::PAGE_SIZE;
+
+use crate::cli::TableArgs;
+use crate::control::REPORT_VERSION;
+use crate::daemon::{DeviceInfo, TOTAL};
+use crate::exit::{Exit, Failure};
+use crate::size::Human;
+use crate::table::{Cell, Column, Style, ratio, render, select};
+
+/// What `tmem list` shows if not told otherwise.
+const DEVICE_DEFAULT: &[&str] = &["NAME", "TYPE", "PATH", "DISKSIZE", "MOUNTPOINT"];
+
+/// What `tmem list` can show.
+pub const DEVICE_COLUMNS: &[Column<DeviceInfo>] = &[
+    Column {
+        name: "NAME",
+        help: "the name to use with tmem",
+        cell: |device| Cell::Word(device.name.clone()),
+    },
+    Column { name: "TYPE", help: "swap", cell: |device| Cell::Word(device.kind.clone()) },
+    Column { name: "PATH", help: "device node", cell: |device| Cell::Word(device.path.clone()) },
+    Column {
+        name: "DISKSIZE",
+        help: "most data that the device holds",
+        cell: |device| Cell::Size(device.bytes),
+    },
+    Column {
+        name: "QUEUES",
+        help: "hardware queues, each with a thread of its own",
+        cell: |device| Cell::Count(device.queues.into()),
+    },
+    Column {
+        name: "DEPTH",
+        help: "requests that a queue holds",
+        cell: |device| Cell::Count(device.depth.into()),
+    },
+    Column {
+        name: "MOUNTPOINT",
+        help: "[SWAP] if the kernel swaps to it",
+        cell: |device| mountpoint(Some(device.swapped_on)),
+    },
+];
+
+/// What `tmem stats` shows if not told otherwise.
+const USAGE_DEFAULT: &[&str] = &[
+    "NAME",
+    "DISKSIZE",
+    "DATA",
+    "COMPR",
+    "TOTAL",
+    "COMP-RATIO",
+    "MEM-LIMIT",
+    "MEM-USED",
+    "MOUNTPOINT",
+];
+
+/// What `tmem stats` can show.
+pub const USAGE_COLUMNS: &[Column<Usage>] = &[
+    Column { name: "NAME", help: "device, or total", cell: |row| Cell::Word(row.name.clone()) },
+    Column {
+        name: "PATH",
+        help: "device node",
+        cell: |row| row.path.clone().map_or(Cell::None, Cell::Word),
+    },
+    Column {
+        name: "DISKSIZE",
+        help: "most data that the device holds",
+        cell: |row| row.bytes.map_or(Cell::None, Cell::Size),
+    },
+    Column {
+        name: "DATA",
+        help: "data held, uncompressed",
+        cell: |row| Cell::Size(row.orig_data_size),
+    },
+    Column {
+        name: "COMPR",
+        help: "data held, compressed",
+        cell: |row| Cell::Size(row.compr_data_size),
+    },
+    Column {
+        name: "TOTAL",
+        help: "memory it takes, overhead included; of a device, its share by COMPR",
+        cell: |row| Cell::Size(row.mem_used_total),
+    },
+    Column {
+        name: "COMP-RATIO",
+        help: "DATA/TOTAL",
+        cell: |row| Cell::Ratio(row.orig_data_size, row.mem_used_total),
+    },
+    Column {
+        name: "MEM-LIMIT",
+        help: "pool limit, which all devices share",
+        cell: |row| Cell::Size(row.mem_limit),
+    },
+    Column {
+        name: "MEM-USED",
+        help: "most memory that all devices have taken",
+        cell: |row| Cell::Size(row.mem_used_max),
+    },
+    Column {
+        name: "SAME-PAGES",
+        help: "pages of one repeated word, which take no memory",
+        cell: |row| Cell::Count(row.same_pages),
+    },
+    Column {
+        name: "HUGE-PAGES",
+        help: "pages held as they are, because they do not compress",
+        cell: |row| Cell::Count(row.huge_pages),
+    },
+    Column { name: "PUTS", help: "pages written", cell: |row| Cell::Count(row.succ_puts) },
+    Column { name: "GETS", help: "pages read and found", cell: |row| Cell::Count(row.succ_gets) },
+    Column {
+        name: "FAILED",
+        help: "pages refused because the pool was full",
+        cell: |row| Cell::Count(row.failed_puts),
+    },
+    Column {
+        name: "LOST",
+        help: "pages that a refused write has lost",
+        cell: |row| Cell::Count(row.lost_pages),
+    },
+    Column {
+        name: "MOUNTPOINT",
+        help: "[SWAP] if the kernel swaps to it",
+        cell: |row| mountpoint(row.swapped_on),
+    },
+];
+
+fn mountpoint(swapped_on: Option<bool>) -> Cell {
+    if swapped_on == Some(true) { Cell::Word("[SWAP]".to_owned()) } else { Cell::None }
+}
+
+/// A row of `tmem stats`: a device, or all of them together.
+#[derive(Debug, Deserialize)]
+pub struct Usage {
+    #[serde(default = "total_name")]
+    name: String,
+    path: Option<String>,
+    bytes: Option<u64>,
+    swapped_on: Option<bool>,
+    orig_data_size: u64,
+    compr_data_size: u64,
+    mem_used_total: u64,
+    mem_limit: u64,
+    mem_used_max: u64,
+    same_pages: u64,
+    huge_pages: u64,
+    succ_puts: u64,
+    succ_gets: u64,
+    failed_puts: u64,
+    lost_pages: u64,
+}
+
+/// The report has the total under its own key, so it has no name there.
+fn total_name() -> String {
+    TOTAL.to_owned()
+}
+
+/// What the lines below the table need of the total.
+#[derive(Debug, Deserialize)]
+struct Pool {
+    orig_data_size: u64,
+    mem_used_total: u64,
+    mem_used_max: u64,
+    mem_limit: u64,
+    frames_allocated: u64,
+    frames_free: u64,
+    frames_ephemeral: u64,
+    frames_persistent: u64,
+    frames_reserve: u64,
+    failed_puts: u64,
+    starved_puts: u64,
+    lost_gets: u64,
+    corrupt_gets: u64,
+    put_latency: Latency,
+    get_latency: Latency,
+}
+
+#[derive(Debug, Deserialize)]
+struct Latency {
+    count: u64,
+    p50_ns: u64,
+    p99_ns: u64,
+    p999_ns: u64,
+}
+
+/// The devices as `args` want them shown.
+pub fn devices(devices: &[DeviceInfo], args: &TableArgs) -> Result<String, Failure> {
+    if args.json {
+        let report = serde_json::json!({ "version": REPORT_VERSION, "devices": devices });
+        return Ok(json(&report));
+    }
+    let columns = chosen(DEVICE_COLUMNS, DEVICE_DEFAULT, args)?;
+    Ok(render(&columns, devices, style(args)))
+}
+
+/// A report as `args` want it shown.
+pub fn stats(report: &Value, args: &TableArgs) -> Result<String, Failure> {
+    if report["version"] != REPORT_VERSION {
+        return Err(unreadable("it is of another version"));
+    }
+    if args.json {
+        return Ok(json(report));
+    }
+    let columns = chosen(USAGE_COLUMNS, USAGE_DEFAULT, args)?;
+    let mut rows = Vec::<Usage>::deserialize(&report["devices"]).map_err(unreadable)?;
+    let mut total = Usage::deserialize(&report["total"]).map_err(unreadable)?;
+    total.bytes = Some(rows.iter().filter_map(|row| row.bytes).sum());
+    rows.push(total);
+    let mut text = render(&columns, &rows, style(args));
+    let for_a_script = args.raw || args.noheadings || args.output_all || !args.output.is_empty();
+    if !for_a_script {
+        let pool = Pool::deserialize(&report["total"]).map_err(unreadable)?;
+        text.push_str(&summary(&pool, args.bytes));
+    }
+    Ok(text)
+}
+
+/// The lines below the table.
+fn summary(pool: &Pool, bytes: bool) -> String {
+    let size = |value: u64| if bytes { value.to_string() } else { Human(value).to_string() };
+    let frames = pool.frames_allocated * PAGE_SIZE as u64;
+    format!(
+        "\npool:   {} of {} taken, {} at most so far; holds {} times as much data\n\
+         frames: {} ({}): {} free, {} ephemeral, {} persistent, {} in reserve\n\
+         puts:   {}\n\
+         gets:   {}\n\
+         errors: {} puts failed, {} gets lost, {} gets corrupt; {} puts waited for memory\n",
+        size(pool.mem_used_total),
+        size(pool.mem_limit),
+        size(pool.mem_used_max),
+        ratio(pool.orig_data_size, pool.mem_used_total),
+        pool.frames_allocated,
+        size(frames),
+        pool.frames_free,
+        pool.frames_ephemeral,
+        pool.frames_persistent,
+        pool.frames_reserve,
+        pool.put_latency,
+        pool.get_latency,
+        pool.failed_puts,
+        pool.lost_gets,
+        pool.corrupt_gets,
+        pool.starved_puts,
+    )
+}
+
+impl fmt::Display for Latency {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Latency { count, p50_ns, p99_ns, p999_ns } = *self;
+        if count == 0 {
+            return f.write_str("none yet");
+        }
+        let [p50, p99, p999] = [p50_ns, p99_ns, p999_ns].map(duration);
+        write!(f, "{count} pages, median {p50}, p99 {p99}, p99.9 {p999}")
+    }
+}
+
+/// Nanoseconds as people read them, with one decimal, rounded down.
+fn duration(ns: u64) -> String {
+    let (unit, name) = match ns {
+        0..1_000 => return format!("{ns}ns"),
+        1_000..1_000_000 => (1_000, "us"),
+        1_000_000..1_000_000_000 => (1_000_000, "ms"),
+        _ => (1_000_000_000, "s"),
+    };
+    format!("{}.{}{name}", ns / unit, ns % unit * 10 / unit)
+}
+
+fn chosen<'a, T>(
+    columns: &'a [Column<T>],
+    default: &[&str],
+    args: &TableArgs,
+) -> Result<Vec<&'a Column<T>>, Failure> {
+    if args.output_all {
+        Ok(columns.iter().collect())
+    } else if args.output.is_empty() {
+        select(columns, default)
+    } else {
+        select(columns, &args.output)
+    }
+}
+
+fn style(args: &TableArgs) -> Style {
+    Style { bytes: args.bytes, noheadings: args.noheadings, raw: args.raw }
+}
+
+fn json(value: &Value) -> String {
+    format!("{value:#}\n")
+}
+
+fn unreadable(reason: impl fmt::Display) -> Failure {
+    let message = format!(
+        "the daemon's report cannot be read: {reason}; use the tmem that the daemon was started \
+         from, or --json"
+    );
+    Failure::new(Exit::Failure, message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::report;
+    use crate::daemon::{DaemonStats, DeviceStats};
+    use crate::device::IoStats;
+
+    fn info() -> DeviceInfo {
+        DeviceInfo {
+            name: "swap0".into(),
+            kind: "swap".into(),
+            path: "/dev/ublkb0".into(),
+            bytes: 4 << 30,
+            queues: 2,
+            depth: 128,
+            swapped_on: true,
+        }
+    }
+
+    fn a_report() -> Value {
+        let pool = tmem::PoolCounters::default();
+        let mut device = DeviceStats { info: info(), pool, io: IoStats::default() };
+        device.pool.orig_data_size = 300 << 20;
+        device.pool.compr_data_size = 100 << 20;
+        let mut stats = DaemonStats { devices: vec![device], ..DaemonStats::default() };
+        stats.total.pools = stats.devices[0].pool;
+        stats.total.mem_used_total = 110 << 20;
+        stats.total.mem_used_max = 120 << 20;
+        stats.total.mem_limit = 2 << 30;
+        stats.total.frames.frames_allocated = 256;
+        stats.total.put_latency.count = 7;
+        stats.total.put_latency.p99_ns = 1_550;
+        report(&stats)
+    }
+
+    fn args() -> TableArgs {
+        TableArgs::default()
+    }
+
+    #[test]
+    fn list_shows_devices() {
+        assert_eq!(
+            devices(&[info()], &args()).unwrap(),
+            "NAME  TYPE PATH        DISKSIZE MOUNTPOINT\nswap0 swap /dev/ublkb0       4G [SWAP]\n"
+        );
+        let all = TableArgs { output_all: true, raw: true, bytes: true, ..args() };
+        assert_eq!(
+            devices(&[info()], &all).unwrap(),
+            "NAME TYPE PATH DISKSIZE QUEUES DEPTH MOUNTPOINT\n\
+             swap0 swap /dev/ublkb0 4294967296 2 128 [SWAP]\n"
+        );
+    }
+
+    #[test]
+    fn stats_shows_devices_the_total_and_the_pool() {
+        let text = stats(&a_report(), &args()).unwrap();
+        let mut lines = text.lines();
+        assert_eq!(
+            lines.next().unwrap(),
+            "NAME  DISKSIZE DATA COMPR TOTAL COMP-RATIO MEM-LIMIT MEM-USED MOUNTPOINT"
+        );
+        let row = "swap0       4G 300M  100M  110M       2.72        2G     120M [SWAP]";
+        assert_eq!(lines.next().unwrap(), row);
+        let row = "total       4G 300M  100M  110M       2.72        2G     120M -";
+        assert_eq!(lines.next().unwrap(), row);
+        assert!(text.contains("\npool:   110M of 2G taken, 120M at most so far"), "{text}");
+        assert!(text.contains("\nframes: 256 (1M): 0 free"), "{text}");
+        assert!(text.contains("puts:   7 pages, median 0ns, p99 1.5us"), "{text}");
+        assert!(text.contains("\ngets:   none yet\n"), "{text}");
+    }
+
+    #[test]
+    fn scripts_get_the_table_alone() {
+        let output = vec!["NAME".to_owned(), "DATA".to_owned()];
+        let args = TableArgs { raw: true, noheadings: true, bytes: true, output, ..args() };
+        assert_eq!(stats(&a_report(), &args).unwrap(), "swap0 314572800\ntotal 314572800\n");
+    }
+
+    #[test]
+    fn json_is_the_whole_report() {
+        let args = TableArgs { json: true, ..args() };
+        let text = stats(&a_report(), &args).unwrap();
+        assert_eq!(serde_json::from_str::<Value>(&text).unwrap(), a_report());
+        let list: Value = serde_json::from_str(&devices(&[info()], &args).unwrap()).unwrap();
+        assert_eq!(list["devices"][0]["swapped_on"], true);
+    }
+
+    #[test]
+    fn a_report_that_is_none_is_refused() {
+        for report in [Value::Null, serde_json::json!({ "version": 1, "devices": 7 })] {
+            assert_eq!(stats(&report, &args()).unwrap_err().code, Exit::Failure);
+        }
+    }
+
+    #[test]
+    fn the_default_columns_exist() {
+        select(DEVICE_COLUMNS, DEVICE_DEFAULT).unwrap();
+        select(USAGE_COLUMNS, USAGE_DEFAULT).unwrap();
+    }
+
+    #[test]
+    fn durations() {
+        assert_eq!(duration(999), "999ns");
+        assert_eq!(duration(1_999), "1.9us");
+        assert_eq!(duration(12_300_000), "12.3ms");
+        assert_eq!(duration(u64::MAX), "18446744073.7s");
+    }
+}

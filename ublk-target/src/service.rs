@@ -1,0 +1,109 @@
+//! Where the user's side meets the daemon: how it is started, asked and stopped, and which exit
+//! code each of its errors is.
+
+use tmem::ConfigError;
+
+use crate::config::RunConfig;
+use crate::control::Operations;
+use crate::daemon::{Daemon, DaemonConfig, DaemonError, DaemonStats, DeviceInfo};
+use crate::exit::{Exit, Failure};
+use crate::log::log;
+use crate::process::ProcessError;
+use crate::run::Service;
+use crate::size::ram_bytes;
+use crate::ublk::{DriverError, ServerError};
+
+/// Starts the daemon of a configuration, without devices yet. Call it before any thread is
+/// started.
+pub fn start(config: &RunConfig) -> Result<Daemon, Failure> {
+    let daemon = Daemon::start(DaemonConfig {
+        pool_limit: config.pool_limit,
+        limit_max: ram_bytes(),
+        best_effort: config.best_effort,
+        swapon: config.swapon,
+    })?;
+    for warning in daemon.warnings() {
+        log(format_args!("going on without a guard: {warning}"));
+    }
+    Ok(daemon)
+}
+
+impl Operations for Daemon {
+    fn add_swap(&self, name: Option<&str>, bytes: u64) -> Result<DeviceInfo, Failure> {
+        Ok(self.add_swap(name, bytes)?)
+    }
+
+    fn del(&self, name: &str) -> Result<(), Failure> {
+        Ok(self.del(name)?)
+    }
+
+    fn list(&self) -> Vec<DeviceInfo> {
+        self.list()
+    }
+
+    fn stats(&self) -> DaemonStats {
+        self.stats()
+    }
+
+    fn set_pool_limit(&self, bytes: u64) -> Result<u64, Failure> {
+        Ok(self.set_pool_limit(bytes)?)
+    }
+}
+
+impl Service for Daemon {
+    fn shutdown(&self) -> Result<(), Failure> {
+        Ok(self.shutdown()?)
+    }
+}
+
+impl From<DaemonError> for Failure {
+    fn from(error: DaemonError) -> Self {
+        let code = match &error {
+            DaemonError::BadName { .. } => Exit::Usage,
+            DaemonError::InUse { .. } => Exit::InUse,
+            DaemonError::NameTaken { .. } => Exit::NameTaken,
+            DaemonError::NoDevice { .. } => Exit::NotFound,
+            DaemonError::SizeOutOfBounds { .. } | DaemonError::SizeNotPages { .. } => Exit::Size,
+            DaemonError::Engine(
+                ConfigError::LimitBelowReserve { .. } | ConfigError::LimitAboveMaximum { .. },
+            ) => Exit::Size,
+            DaemonError::Process(
+                ProcessError::IoFlusher { .. }
+                | ProcessError::LockMemory { .. }
+                | ProcessError::MountNamespace { .. }
+                | ProcessError::OomScore { .. },
+            )
+            | DaemonError::Server(ServerError::Driver(DriverError::Denied { .. })) => {
+                Exit::Permission
+            }
+            DaemonError::Server(ServerError::Driver(DriverError::Missing { .. })) => Exit::NoUblk,
+            _ => Exit::Failure,
+        };
+        Failure::new(code, error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::swap::User;
+
+    #[test]
+    fn errors_have_the_documented_codes() {
+        let name = || "a".to_owned();
+        let path = "/dev/ublkb0".to_owned();
+        let source = std::io::ErrorKind::PermissionDenied.into();
+        for (error, code) in [
+            (DaemonError::NoDevice { name: name() }, Exit::NotFound),
+            (DaemonError::NameTaken { name: name() }, Exit::NameTaken),
+            (DaemonError::SizeNotPages { bytes: 5 }, Exit::Size),
+            (DaemonError::InUse { path, user: User::Swap }, Exit::InUse),
+            (ConfigError::LimitAboveMaximum { limit: 2, maximum: 1 }.into(), Exit::Size),
+            (ProcessError::IoFlusher { source }.into(), Exit::Permission),
+            (ServerError::from(DriverError::Missing { reason: name() }).into(), Exit::NoUblk),
+        ] {
+            let failure = Failure::from(error);
+            assert_eq!(failure.code, code, "{failure}");
+        }
+    }
+}

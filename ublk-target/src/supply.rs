@@ -1,0 +1,219 @@
+//! The supply thread: grows the arena ahead of demand and gives memory back.
+//!
+//! It is the only thread that may wait for the kernel's memory on the engine's behalf; no I/O
+//! waits for it longer than the front end's bound. It dies only with the process: without it
+//! writes would starve for ever.
+
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
+use std::thread::JoinHandle;
+
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use rustix::io::Errno;
+use serde::Serialize;
+use tmem::{Engine, Supplied};
+
+use crate::process;
+
+/// How soon to look again after there was something to do.
+const ACTIVE_PERIOD: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
+
+/// How soon to look again otherwise: nobody tells of frames that discards have freed.
+const QUIET_PERIOD: Timespec = Timespec { tv_sec: 8, tv_nsec: 0 };
+
+/// How anybody wakes the supply thread.
+///
+/// A claim makes a crowd of queues wake it once. The thread drops the claim before it looks at
+/// the engine, so that what is wanted after that look is claimed anew and never missed.
+pub struct Waker {
+    eventfd: OwnedFd,
+    claimed: AtomicBool,
+    stop: AtomicBool,
+}
+
+impl Waker {
+    fn new() -> io::Result<Self> {
+        // Non-blocking, so that io_uring writes it inline.
+        let eventfd = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        Ok(Self { eventfd, claimed: AtomicBool::new(false), stop: AtomicBool::new(false) })
+    }
+
+    /// The eventfd to write 1 to after [`Waker::claim`].
+    pub fn fd(&self) -> RawFd {
+        self.eventfd.as_raw_fd()
+    }
+
+    /// True if the caller is the one to wake the thread.
+    pub fn claim(&self) -> bool {
+        !self.claimed.load(Ordering::Relaxed) && !self.claimed.swap(true, Ordering::AcqRel)
+    }
+
+    /// Takes a claim back that could not be made good.
+    pub fn unclaim(&self) {
+        self.claimed.store(false, Ordering::Release);
+    }
+
+    /// Wakes the thread with a system call: not for the I/O path.
+    pub fn wake(&self) {
+        // Fails only if the count is at its maximum, and then the thread is awake.
+        // Any number but 0 wakes it.
+        let _ = rustix::io::write(&self.eventfd, &1_u64.to_le_bytes());
+    }
+
+    /// Waits until woken, or for `limit`.
+    fn wait(&self, limit: &Timespec) {
+        let mut fds = [PollFd::new(&self.eventfd, PollFlags::IN)];
+        match poll(&mut fds, Some(limit)) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(errno) => process::fatal(format_args!("cannot wait for work: {errno}")),
+        }
+        let mut count = [0; 8];
+        // Would block after a timeout; the count itself says nothing.
+        let _ = rustix::io::read(&self.eventfd, &mut count);
+        self.claimed.store(false, Ordering::SeqCst);
+    }
+}
+
+/// How the supply of frames fares.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Serialize)]
+pub struct SupplyStats {
+    /// Rounds that failed: the arena could not be resized, and writes may have failed for it.
+    pub supply_errors: u64,
+    /// The error number of the last of them; 0 if there was none, or it had no number.
+    pub supply_errno: i32,
+}
+
+/// What is counted for [`SupplyStats`].
+#[derive(Default)]
+struct Faults {
+    errors: AtomicU64,
+    errno: AtomicI32,
+}
+
+impl Faults {
+    fn count(&self, error: &io::Error) {
+        self.errno.store(error.raw_os_error().unwrap_or(0), Ordering::Relaxed);
+        self.errors.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn stats(&self) -> SupplyStats {
+        SupplyStats {
+            supply_errors: self.errors.load(Ordering::Relaxed),
+            supply_errno: self.errno.load(Ordering::Relaxed),
+        }
+    }
+}
+
+/// The running thread. Stops it when dropped.
+pub struct Supply {
+    waker: Arc<Waker>,
+    faults: Arc<Faults>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Supply {
+    /// Starts the thread, which makes the first reserve of frames at once.
+    pub fn start(engine: Arc<Engine>) -> io::Result<Self> {
+        let waker = Arc::new(Waker::new()?);
+        waker.wake();
+        let faults = Arc::new(Faults::default());
+        let thread = {
+            let (waker, faults) = (Arc::clone(&waker), Arc::clone(&faults));
+            process::spawn_essential("tmem-supply".into(), move || run(&engine, &waker, &faults))?
+        };
+        Ok(Self { waker, faults, thread: Some(thread) })
+    }
+
+    /// What wakes the thread.
+    pub fn waker(&self) -> &Arc<Waker> {
+        &self.waker
+    }
+
+    /// How it has fared so far.
+    pub fn stats(&self) -> SupplyStats {
+        self.faults.stats()
+    }
+}
+
+impl Drop for Supply {
+    fn drop(&mut self) {
+        self.waker.stop.store(true, Ordering::SeqCst);
+        self.waker.wake();
+        if let Some(thread) = self.thread.take() {
+            // A panic in it would have ended the process.
+            let _ = thread.join();
+        }
+    }
+}
+
+fn run(engine: &Engine, waker: &Waker, faults: &Faults) {
+    let mut active = true;
+    let mut failing = false;
+    while !waker.stop.load(Ordering::SeqCst) {
+        waker.wait(if active { &ACTIVE_PERIOD } else { &QUIET_PERIOD });
+        let done = round(engine, waker);
+        active = done.as_ref().is_ok_and(|done| done.grown + done.released > 0)
+            || engine.supply_wanted();
+        if let Err(error) = &done {
+            faults.count(error);
+        }
+        match done {
+            Err(error) if !failing => {
+                failing = true;
+                process::note(format_args!("cannot resize the arena: {error}; writes may fail"));
+            }
+            Err(_) => {}
+            Ok(_) => failing = false,
+        }
+    }
+}
+
+/// Brings the arena to its watermark, then gives back what is too much. Every step is bounded.
+fn round(engine: &Engine, waker: &Waker) -> io::Result<Supplied> {
+    let mut done = Supplied::default();
+    loop {
+        let step = engine.supply()?;
+        done.grown += step.grown;
+        done.released += step.released;
+        if !step.more || waker.stop.load(Ordering::SeqCst) {
+            break;
+        }
+    }
+    done.released += engine.settle()?.released;
+    Ok(done)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_crowd_wakes_the_thread_once_until_it_looks() {
+        let waker = Waker::new().unwrap();
+        assert!(waker.claim());
+        assert!(!waker.claim());
+        waker.wake();
+        waker.wait(&QUIET_PERIOD);
+        assert!(waker.claim());
+        waker.unclaim();
+        assert!(waker.claim());
+    }
+
+    #[test]
+    fn errors_are_counted_with_the_last_ones_number() {
+        let faults = Faults::default();
+        assert_eq!(faults.stats(), SupplyStats::default());
+        faults.count(&io::Error::from_raw_os_error(libc::EAGAIN));
+        faults.count(&io::Error::from_raw_os_error(libc::ENOMEM));
+        let expected = SupplyStats { supply_errors: 2, supply_errno: libc::ENOMEM };
+        assert_eq!(faults.stats(), expected);
+    }
+
+    #[test]
+    fn a_wait_ends_without_a_wake() {
+        let waker = Waker::new().unwrap();
+        waker.wait(&Timespec { tv_sec: 0, tv_nsec: 1_000_000 });
+    }
+}

@@ -1,0 +1,359 @@
+//! Swap areas on our devices: made, switched on and off with util-linux, and who uses them.
+//!
+//! mkswap, swapon and swapoff do I/O to the device that we serve, so they are run by threads that
+//! no I/O depends on. Nothing here removes a device or forces anything. Paths of the host are
+//! under a root, so that tests bring a directory tree.
+
+use std::env;
+use std::ffi::{OsStr, OsString};
+use std::fmt;
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::ffi::OsStringExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use crate::process::{self, ProcessError};
+
+/// Priority of our swap: above swap on disks, whose default is negative.
+const PRIORITY: &str = "100";
+
+/// Where util-linux is on systems that leave it out of a service's PATH.
+const SBIN: &str = "/usr/local/sbin:/usr/sbin:/sbin";
+
+/// Why a swap area could not be switched on or off, or its users not be found.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SwapError {
+    /// The program is not installed.
+    #[error("there is no {program} in PATH or {SBIN}: install util-linux")]
+    NoProgram {
+        /// The program.
+        program: &'static str,
+    },
+    /// The program is there and could not be started.
+    #[error("cannot run {}: {source}", program.display())]
+    Spawn {
+        /// The program.
+        program: PathBuf,
+        /// Why it does not run.
+        source: io::Error,
+    },
+    /// The thread that started the program is not what it was before.
+    #[error(transparent)]
+    Process(#[from] ProcessError),
+    /// The program failed.
+    #[error("{program} {path} failed: {said}{}", hint(program))]
+    Failed {
+        /// The program.
+        program: &'static str,
+        /// The device.
+        path: String,
+        /// What it said.
+        said: String,
+    },
+    /// A file of the host that tells who uses a device could not be read.
+    #[error("cannot read {path} ({source}): without it nobody knows who uses the device")]
+    Read {
+        /// The file.
+        path: String,
+        /// The error.
+        source: io::Error,
+    },
+}
+
+fn hint(program: &str) -> &'static str {
+    match program {
+        "swapoff" => "; its pages must fit into memory or other swap: stop programs or add swap",
+        _ => "",
+    }
+}
+
+/// Who uses a device.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum User {
+    /// Another block device is built on it.
+    Holder(String),
+    /// A file system on it is mounted here.
+    Mount(String),
+    /// The kernel swaps to it.
+    Swap,
+    /// Somebody that the host does not name has it open exclusively.
+    Unknown,
+}
+
+impl User {
+    /// Says who uses `path` and what to do about it.
+    pub fn explain<'a>(&'a self, path: &'a str) -> impl fmt::Display + 'a {
+        fmt::from_fn(move |f| match self {
+            User::Holder(name) => {
+                write!(f, "{path} is part of {name}: remove {name} first (see lsblk {path})")
+            }
+            User::Mount(point) => write!(f, "{path} is mounted: `umount {point}` first"),
+            User::Swap => write!(f, "{path} is in use as swap: `swapoff {path}` first"),
+            User::Unknown => {
+                write!(f, "{path} is held open by another program: see `fuser -v {path}`")
+            }
+        })
+    }
+}
+
+/// The host's files, and its util-linux.
+#[derive(Clone, Debug)]
+pub struct Host {
+    root: PathBuf,
+}
+
+impl Default for Host {
+    fn default() -> Self {
+        Self { root: "/".into() }
+    }
+}
+
+impl Host {
+    /// True if the kernel swaps to `path`.
+    pub fn is_swap(&self, path: &str) -> Result<bool, SwapError> {
+        let swaps = self.read("proc/swaps")?;
+        Ok(swaps.lines().skip(1).any(|line| {
+            let name = line.split_ascii_whitespace().next().map(unescape);
+            name.as_deref() == Some(Path::new(path))
+        }))
+    }
+
+    /// Who uses the block device at `path`, as far as the host says.
+    pub fn user(&self, path: &str) -> Result<Option<User>, SwapError> {
+        if self.is_swap(path)? {
+            return Ok(Some(User::Swap));
+        }
+        if let Some(point) = self.mount_point(path)? {
+            return Ok(Some(User::Mount(point)));
+        }
+        let name = path.trim_start_matches("/dev/");
+        let holders = self.root.join("sys/block").join(name).join("holders");
+        match fs::read_dir(&holders).and_then(|mut entries| entries.next().transpose()) {
+            Ok(first) => {
+                Ok(first.map(|entry| User::Holder(entry.file_name().to_string_lossy().into())))
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(source) => Err(SwapError::Read { path: holders.display().to_string(), source }),
+        }
+    }
+
+    /// Where a file system on `path` is mounted. Asks for init's mounts: our own namespace may be
+    /// another.
+    fn mount_point(&self, path: &str) -> Result<Option<String>, SwapError> {
+        let name = path.trim_start_matches("/dev/");
+        let number = self.read(&format!("sys/block/{name}/dev")).ok();
+        let number = number.as_deref().map(str::trim);
+        let mounts = self.read("proc/1/mountinfo")?;
+        Ok(mounts.lines().find_map(|line| {
+            let (head, tail) = line.split_once(" - ")?;
+            let mut fields = head.split(' ').skip(2);
+            let device = fields.next();
+            let point = fields.nth(1)?;
+            let source = tail.split(' ').nth(1).map(unescape);
+            // Some file systems have a number of their own, and some a source of their own.
+            let ours = device == number || source.as_deref() == Some(Path::new(path));
+            ours.then(|| unescape(point).to_string_lossy().into_owned())
+        }))
+    }
+
+    fn read(&self, file: &str) -> Result<String, SwapError> {
+        let path = self.root.join(file);
+        fs::read_to_string(&path)
+            .map_err(|source| SwapError::Read { path: path.display().to_string(), source })
+    }
+}
+
+/// Takes the device at `path` for ourselves: while the file is open nobody can mount it or swap to
+/// it. Finds users in other mount namespaces too.
+pub fn claim(path: &str) -> io::Result<File> {
+    OpenOptions::new().read(true).custom_flags(libc::O_EXCL).open(path)
+}
+
+/// Makes a swap area on `path` and switches it on, telling the kernel to discard what it frees:
+/// that is the only way in which we learn of it.
+pub fn swap_on(path: &str) -> Result<(), SwapError> {
+    run("mkswap", &[], path)?;
+    run("swapon", &["--priority", PRIORITY, "--discard=pages"], path)
+}
+
+/// Switches swap on `path` off; takes as long as it takes to read all of it back.
+pub fn swap_off(path: &str) -> Result<(), SwapError> {
+    run("swapoff", &[], path)
+}
+
+fn run(program: &'static str, options: &[&str], path: &str) -> Result<(), SwapError> {
+    let given = env::var_os("PATH").unwrap_or_default();
+    let file = find_program(program, &given).ok_or(SwapError::NoProgram { program })?;
+    // With a path, and PATH as it is, std does not fork: a fork copies all page tables of the
+    // daemon, just when there is no memory.
+    let mut command = Command::new(&file);
+    command
+        .args(options)
+        .arg(path)
+        .env("LC_ALL", "C")
+        // An interrupt from the terminal is for us alone: it must not cut a swapoff short.
+        .process_group(0)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let (child, restored) = process::start_program(|| command.spawn());
+    let output = child
+        .and_then(|child| child.wait_with_output())
+        .map_err(|source| SwapError::Spawn { program: file, source })?;
+    restored?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    let said = match stderr.trim() {
+        "" => output.status.to_string(),
+        text => text.to_owned(),
+    };
+    Err(SwapError::Failed { program, path: path.into(), said })
+}
+
+/// The program's file: the first in `path` or in [`SBIN`] that can be run.
+fn find_program(program: &str, path: &OsStr) -> Option<PathBuf> {
+    env::split_paths(path)
+        .chain(env::split_paths(SBIN))
+        // What a relative directory has depends on where we happen to be.
+        .filter(|directory| directory.is_absolute())
+        .map(|directory| directory.join(program))
+        .find(|file| {
+            fs::metadata(file)
+                .is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
+        })
+}
+
+/// Undoes the kernel's octal escapes of blanks and backslashes in file names.
+fn unescape(name: &str) -> PathBuf {
+    let mut bytes = Vec::with_capacity(name.len());
+    let mut rest = name.as_bytes();
+    while let Some((&first, tail)) = rest.split_first() {
+        let digits = tail.get(..3).filter(|_| first == b'\\');
+        let code = digits.and_then(|digits| str::from_utf8(digits).ok());
+        match code.and_then(|code| u8::from_str_radix(code, 8).ok()) {
+            Some(byte) => {
+                bytes.push(byte);
+                rest = &tail[3..];
+            }
+            None => {
+                bytes.push(first);
+                rest = tail;
+            }
+        }
+    }
+    OsString::from_vec(bytes).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PATH: &str = "/dev/ublkb0";
+    const NO_SWAPS: &str = "Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority\n";
+
+    /// A host of which the test writes the files, removed at the end.
+    struct Tree(Host);
+
+    impl Tree {
+        fn new(name: &str, swaps: &str, mounts: &str) -> Self {
+            let pid = std::process::id();
+            let root = std::env::temp_dir().join(format!("tmem-swap-{name}-{pid}"));
+            let tree = Self(Host { root });
+            tree.write("proc/swaps", swaps);
+            tree.write("proc/1/mountinfo", mounts);
+            tree.write("sys/block/ublkb0/dev", "259:3\n");
+            fs::create_dir_all(tree.0.root.join("sys/block/ublkb0/holders")).unwrap();
+            tree
+        }
+
+        fn write(&self, file: &str, text: &str) {
+            let path = self.0.root.join(file);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        }
+    }
+
+    impl Drop for Tree {
+        fn drop(&mut self) {
+            fs::remove_dir_all(&self.0.root).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_device_in_use_as_swap_is_told_from_its_neighbours() {
+        let swaps = format!(
+            "{NO_SWAPS}/swap\\040file  file 1 0 -2\n/dev/ublkb01  partition 1 0 5\n\
+             /dev/ublkb0                             partition\t65532\t\t0\t\t100\n"
+        );
+        let tree = Tree::new("swap", &swaps, "");
+        assert_eq!(tree.0.user(PATH).unwrap(), Some(User::Swap));
+        assert!(tree.0.is_swap("/swap file").unwrap());
+        assert!(!tree.0.is_swap("/dev/ublkb").unwrap());
+        let message = User::Swap.explain(PATH).to_string();
+        assert!(message.contains("`swapoff /dev/ublkb0`"), "{message}");
+    }
+
+    #[test]
+    fn a_mounted_device_is_found_by_number_and_by_name() {
+        let by_number = "36 25 259:3 / /mnt/a\\040b rw shared:1 - ext4 /dev/root rw\n";
+        let tree = Tree::new("number", NO_SWAPS, by_number);
+        assert_eq!(tree.0.user(PATH).unwrap(), Some(User::Mount("/mnt/a b".into())));
+        let by_name =
+            "25 1 8:1 / / rw - ext4 /dev/sda1 rw\n36 25 0:40 / /mnt rw - btrfs /dev/ublkb0 rw\n";
+        let tree = Tree::new("name", NO_SWAPS, by_name);
+        assert_eq!(tree.0.user(PATH).unwrap(), Some(User::Mount("/mnt".into())));
+    }
+
+    #[test]
+    fn a_device_under_another_is_found() {
+        let tree = Tree::new("holder", NO_SWAPS, "25 1 8:1 / / rw - ext4 /dev/sda1 rw\n");
+        assert_eq!(tree.0.user(PATH).unwrap(), None);
+        tree.write("sys/block/ublkb0/holders/dm-4", "");
+        assert_eq!(tree.0.user(PATH).unwrap(), Some(User::Holder("dm-4".into())));
+    }
+
+    #[test]
+    fn not_knowing_is_an_error() {
+        let host = Host { root: "/nonexistent".into() };
+        assert!(matches!(host.user(PATH), Err(SwapError::Read { .. })));
+    }
+
+    #[test]
+    fn programs_are_found_by_absolute_path_or_said_to_be_missing() {
+        let tree = Tree::new("path", NO_SWAPS, "");
+        let root = &tree.0.root;
+        for file in ["a/tmem-tool", "b/tmem-tool"] {
+            tree.write(file, "#!/bin/sh\n");
+        }
+        fs::set_permissions(root.join("b/tmem-tool"), fs::Permissions::from_mode(0o755)).unwrap();
+        let path = env::join_paths([Path::new(""), &root.join("a"), &root.join("b")]).unwrap();
+        assert_eq!(find_program("tmem-tool", &path), Some(root.join("b/tmem-tool")));
+        assert_eq!(find_program("tmem-tool", OsStr::new("")), None);
+        let message = run("tmem-tool", &[], PATH).unwrap_err().to_string();
+        assert!(message.contains("install util-linux"), "{message}");
+    }
+
+    #[test]
+    fn a_program_that_cannot_start_is_not_called_missing() {
+        let source = io::Error::from_raw_os_error(libc::ENOMEM);
+        let message = SwapError::Spawn { program: "/sbin/mkswap".into(), source }.to_string();
+        assert!(message.starts_with("cannot run /sbin/mkswap: "), "{message}");
+        assert!(!message.contains("util-linux"), "{message}");
+    }
+
+    #[test]
+    fn a_program_that_fails_is_quoted() {
+        let error = run("mkswap", &[], "/nonexistent/device").unwrap_err();
+        let message = error.to_string();
+        assert!(
+            message.contains("/nonexistent/device") || message.contains("util-linux"),
+            "{message}"
+        );
+    }
+}

@@ -1,0 +1,12 @@
+//! The ublk front end: block devices through the kernel's ublk driver.
+
+mod driver;
+mod params;
+mod queue;
+mod ring;
+mod server;
+mod sizing;
+
+pub use driver::DriverError;
+pub use server::{ServerError, UblkServer};
+pub use sizing::{QueuePlan, buffer_budget, plan};

@@ -1,0 +1,70 @@
+//! The queue thread's io_uring: made here, and the two things done with it beside libublk.
+//!
+//! The ring is this thread's alone (libublk keeps it in a thread-local). Nothing here allocates
+//! after [`init`]. This is the only file of the front end with `unsafe`.
+#![allow(unsafe_code)]
+
+use std::cell::RefCell;
+use std::io;
+use std::os::fd::RawFd;
+use std::time::Duration;
+
+use io_uring::{IoUring, opcode, types};
+use libublk::io::with_task_io_ring_mut;
+use libublk::{UblkError, UblkUringData, ublk_init_task_ring};
+use rustix::io::Errno;
+
+/// Marks completions that are not ublk commands.
+const TARGET: u64 = UblkUringData::Target as u64;
+
+/// Entries that a batch may need beyond one commit per tag: the signal.
+const EXTRA_ENTRIES: u32 = 1;
+
+/// What [`signal`] writes; an eventfd adds it to its count.
+static ONE: u64 = 1;
+
+/// Makes this thread's ring, for a queue of `depth` tags.
+///
+/// It holds a submission for every tag and a signal at once: libublk enters the kernel, and
+/// panics when that fails, where a submission finds no room. Completions are run when the thread
+/// asks for them (`DEFER_TASKRUN`) and never interrupt a put.
+pub fn init(depth: u16) -> Result<(), UblkError> {
+    ublk_init_task_ring(|cell| {
+        let ring = IoUring::builder()
+            .setup_single_issuer()
+            .setup_defer_taskrun()
+            .build(u32::from(depth) + EXTRA_ENTRIES)?;
+        cell.set(RefCell::new(ring)).map_err(|_| UblkError::OtherError(-libc::EEXIST))
+    })
+}
+
+/// True if a completion is of [`signal`].
+pub fn is_signal(user_data: u64) -> bool {
+    user_data & TARGET != 0
+}
+
+/// Queues a write that wakes whoever polls `eventfd`; it leaves with the next submission. False
+/// if there was no room.
+///
+/// `eventfd` must be non-blocking, or io_uring would hand the write to a worker thread.
+pub fn signal(eventfd: RawFd) -> bool {
+    let ptr = (&raw const ONE).cast::<u8>();
+    let entry = opcode::Write::new(types::Fd(eventfd), ptr, size_of_val(&ONE) as u32)
+        .build()
+        .user_data(TARGET);
+    // SAFETY: ONE is a static that is never written, so the kernel may read it at any time.
+    with_task_io_ring_mut(|ring| unsafe { ring.submission().push(&entry) }.is_ok())
+}
+
+/// Submits what is queued and waits for a completion, but not longer than `limit`.
+///
+/// libublk can only wait for ever (or 20 s). A timeout request would do it too, but the kernel
+/// allocates for each.
+pub fn wait(limit: Duration) -> io::Result<()> {
+    let limit = types::Timespec::from(limit);
+    let args = types::SubmitArgs::new().timespec(&limit);
+    match with_task_io_ring_mut(|ring| ring.submitter().submit_with_args(1, &args)) {
+        Err(error) if Errno::from_io_error(&error) != Some(Errno::TIME) => Err(error),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,428 @@
+//! A live ublk device: made, started, stopped and removed on a control thread of its own.
+//!
+//! All of libublk's control calls for a device are made on one thread, because libublk keeps
+//! the control ring in a thread-local, and because some kernels never return from them (6.17 and
+//! 6.18 had versions that oops in ADD_DEV): whoever waits for that thread does so with a limit.
+//! Guarantee: after an error nothing is left of the device, unless the error says so.
+
+use std::fmt;
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::unix::fs::FileTypeExt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use libublk::ctrl::{UblkCtrl, UblkCtrlBuilder};
+use libublk::io::UblkDev;
+use libublk::{UblkError, UblkFlags, sys};
+use parking_lot::Mutex;
+
+use super::driver::{self, DriverError};
+use super::params::params;
+use super::queue::{QueueContext, QueueWorker};
+use super::sizing::{IO_BYTES, QueuePlan};
+use crate::device::{BlockDevice, IoCounters, IoStats};
+use crate::process;
+use crate::supply::Waker;
+
+/// How long a device may take to come up.
+const START_LIMIT: Duration = Duration::from_secs(30);
+
+/// How long a device may take to go: what is dirty in the page cache is written first.
+const STOP_LIMIT: Duration = Duration::from_secs(120);
+
+/// How long the device node may take to appear.
+const NODE_LIMIT: Duration = Duration::from_secs(5);
+const NODE_PERIOD: Duration = Duration::from_millis(10);
+
+/// Why a device could not be made or removed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ServerError {
+    /// The driver cannot be used.
+    #[error(transparent)]
+    Driver(#[from] DriverError),
+    /// The driver refused.
+    #[error("cannot {step}: {reason}")]
+    Refused {
+        /// What was asked of it.
+        step: &'static str,
+        /// What it said, and what may help.
+        reason: String,
+    },
+    /// The device is there for the kernel, but not in /dev.
+    #[error("{path} did not appear: mount devtmpfs on /dev")]
+    NoNode {
+        /// Where it should be.
+        path: String,
+    },
+    /// The driver does not answer.
+    #[error(
+        "the kernel's ublk driver did not {step} within {} s: look at `dmesg` for an oops in \
+         ublk_drv; such a kernel must be rebooted and should be replaced", limit.as_secs()
+    )]
+    Stuck {
+        /// What it was to do.
+        step: &'static str,
+        /// How long it had.
+        limit: Duration,
+    },
+    /// No thread for it.
+    #[error("cannot start a thread: {0}")]
+    Thread(#[source] io::Error),
+    /// The control thread panicked, and has said why.
+    #[error("the device's control thread died: see the daemon's log")]
+    Died,
+}
+
+/// A ublk device that serves a [`BlockDevice`]. Call [`UblkServer::stop`] to remove it.
+pub struct UblkServer {
+    live: Live,
+    counters: Arc<[IoCounters]>,
+    ended: Arc<AtomicBool>,
+    commands: Sender<Command>,
+    control: Mutex<Option<Control>>,
+}
+
+/// The far end of a control thread.
+struct Control {
+    events: Receiver<Event>,
+    thread: JoinHandle<()>,
+}
+
+/// What the device turned out to be.
+#[derive(Clone, Debug)]
+struct Live {
+    path: String,
+    queues: u16,
+    depth: u16,
+}
+
+enum Event {
+    Live(Live),
+    Gone(Result<(), ServerError>),
+}
+
+enum Command {
+    QueueEnded,
+    /// With what keeps others from using the device while it is stopped.
+    Stop(Option<File>),
+}
+
+impl UblkServer {
+    /// Makes a device and returns when it is live.
+    pub fn start(
+        device: Arc<BlockDevice>,
+        waker: Arc<Waker>,
+        plan: QueuePlan,
+    ) -> Result<Self, ServerError> {
+        driver::ensure()?;
+        let counters: Arc<[IoCounters]> = (0..plan.queues).map(|_| IoCounters::default()).collect();
+        let ended = Arc::new(AtomicBool::new(false));
+        let (commands, from_server) = channel();
+        let (to_server, events) = channel();
+        let job = Job {
+            context: QueueContext { device, counters: Arc::clone(&counters), waker },
+            plan,
+            commands: commands.clone(),
+            ended: Arc::clone(&ended),
+        };
+        let thread = process::spawn("tmem-ublk-ctl".into(), move || {
+            let gone = job.run(from_server, &to_server);
+            // Nobody listens if the start took too long.
+            let _ = to_server.send(Event::Gone(gone));
+        })
+        .map_err(ServerError::Thread)?;
+        let live = match events.recv_timeout(START_LIMIT) {
+            Ok(Event::Live(live)) => live,
+            Ok(Event::Gone(Err(error))) => return Err(error),
+            Ok(Event::Gone(Ok(()))) | Err(RecvTimeoutError::Disconnected) => {
+                return Err(ServerError::Died);
+            }
+            // Without a listener the control thread removes the device should it come up yet.
+            Err(RecvTimeoutError::Timeout) => {
+                // It may have come up this very moment. Fails if the thread has ended.
+                let _ = commands.send(Command::Stop(None));
+                return Err(ServerError::Stuck { step: "make a device", limit: START_LIMIT });
+            }
+        };
+        let control = Mutex::new(Some(Control { events, thread }));
+        Ok(Self { live, counters, ended, commands, control })
+    }
+
+    /// The block device's node.
+    pub fn path(&self) -> &str {
+        &self.live.path
+    }
+
+    /// Hardware queues.
+    pub fn queues(&self) -> u16 {
+        self.live.queues
+    }
+
+    /// Requests that each queue holds.
+    pub fn depth(&self) -> u16 {
+        self.live.depth
+    }
+
+    /// True once the device is gone without [`UblkServer::stop`]: somebody told the driver.
+    pub fn has_ended(&self) -> bool {
+        self.ended.load(Ordering::Acquire)
+    }
+
+    /// What all queues did.
+    pub fn io_stats(&self) -> IoStats {
+        let mut sum = IoStats::default();
+        self.counters.iter().for_each(|queue| queue.add_to(&mut sum));
+        sum
+    }
+
+    /// Stops and removes the device. Requests under way fail: make sure that nobody uses it, by a
+    /// `claim` on it (an exclusive open), which is let go when the device is stopped: before Linux
+    /// 6.9 the driver does not remove a device that anybody has open. On an error it may be tried
+    /// again.
+    pub fn stop(&self, claim: Option<File>) -> Result<(), ServerError> {
+        let mut place = self.control.lock();
+        let Some(control) = place.as_ref() else { return Ok(()) };
+        // Fails if the thread has ended, and then its last word is waiting.
+        let _ = self.commands.send(Command::Stop(claim));
+        let gone = match control.events.recv_timeout(STOP_LIMIT) {
+            Ok(Event::Gone(gone)) => gone,
+            Ok(Event::Live(_)) | Err(RecvTimeoutError::Disconnected) => Err(ServerError::Died),
+            Err(RecvTimeoutError::Timeout) => {
+                return Err(ServerError::Stuck { step: "stop a device", limit: STOP_LIMIT });
+            }
+        };
+        if let Some(control) = place.take() {
+            let _ = control.thread.join();
+        }
+        gone
+    }
+}
+
+/// What the control thread does.
+struct Job {
+    context: QueueContext,
+    plan: QueuePlan,
+    commands: Sender<Command>,
+    ended: Arc<AtomicBool>,
+}
+
+impl Job {
+    fn run(self, commands: Receiver<Command>, events: &Sender<Event>) -> Result<(), ServerError> {
+        let ctrl = self.add()?;
+        let dev = Arc::new(self.open(&ctrl)?);
+        let queues = self.start_queues(&ctrl, &dev)?;
+        check(ctrl.start_dev(&dev), "start a ublk device")?;
+        let path = ctrl.get_bdev_path();
+        wait_for_node(&path)?;
+        let info = ctrl.dev_info();
+        let live = Live { path, queues: info.nr_hw_queues, depth: info.queue_depth };
+        let mut claim = None;
+        if events.send(Event::Live(live.clone())).is_ok() {
+            match commands.recv() {
+                Ok(Command::QueueEnded) => {
+                    self.ended.store(true, Ordering::Release);
+                    say(format_args!("{} was stopped by somebody else", live.path));
+                }
+                Ok(Command::Stop(given)) => claim = given,
+                Err(_) => {}
+            }
+        }
+        queues.stop()?;
+        // A claim may be on its way here still: it goes with the receiver.
+        drop((claim, commands, dev));
+        remove(&ctrl)
+    }
+
+    fn add(&self) -> Result<UblkCtrl, ServerError> {
+        let flags = sys::UBLK_F_USER_RECOVERY | sys::UBLK_F_USER_RECOVERY_REISSUE;
+        UblkCtrlBuilder::default()
+            .name("tmem")
+            .nr_queues(self.plan.queues)
+            .depth(self.plan.depth)
+            .io_buf_bytes(IO_BYTES)
+            .ctrl_flags(flags.into())
+            .dev_flags(UblkFlags::UBLK_DEV_F_ADD_DEV | UblkFlags::UBLK_DEV_F_MLOCK_IO_BUFFER)
+            .build()
+            .map_err(|error| refused("add a ublk device", error))
+    }
+
+    fn open(&self, ctrl: &UblkCtrl) -> Result<UblkDev, ServerError> {
+        let bytes = self.context.device.bytes();
+        let target = |dev: &mut UblkDev| {
+            dev.tgt.dev_size = bytes;
+            dev.tgt.params = params(bytes, IO_BYTES);
+            Ok(())
+        };
+        UblkDev::new(ctrl.get_name(), target, ctrl)
+            .map_err(|error| refused("open a ublk device", error))
+    }
+
+    /// Starts a thread per queue and waits until each has asked for requests: libublk would wait
+    /// for ever for one that could not.
+    fn start_queues<'a>(
+        &self,
+        ctrl: &'a UblkCtrl,
+        dev: &Arc<UblkDev>,
+    ) -> Result<Queues<'a>, ServerError> {
+        let mut queues = Queues { ctrl, threads: Vec::new() };
+        let (ready, readiness) = channel();
+        for id in 0..dev.dev_info.nr_hw_queues {
+            let name = format!("tmem-b{}q{id}", dev.dev_info.dev_id);
+            let (dev, context) = (Arc::clone(dev), self.context.clone());
+            let (ready, commands) = (ready.clone(), self.commands.clone());
+            let body = move || queue_thread(context, id, &dev, &ready, &commands);
+            let thread = process::spawn_essential(name, body).map_err(ServerError::Thread)?;
+            queues.threads.push(thread);
+        }
+        for _ in 0..queues.threads.len() {
+            let (id, tid) = match readiness.recv_timeout(START_LIMIT) {
+                Ok(Ok(ready)) => ready,
+                Ok(Err(error)) => return Err(refused("set up an I/O queue", error)),
+                Err(_) => {
+                    return Err(ServerError::Stuck { step: "set up a queue", limit: START_LIMIT });
+                }
+            };
+            ctrl.set_thread_affinity(id, tid);
+        }
+        Ok(queues)
+    }
+}
+
+/// Serves one queue until the device is stopped.
+fn queue_thread(
+    context: QueueContext,
+    id: u16,
+    dev: &UblkDev,
+    ready: &Sender<Result<(u16, i32), UblkError>>,
+    commands: &Sender<Command>,
+) {
+    match QueueWorker::prepare(context, id, dev) {
+        Err(error) => {
+            let _ = ready.send(Err(error));
+        }
+        Ok((mut worker, queue)) => {
+            let tid = rustix::thread::gettid().as_raw_nonzero().get();
+            let _ = ready.send(Ok((id, tid)));
+            worker.run(&queue);
+            let _ = commands.send(Command::QueueEnded);
+        }
+    }
+}
+
+/// Running queue threads. Stops the device and waits for them when dropped.
+struct Queues<'a> {
+    ctrl: &'a UblkCtrl,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Queues<'_> {
+    fn stop(mut self) -> Result<(), ServerError> {
+        self.end()
+    }
+
+    fn end(&mut self) -> Result<(), ServerError> {
+        if self.threads.is_empty() {
+            return Ok(());
+        }
+        let threads = std::mem::take(&mut self.threads);
+        // If this fails the queues go on, and waiting for them would be for ever.
+        check(self.ctrl.kill_dev(), "stop a ublk device")?;
+        for thread in threads {
+            // A panic in it would have ended the process.
+            let _ = thread.join();
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Queues<'_> {
+    fn drop(&mut self) {
+        if let Err(error) = self.end() {
+            say(format_args!("{error}"));
+        }
+    }
+}
+
+/// Removes a stopped device. The block device is gone already; whoever still has it open keeps only
+/// its number taken, and must not keep us waiting.
+fn remove(ctrl: &UblkCtrl) -> Result<(), ServerError> {
+    match ctrl.del_dev_async() {
+        // Linux before 6.9 knows only the command that waits.
+        Err(_) => check(ctrl.del_dev(), "remove a ublk device"),
+        result => check(result, "remove a ublk device"),
+    }
+}
+
+/// A line on standard error, or nothing: its reader may be gone, and that must not end a thread.
+fn say(line: fmt::Arguments<'_>) {
+    let _ = writeln!(io::stderr(), "tmem: {line}");
+}
+
+fn wait_for_node(path: &str) -> Result<(), ServerError> {
+    let deadline = Instant::now() + NODE_LIMIT;
+    loop {
+        if std::fs::metadata(path).is_ok_and(|meta| meta.file_type().is_block_device()) {
+            return Ok(());
+        }
+        if Instant::now() >= deadline {
+            return Err(ServerError::NoNode { path: path.into() });
+        }
+        std::thread::sleep(NODE_PERIOD);
+    }
+}
+
+/// libublk passes some refusals on as successes with a negative number.
+fn check(result: Result<i32, UblkError>, step: &'static str) -> Result<(), ServerError> {
+    match result {
+        Ok(0..) => Ok(()),
+        Ok(errno) => Err(refused(step, UblkError::OtherError(errno))),
+        Err(error) => Err(refused(step, error)),
+    }
+}
+
+fn refused(step: &'static str, error: UblkError) -> ServerError {
+    let errno = match &error {
+        UblkError::OtherError(errno) | UblkError::UringIOError(errno) => Some(-errno),
+        UblkError::IOError(error) => error.raw_os_error(),
+        _ => None,
+    };
+    let what = errno
+        .map_or_else(|| error.to_string(), |errno| io::Error::from_raw_os_error(errno).to_string());
+    let help = match errno {
+        Some(libc::EPERM | libc::EACCES) => ": run as root with CAP_SYS_ADMIN and CAP_IPC_LOCK",
+        Some(libc::ENOMEM) => ": free some memory, or raise the limit of locked memory",
+        Some(libc::EINVAL | libc::EOPNOTSUPP) => ": Linux 6.1 or newer is needed",
+        Some(libc::ENOSPC | libc::EEXIST) => ": remove ublk devices that nobody serves any more",
+        _ => "",
+    };
+    ServerError::Refused { step, reason: format!("{what}{help}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_negative_success_is_a_refusal() {
+        assert!(check(Ok(0), "x").is_ok());
+        let error = check(Ok(-libc::EBUSY), "stop it").unwrap_err().to_string();
+        assert!(error.starts_with("cannot stop it: "), "{error}");
+        assert!(error.contains("busy"), "{error}");
+    }
+
+    #[test]
+    fn refusals_say_what_helps() {
+        for error in [
+            UblkError::UringIOError(-libc::EPERM),
+            UblkError::IOError(io::Error::from_raw_os_error(libc::EPERM)),
+        ] {
+            let message = refused("add it", error).to_string();
+            assert!(message.contains("CAP_SYS_ADMIN"), "{message}");
+        }
+    }
+}

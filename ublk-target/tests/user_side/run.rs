@@ -1,0 +1,260 @@
+//! The daemon's life: ready, signals, stops that are refused, a second daemon, a sudden death.
+//!
+//! The daemon is a process of its own: this test binary, started once more for [`fake_daemon`].
+
+use std::io::{self, BufRead, BufReader};
+use std::os::unix::net::UnixDatagram;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdout, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+use std::{env, fs, process, thread};
+
+use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
+use tmem_ublk_target::config::{RunConfig, SwapSpec};
+use tmem_ublk_target::control::Client;
+use tmem_ublk_target::exit::{Exit, Failure};
+use tmem_ublk_target::run::run;
+
+use crate::fake::Fake;
+
+/// What the daemon's process is told: its socket, its devices, how long its shutdown takes.
+const SOCKET: &str = "FAKE_DAEMON_SOCKET";
+const DEVICES: &str = "FAKE_DAEMON_DEVICES";
+const SHUTDOWN_MS: &str = "FAKE_DAEMON_SHUTDOWN_MS";
+
+#[test]
+#[ignore = "this is the daemon that the other tests start"]
+fn fake_daemon() {
+    let Ok(socket) = env::var(SOCKET) else { return };
+    let names = env::var(DEVICES).unwrap();
+    let swap = |name: &str| SwapSpec { bytes: 1 << 30, name: Some(name.to_owned()) };
+    let config = RunConfig {
+        pool_limit: 1 << 30,
+        control: socket.into(),
+        swapon: false,
+        best_effort: false,
+        swaps: names.split_terminator(',').map(swap).collect(),
+    };
+    let shutdown_takes = Duration::from_millis(env::var(SHUTDOWN_MS).unwrap().parse().unwrap());
+    let start = |_: &RunConfig| match names.as_str() {
+        "refused" => Err(Failure::new(Exit::NoUblk, "no ublk: run 'modprobe ublk_drv'")),
+        _ => Ok(Fake::slow_to_shut_down(shutdown_takes)),
+    };
+    let exit = match run(&config, start, &mut io::stdout()) {
+        Ok(()) => Exit::Ok,
+        Err(failure) => failure.code,
+    };
+    process::exit(exit.code().into());
+}
+
+/// Where daemons run, and who is told of them.
+struct Home {
+    directory: TempDir,
+    systemd: UnixDatagram,
+}
+
+impl Home {
+    fn new() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let systemd = UnixDatagram::bind(directory.path().join("notify")).unwrap();
+        systemd.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        Self { directory, systemd }
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.directory.path().join("run/control.sock")
+    }
+
+    fn client(&self) -> Client {
+        Client::new(&self.socket())
+    }
+
+    fn start(&self, devices: &str, shutdown_ms: u32) -> Daemon {
+        let mut command = Command::new(env::current_exe().unwrap());
+        command.args(["--ignored", "--exact", "run::fake_daemon", "--nocapture"]);
+        command.env(SOCKET, self.socket()).env(DEVICES, devices);
+        command.env(SHUTDOWN_MS, shutdown_ms.to_string());
+        command.env("NOTIFY_SOCKET", self.directory.path().join("notify"));
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let stdout = BufReader::new(child.stdout.take().unwrap());
+        Daemon { child: Some(child), stdout }
+    }
+
+    /// Checks what systemd is told next.
+    fn assert_told(&self, text: &str) {
+        let mut buffer = [0; 1024];
+        let length = self.systemd.recv(&mut buffer).unwrap();
+        assert_eq!(str::from_utf8(&buffer[..length]).unwrap(), text);
+    }
+}
+
+/// A daemon's process; killed if the test ends before it does.
+struct Daemon {
+    child: Option<Child>,
+    stdout: BufReader<ChildStdout>,
+}
+
+impl Daemon {
+    fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(self.child.as_ref().unwrap()), signal).unwrap();
+    }
+
+    /// The next line that names a device, which the test harness's own lines do not.
+    fn device_line(&mut self) -> String {
+        loop {
+            let mut line = String::new();
+            assert_ne!(self.stdout.read_line(&mut line).unwrap(), 0, "no more lines");
+            if line.contains("/dev/") {
+                return line;
+            }
+        }
+    }
+
+    fn is_running(&mut self) -> bool {
+        self.child.as_mut().unwrap().try_wait().unwrap().is_none()
+    }
+
+    /// Waits for the end, and returns the exit code and the log.
+    fn end(mut self) -> (Option<i32>, String) {
+        let begun = Instant::now();
+        while self.is_running() {
+            assert!(begun.elapsed() < Duration::from_secs(20), "the daemon does not end");
+            thread::sleep(Duration::from_millis(5));
+        }
+        let Output { status, stderr, .. } = self.child.take().unwrap().wait_with_output().unwrap();
+        (status.code(), String::from_utf8(stderr).unwrap())
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        if let Some(child) = &mut self.child {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+const READY: &str = "READY=1\nSTATUS=serving 2 devices\n";
+const STOPPING: &str = "STOPPING=1\nSTATUS=taking devices out of use\n";
+
+#[test]
+fn each_signal_stops_a_ready_daemon() {
+    for (signal, name) in
+        [(Signal::TERM, "SIGTERM"), (Signal::INT, "SIGINT"), (Signal::HUP, "SIGHUP")]
+    {
+        let home = Home::new();
+        let mut daemon = home.start("a,b", 0);
+        home.assert_told(READY);
+        assert_eq!(daemon.device_line(), "a /dev/ublkb0 1073741824\n");
+        assert_eq!(daemon.device_line(), "b /dev/ublkb1 1073741824\n");
+        assert_eq!(home.client().list().unwrap().len(), 2);
+        daemon.signal(signal);
+        home.assert_told(STOPPING);
+        let (code, log) = daemon.end();
+        assert_eq!((code, log.as_str()), (Some(0), &*format!("tmem: stopping on {name}\n")));
+        assert!(!home.socket().exists());
+    }
+}
+
+#[test]
+fn a_stop_that_is_refused_leaves_the_daemon_running() {
+    let home = Home::new();
+    let mut daemon = home.start("a,mounted", 0);
+    home.assert_told(READY);
+    for _ in 0..2 {
+        daemon.signal(Signal::TERM);
+        home.assert_told(STOPPING);
+        home.assert_told("STATUS=still running: 'mounted' is used by pid 7: unmount it\n");
+        assert!(daemon.is_running());
+        assert_eq!(home.client().list().unwrap().len(), 2);
+    }
+    home.client().del("mounted").unwrap();
+    daemon.signal(Signal::TERM);
+    let (code, log) = daemon.end();
+    assert_eq!(code, Some(0));
+    assert!(log.contains("tmem: still running: 'mounted' is used by pid 7"), "{log}");
+}
+
+#[test]
+fn more_signals_do_not_cut_a_stop_short() {
+    let home = Home::new();
+    let mut daemon = home.start("a,b", 1000);
+    home.assert_told(READY);
+    daemon.signal(Signal::TERM);
+    home.assert_told(STOPPING);
+    for signal in [Signal::TERM, Signal::INT, Signal::HUP, Signal::INT] {
+        daemon.signal(signal);
+        thread::sleep(Duration::from_millis(50));
+        assert!(daemon.is_running());
+    }
+    assert_eq!(home.client().list().unwrap().len(), 2);
+    assert_eq!(daemon.end().0, Some(0));
+}
+
+#[test]
+fn signals_during_a_stop_that_is_refused_ask_for_nothing_more() {
+    let home = Home::new();
+    let mut daemon = home.start("a,mounted", 500);
+    home.assert_told(READY);
+    daemon.signal(Signal::TERM);
+    home.assert_told(STOPPING);
+    for signal in [Signal::TERM, Signal::INT] {
+        daemon.signal(signal);
+    }
+    home.assert_told("STATUS=still running: 'mounted' is used by pid 7: unmount it\n");
+    home.client().del("mounted").unwrap();
+    thread::sleep(Duration::from_millis(1500));
+    assert!(daemon.is_running());
+    daemon.signal(Signal::TERM);
+    assert_eq!(daemon.end().0, Some(0));
+}
+
+#[test]
+fn a_daemon_that_cannot_start_leaves_nothing() {
+    let home = Home::new();
+    assert_eq!(home.start("refused", 0).end().0, Some(Exit::NoUblk.code().into()));
+    assert!(!home.socket().exists());
+}
+
+#[test]
+fn a_device_that_cannot_be_made_stops_the_daemon() {
+    let home = Home::new();
+    let (code, log) = home.start("a,a", 0).end();
+    assert_eq!(code, Some(Exit::NameTaken.code().into()));
+    assert!(log.contains("tmem: stopping: 'a' exists"), "{log}");
+    assert!(!home.socket().exists());
+}
+
+#[test]
+fn a_second_daemon_leaves_the_first_alone() {
+    let home = Home::new();
+    let first = home.start("a,b", 0);
+    home.assert_told(READY);
+    assert_eq!(home.start("c", 0).end().0, Some(Exit::Running.code().into()));
+    assert_eq!(home.client().list().unwrap().len(), 2);
+    first.signal(Signal::TERM);
+    assert_eq!(first.end().0, Some(0));
+}
+
+#[test]
+fn a_daemon_takes_the_place_of_one_that_was_killed() {
+    let home = Home::new();
+    let first = home.start("a,b", 0);
+    home.assert_told(READY);
+    first.signal(Signal::KILL);
+    assert_eq!(first.end().0, None);
+    assert!(is_socket(&home.socket()));
+    assert_eq!(home.client().list().unwrap_err().code, Exit::NoDaemon);
+    let second = home.start("c,d", 0);
+    home.assert_told(READY);
+    assert_eq!(home.client().list().unwrap()[0].name, "c");
+    second.signal(Signal::TERM);
+    assert_eq!(second.end().0, Some(0));
+}
+
+fn is_socket(path: &Path) -> bool {
+    use std::os::unix::fs::FileTypeExt;
+    fs::symlink_metadata(path).is_ok_and(|metadata| metadata.file_type().is_socket())
+}
