@@ -1,0 +1,189 @@
+# What the guest of scripts/vm boots from: the kernel, an initramfs and a read-only root image.
+#
+# Sourced by scripts/vm. Everything is made from the host's own packages, without root, under
+# $VM_CACHE, and named by a hash of what went into it: an input that changes makes a new file, and
+# an unchanged one is never built twice. Programs come with the libraries that ldd names and keep
+# their paths, so the guest runs exactly what the host has.
+
+# Debian packages that hold what is taken below; `scripts/vm --install` installs them.
+VM_PACKAGES=(qemu-system-x86 linux-image-6.12-amd64 busybox-static zstd xz-utils cpio kmod
+    e2fsprogs util-linux mount fio dmsetup bash coreutils procps)
+
+# Kernel modules for the guest; what they depend on is added.
+VM_BOOT_MODULES=(virtio_blk ext4)
+VM_MODULES=(ublk_drv nbd zram loop dm-mod dm-delay dm-flakey lz4 lz4hc zstd lzo lzo-rle
+    crc32c_generic)
+
+# Programs for the guest, looked up in VM_PATH; `?` in front marks one it can do without.
+VM_PATH=/usr/sbin:/usr/bin:/sbin:/bin
+VM_PROGRAMS=(bash fio mkswap swapon swapoff blkdiscard mkfs.ext4 e2fsck fsck.ext4 dmsetup fsfreeze
+    losetup kmod dd cmp diff stty numfmt ?strace ?taskset ?unshare ?ps)
+
+vm_kernel_release() {
+    local image
+    image=$(printf '%s\n' /boot/vmlinuz-6.12*-amd64 | grep -v -e -cloud- -e '\*' | sort -V | tail -1)
+    [ -n "$image" ] && echo "${image#/boot/vmlinuz-}"
+}
+
+# Says what is missing, and how to get it.
+vm_require() {
+    local missing=() program
+    for program in qemu-system-x86_64 busybox zstd xz cpio mke2fs depmod sha256sum; do
+        PATH=$PATH:$VM_PATH command -v "$program" >/dev/null || missing+=("$program")
+    done
+    for program in "${VM_PROGRAMS[@]}"; do
+        [ "${program#\?}" != "$program" ] && continue
+        PATH=$VM_PATH command -v "$program" >/dev/null || missing+=("$program")
+    done
+    [ -n "$(vm_kernel_release)" ] || missing+=("/boot/vmlinuz-6.12*-amd64")
+    if [ ${#missing[@]} -gt 0 ]; then
+        vm_die "missing: ${missing[*]}" \
+            "Install with: scripts/vm --install" "(apt-get install ${VM_PACKAGES[*]})"
+    fi
+}
+
+vm_install() {
+    local sudo=()
+    [ "$(id -u)" = 0 ] || sudo=(sudo)
+    "${sudo[@]}" apt-get update -q
+    "${sudo[@]}" env DEBIAN_FRONTEND=noninteractive \
+        apt-get install -y -q --no-install-recommends "${VM_PACKAGES[@]}"
+}
+
+# Paths of a module and of all it needs, in loading order; nothing for one that is built in.
+vm_module_files() {
+    local release=$1 module
+    shift
+    for module in "$@"; do
+        PATH=$PATH:$VM_PATH modprobe --dirname / --set-version "$release" --show-depends "$module" ||
+            vm_die "kernel $release has no module $module"
+    done | awk '$1 == "insmod" && !seen[$2]++ { print $2 }'
+}
+
+vm_unpack_module() {
+    case $1 in
+        *.xz) xz -dc "$1" >"$2" ;;
+        *.zst) zstd -qdc "$1" >"$2" ;;
+        *) cp "$1" "$2" ;;
+    esac
+}
+
+# Uncompressed kernel, for QEMU's PVH entry: the guest need not decompress itself, which is most of
+# its boot time without hardware acceleration.
+vm_build_kernel() {
+    local release=$1 target=$2 source=/boot/vmlinuz-$1 offset
+    offset=$(LC_ALL=C grep -abo -m1 -P '\x28\xb5\x2f\xfd' "$source" | head -1 | cut -d: -f1)
+    [ -n "$offset" ] || vm_die "no zstd stream in $source"
+    # zstd writes the whole kernel, then complains about the boot stub that follows it.
+    tail -c +$((offset + 1)) "$source" | zstd -qdc >"$target" 2>/dev/null || true
+    [ "$(head -c 4 "$target" | tail -c 3)" = ELF ] || vm_die "$source did not unpack to an ELF kernel"
+}
+
+vm_build_initramfs() {
+    local release=$1 target=$2 root file
+    root=$(mktemp -d "$VM_CACHE/initramfs.XXXXXX")
+    mkdir -p "$root"/{bin,proc,sys,dev,newroot,modules,payload}
+    cp "$(command -v busybox)" "$root/bin/busybox"
+    cp "$VM_ROOT/tests/vm/initramfs-init" "$root/init"
+    chmod 755 "$root/init"
+    for file in $(vm_module_files "$release" "${VM_BOOT_MODULES[@]}"); do
+        vm_unpack_module "$file" "$root/modules/$(basename "${file%%.ko*}").ko"
+        echo "/modules/$(basename "${file%%.ko*}").ko" >>"$root/modules/order"
+    done
+    (cd "$root" && find . | cpio --quiet -o -H newc -R 0:0) >"$target"
+    rm -rf "$root"
+}
+
+# Prints program paths with the libraries they load.
+vm_closure() {
+    local program
+    for program in "$@"; do
+        echo "$program"
+        ldd "$program" 2>/dev/null | grep -o '/[^ ]*' || true
+    done | sort -u
+}
+
+# The host's programs, then the freshly built ones that go to /usr/bin.
+vm_root_programs() {
+    local program path
+    for program in "${VM_PROGRAMS[@]}"; do
+        path=$(PATH=$VM_PATH command -v "${program#\?}") && echo "$path"
+    done
+}
+
+vm_build_root() {
+    local release=$1 target=$2 root file path
+    shift 2
+    root=$(mktemp -d "$VM_CACHE/root.XXXXXX")
+    mkdir -p "$root"/{usr/bin,usr/sbin,usr/lib,usr/lib64,etc,proc,sys,dev,run,tmp,tests,results,mnt}
+    ln -s usr/bin "$root/bin"
+    ln -s usr/sbin "$root/sbin"
+    ln -s usr/lib "$root/lib"
+    ln -s usr/lib64 "$root/lib64"
+    cp "$(command -v busybox)" "$root/usr/bin/busybox"
+    for path in $(busybox --list | grep -vx busybox); do
+        ln -sf busybox "$root/usr/bin/$path"
+    done
+    for path in $(vm_closure $(vm_root_programs) "$@"); do
+        file=$root$path
+        case $path in
+            /bin/* | /sbin/* | /lib/* | /lib64/* | /usr/*) ;;
+            *) file=$root/usr/bin/$(basename "$path") ;;
+        esac
+        mkdir -p "$(dirname "$file")"
+        cp -L --remove-destination "$path" "$file"
+    done
+    for path in modprobe insmod rmmod lsmod; do
+        ln -sf "$(PATH=$VM_PATH command -v kmod)" "$root/usr/sbin/$path"
+        rm -f "$root/usr/bin/$path"
+    done
+    for path in "$@"; do
+        cp -L --remove-destination "$path" "$root/usr/bin/$(basename "$path")"
+    done
+    for file in $(vm_module_files "$release" "${VM_BOOT_MODULES[@]}" "${VM_MODULES[@]}"); do
+        path=$root/usr/lib/modules/$release/${file#*/modules/"$release"/}
+        mkdir -p "$(dirname "$path")"
+        vm_unpack_module "$file" "${path%%.ko*}.ko"
+    done
+    cp /lib/modules/"$release"/modules.{order,builtin,builtin.modinfo} \
+        "$root/usr/lib/modules/$release/"
+    PATH=$PATH:$VM_PATH depmod --basedir "$root" "$release"
+    echo 'root:x:0:0:root:/:/bin/bash' >"$root/etc/passwd"
+    echo 'root:x:0:' >"$root/etc/group"
+    PATH=$PATH:$VM_PATH mke2fs -q -t ext4 -O ^has_journal -E root_owner=0:0 -m 0 -d "$root" \
+        "$target" $(($(du -sm "$root" | cut -f1) * 5 / 4 + 16))M
+    rm -rf "$root"
+}
+
+# vm_cached KIND HASH BUILDER ARGS...: path of the cached file, built when it is not there. The last
+# four of a kind are kept, for runs side by side with different binaries.
+vm_cached() {
+    local kind=$1 hash=$2 target=$VM_CACHE/$1-$2 old
+    shift 2
+    if [ ! -e "$target" ]; then
+        "$1" "$2" "$target.$$" "${@:3}" >/dev/null
+        mv "$target.$$" "$target"
+        for old in $(ls -t "$VM_CACHE/$kind"-* | tail -n +5); do rm -f "$old"; done
+    fi
+    touch "$target"
+    echo "$target"
+}
+
+vm_hash() { sha256sum | cut -c1-16; }
+
+# Sets VM_KERNEL, VM_INITRAMFS and VM_IMAGE. Arguments: programs to put into the image's /usr/bin.
+vm_prepare() {
+    local release recipe
+    release=$(vm_kernel_release)
+    recipe=$(cat "$VM_ROOT/scripts/lib/vm-image.sh" "$VM_ROOT/tests/vm/initramfs-init" | vm_hash)
+    mkdir -p "$VM_CACHE"
+    VM_KERNEL=$(vm_cached kernel "$(echo "$release $(stat -c '%s %Y' "/boot/vmlinuz-$release")" |
+        vm_hash)" vm_build_kernel "$release")
+    VM_INITRAMFS=$(vm_cached initramfs "$(echo "$recipe $release" | vm_hash)" \
+        vm_build_initramfs "$release")
+    VM_IMAGE=$(vm_cached root "$({
+        echo "$recipe $release $*"
+        stat -L -c '%n %s %Y' $(vm_closure $(vm_root_programs)) "$(command -v busybox)"
+        sha256sum "$@"
+    } | vm_hash)" vm_build_root "$release" "$@")
+}

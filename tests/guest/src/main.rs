@@ -1,0 +1,49 @@
+//! `tmem-guest`: the programs that the test machines of `scripts/vm` run.
+//!
+//! * `pressure` fills more memory than there is and verifies every page of it;
+//! * `heartbeat` measures how long the machine did not answer;
+//! * `watchdog` makes the kernel tell what it waits for before the machine is given up;
+//! * `json` takes one value out of a JSON document, for scripts without jq.
+//!
+//! Linked statically, so that it needs nothing of the machine that it runs on. Exit status: 0 when
+//! all is well, 1 when a check failed, 2 for a wrong command line or a refused system call.
+
+mod args;
+mod heartbeat;
+mod json;
+mod memory;
+mod pattern;
+mod pressure;
+
+use std::process::ExitCode;
+
+const USAGE: &str = "\
+usage: tmem-guest pressure --memory SIZE|N% [--hot FRACTION] [--passes N | --seconds S] [--seed N]
+                           [--fill heap=60,same=10,text=15,random=15] [--touches MULTIPLE]
+                           [--until FILE]
+       tmem-guest heartbeat [--log FILE]
+       tmem-guest watchdog --after SECONDS
+       tmem-guest json FIELD < DOCUMENT";
+
+/// What a subcommand ends with: `Ok(false)` is a failed check.
+type Outcome = Result<bool, String>;
+
+fn main() -> ExitCode {
+    let mut words = std::env::args().skip(1);
+    let command = words.next().unwrap_or_default();
+    let outcome = match command.as_str() {
+        "pressure" => args::parse(words).and_then(pressure::run),
+        "heartbeat" => args::parse(words).and_then(heartbeat::heartbeat),
+        "watchdog" => args::parse(words).and_then(heartbeat::watchdog),
+        "json" => json::run(words),
+        _ => Err(format!("unknown command {command:?}\n{USAGE}")),
+    };
+    match outcome {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::from(1),
+        Err(message) => {
+            eprintln!("tmem-guest {command}: {message}");
+            ExitCode::from(2)
+        }
+    }
+}

@@ -1,0 +1,236 @@
+# What the guest scripts share: assertions, the target under test, and pressure on memory.
+#
+# A script sources this, calls `check` and its kin, and ends with `finish`, whose status is 0 only if
+# something was checked and nothing failed. The target is tmem, or with TMEM_TARGET=zram the
+# kernel's zram, which keeps the same promises where it makes them: so the scripts themselves can be
+# tested. What zram does not promise is skipped, and said to be.
+
+set -u
+TARGET=${TMEM_TARGET:-tmem}
+TESTS=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+passed=0 failed=0 skipped=0
+
+say() { echo "$(cut -d' ' -f1 /proc/uptime) $*"; }
+pass() { passed=$((passed + 1)) && say "ok    $*"; }
+fail() { failed=$((failed + 1)) && say "FAIL  $*"; }
+skip() { skipped=$((skipped + 1)) && say "skip  $*"; }
+
+# check NAME COMMAND...: the command succeeds. What it prints is shown when it does not.
+check() {
+    local name=$1 output status
+    shift
+    output=$("$@" 2>&1)
+    status=$?
+    if [ $status = 0 ]; then
+        pass "$name"
+    else
+        fail "$name: status $status of: $*"
+        printf '%s\n' "$output" | tail -20 | sed 's/^/      | /'
+    fi
+    return $status
+}
+
+# check_fails NAME COMMAND...: the command fails, and is not killed.
+check_fails() {
+    local name=$1 status
+    shift
+    "$@" >/tmp/check_fails 2>&1
+    status=$?
+    if [ $status != 0 ] && [ $status -lt 124 ]; then
+        pass "$name"
+    else
+        fail "$name: status $status of: $*"
+        tail -20 /tmp/check_fails | sed 's/^/      | /'
+    fi
+}
+
+# check_number NAME VALUE OPERATOR LIMIT: as test(1) compares. A value that is no number fails.
+check_number() {
+    if [[ $2 =~ ^-?[0-9]+$ ]] && [ "$2" "$3" "$4" ]; then
+        pass "$1 ($2 $3 $4)"
+    else
+        fail "$1: not $2 $3 $4"
+    fi
+}
+
+# A script that cannot go on ends at once, as failed.
+give_up() {
+    fail "$*"
+    finish
+}
+
+# Says how it went and ends the script.
+finish() {
+    local oops
+    oops=$(dmesg | grep -m1 -E 'BUG:|WARNING:|Oops:|blocked for more than|detected stall')
+    [ -z "$oops" ] || fail "the kernel complained: $oops"
+    [ -z "$(jobs -p)" ] || kill $(jobs -p) 2>/dev/null
+    echo "$(basename "$0"): $passed passed, $failed failed, $skipped skipped ($TARGET)"
+    [ "$failed" = 0 ] && [ "$passed" -gt 0 ]
+    exit
+}
+
+# Only where the target is tmem.
+is_tmem() { [ "$TARGET" = tmem ]; }
+only_tmem() {
+    is_tmem || { skip "$* (not promised by $TARGET)"; return 1; }
+}
+
+# mem SHARE: so many per cent of the guest's memory, in bytes, whole pages.
+mem() { awk -v share="$1" '/^MemTotal/ { printf "%d\n", int($2 * share / 400) * 4096 }' /proc/meminfo; }
+
+# bytes SIZE: 4096, 64M, 2G.
+bytes() { numfmt --from=iec "$1"; }
+
+blockdev_bytes() { echo $(($(cat "/sys/block/${1##*/}/size") * 512)); }
+
+# wait_for SECONDS COMMAND...: until the command succeeds.
+wait_for() {
+    local end=$((SECONDS + $1))
+    shift
+    until "$@"; do
+        [ $SECONDS -lt $end ] || return 1
+        sleep 0.1
+    done
+}
+
+# start_tmem SIZE [POOL_LIMIT [ARGS...]]: a swap device of SIZE; sets DEVICE. The daemon's messages
+# are in $TMEM_LOG.
+TMEM_LOG=/tmp/tmem.log TMEM_PID='' DEVICE=''
+start_tmem() {
+    local size=$1 limit=${2:-50%}
+    shift $(($# > 2 ? 2 : $#))
+    if [ "$TARGET" = zram ]; then
+        modprobe zram num_devices=1
+        start_zram "$size" "$limit"
+        return
+    fi
+    modprobe ublk_drv
+    : >/tmp/tmem.out
+    tmem run --pool-limit "$limit" --swap "$size" "$@" >/tmp/tmem.out 2>>"$TMEM_LOG" &
+    TMEM_PID=$!
+    if ! wait_for 60 device_announced; then
+        tail -20 "$TMEM_LOG"
+        give_up "tmem run announced no device"
+    fi
+    DEVICE=$(awk 'NR == 1 { print $2 }' /tmp/tmem.out)
+    [ -b "$DEVICE" ] || give_up "tmem run announced $DEVICE, which is no block device"
+}
+
+device_announced() {
+    kill -0 "$TMEM_PID" 2>/dev/null || give_up "tmem run ended: $(tail -5 "$TMEM_LOG")"
+    [ "$(awk 'NR == 1 { print NF }' /tmp/tmem.out)" = 3 ]
+}
+
+start_zram() {
+    local limit=$2
+    [[ $limit == *% ]] && limit=$(mem "${limit%\%}")
+    echo 1 >/sys/block/zram0/reset
+    echo lz4 >/sys/block/zram0/comp_algorithm
+    echo "$1" >/sys/block/zram0/disksize || give_up "zram refuses the size $1"
+    echo "$limit" >/sys/block/zram0/mem_limit
+    DEVICE=/dev/zram0
+}
+
+# Asks the daemon to end, which swaps off; checks that it ended well.
+stop_tmem() {
+    if [ "$TARGET" = zram ]; then
+        if grep -q ^/dev/zram0 /proc/swaps; then swapoff /dev/zram0; fi
+        echo 1 >/sys/block/zram0/reset
+        return
+    fi
+    local status
+    kill -TERM "$TMEM_PID"
+    wait_for "${1:-120}" eval '! kill -0 $TMEM_PID 2>/dev/null' || {
+        fail "tmem did not end on SIGTERM"
+        return
+    }
+    wait "$TMEM_PID"
+    status=$?
+    TMEM_PID=''
+    check_number "tmem ended on SIGTERM" $status -eq 0
+    [ ! -b "$DEVICE" ] && pass "$DEVICE is gone" || fail "$DEVICE is still there"
+}
+
+# stat_of FIELD: one figure of `tmem stats --json`, or its like in zram's mm_stat.
+stat_of() {
+    if [ "$TARGET" = tmem ]; then
+        tmem stats --json | tmem-guest json "total.$1"
+        return
+    fi
+    local column
+    case $1 in
+        orig_data_size) column=1 ;;
+        compr_data_size) column=2 ;;
+        mem_used_total) column=3 ;;
+        mem_limit) column=4 ;;
+        same_pages) column=6 ;;
+        huge_pages) column=8 ;;
+        *) echo "zram has no $1" >&2; return 1 ;;
+    esac
+    awk -v column=$column '{ print $column }' /sys/block/zram0/mm_stat
+}
+
+show_stats() {
+    say "data $(stat_of orig_data_size), compressed $(stat_of compr_data_size), memory" \
+        "$(stat_of mem_used_total) of $(stat_of mem_limit), same pages $(stat_of same_pages)"
+}
+
+# Every frame is somewhere: the engine's own account must add up.
+check_frames() {
+    only_tmem "frames are conserved: $*" || return 0
+    local all sum
+    all=$(stat_of frames_allocated)
+    sum=$(($(stat_of frames_free) + $(stat_of frames_ephemeral) + $(stat_of frames_persistent) +
+        $(stat_of frames_reserve)))
+    check_number "frames are conserved: $*" "$sum" -eq "$all"
+}
+
+# Nothing is stored any more.
+check_empty() {
+    check_number "no data is left: $*" "$(stat_of orig_data_size)" -eq 0
+    only_tmem "no frame is left: $*" || return 0
+    check_number "no frame is left: $*" "$(stat_of frames_persistent)" -eq 0
+    check_frames "$*"
+}
+
+# swap_on DEVICE [PRIORITY]
+swap_on() {
+    mkswap "$1" >/dev/null 2>&1 || give_up "mkswap $1"
+    swapon --discard=pages --priority "${2:-100}" "$1" || swapon --priority "${2:-100}" "$1" ||
+        give_up "swapon $1"
+    # Every read goes to the device: readahead would hide how it does single pages.
+    echo 0 >/proc/sys/vm/page-cluster
+}
+
+# Runs what follows in a memory cgroup: in_cgroup LIMIT COMMAND...
+in_cgroup() {
+    local dir=/sys/fs/cgroup/limited status
+    mkdir -p $dir
+    echo "$1" >$dir/memory.max
+    shift
+    (echo $BASHPID >$dir/cgroup.procs && exec "$@")
+    status=$?
+    rmdir $dir
+    return $status
+}
+
+# pressure NAME ARGS...: `tmem-guest pressure`, with its progress shown; it passes only if the last
+# line says that every page was verified. A heartbeat beside it tells how long the guest stalled.
+pressure() {
+    local name=$1 status result beat
+    shift
+    tmem-guest heartbeat >/tmp/heartbeat &
+    beat=$!
+    tmem-guest pressure "$@" >/tmp/pressure
+    status=$?
+    kill $beat
+    wait $beat
+    cat /tmp/pressure /tmp/heartbeat | sed 's/^/      /'
+    result=$(grep '^pressure: ' /tmp/pressure)
+    if [ $status = 0 ] && [[ $result == *' errors=0 '* ]]; then
+        pass "$name"
+    else
+        fail "$name: status $status"
+    fi
+}
