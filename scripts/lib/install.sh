@@ -1,21 +1,28 @@
 # Installs Debian packages that a build needs. Sourced by scripts/run and scripts/test.
 
-# bindgen, which libublk builds with, loads libclang.
-BUILD_PACKAGES=(gcc libc6-dev libclang1 libclang-common-14-dev)
-
 as_root() {
     if [ "$(id -u)" = 0 ]; then "$@"; else sudo "$@"; fi
 }
 
 install_packages() {
-    command -v apt-get >/dev/null || {
-        echo "missing: $* (no apt-get here; install what your distribution calls them)" >&2
-        return 1
-    }
     echo "installing: $*"
-    as_root apt-get update -qq
     as_root env DEBIAN_FRONTEND=noninteractive \
         apt-get install -y -qq --no-install-recommends "$@" >/dev/null
+}
+
+# bindgen, which libublk builds with, loads libclang. libclang-cpp, which other packages bring, is
+# another library.
+have_libclang() {
+    local names
+    names=$({ ldconfig -p; ls /usr/lib/llvm-*/lib /usr/lib64 "${LIBCLANG_PATH:-/nonexistent}"; } 2>/dev/null)
+    grep -qE '(^|[[:space:]/])libclang(-[0-9.]+)?\.so' <<<"$names"
+}
+
+# libclang and its headers, which are of one version and not of one package.
+libclang_packages() {
+    local version
+    version=$(apt-cache depends libclang1 | sed -n 's/.*Depends: libclang1-\([0-9]*\)$/\1/p')
+    [ -n "$version" ] && echo "libclang1-$version" "libclang-common-$version-dev"
 }
 
 install_build_packages() {
@@ -23,9 +30,17 @@ install_build_packages() {
         echo "cargo is missing: install Rust 1.95 or newer, see https://rustup.rs" >&2
         return 1
     }
+    if command -v cc >/dev/null && have_libclang; then return; fi
+    command -v apt-get >/dev/null || {
+        echo "a C compiler and libclang are needed to build: install what your distribution calls them" >&2
+        return 1
+    }
+    as_root apt-get update -qq
     local libclang
-    libclang=$(ldconfig -p 2>/dev/null | grep -m1 libclang; ls /usr/lib/llvm-*/lib/libclang*.so* 2>/dev/null || true)
-    if ! command -v cc >/dev/null || [ -z "$libclang" ]; then
-        install_packages "${BUILD_PACKAGES[@]}"
-    fi
+    libclang=$(libclang_packages) || {
+        echo "apt-get knows no libclang1: add Debian's main component to its sources" >&2
+        return 1
+    }
+    # shellcheck disable=SC2086 # two words
+    install_packages gcc libc6-dev $libclang
 }

@@ -1,4 +1,4 @@
-//! `json FIELD`: prints one value of the JSON document on standard input.
+//! `json FIELD...`: prints values of the JSON document on standard input, in one line.
 //!
 //! FIELD is a path with dots (`pool.frames_free`, `devices.0.name`), or the last part of one that
 //! is the only one of its name. A field that is missing or ambiguous is an error, never an empty
@@ -8,11 +8,14 @@ use crate::Outcome;
 use std::io::Read;
 
 /// Runs the subcommand.
-pub fn run(mut words: impl Iterator<Item = String>) -> Outcome {
-    let field = words.next().ok_or("which field?")?;
+pub fn run(fields: impl Iterator<Item = String>) -> Outcome {
     let mut text = String::new();
     std::io::stdin().read_to_string(&mut text).map_err(|e| e.to_string())?;
-    println!("{}", find(&text, &field)?);
+    let values = fields.map(|field| find(&text, &field)).collect::<Result<Vec<_>, _>>()?;
+    if values.is_empty() {
+        return Err("which field?".to_owned());
+    }
+    println!("{}", values.join(" "));
     Ok(true)
 }
 

@@ -3,7 +3,7 @@
 //! * `pressure` fills more memory than there is and verifies every page of it;
 //! * `heartbeat` measures how long the machine did not answer;
 //! * `watchdog` makes the kernel tell what it waits for before the machine is given up;
-//! * `json` takes one value out of a JSON document, for scripts without jq.
+//! * `json` takes values out of a JSON document, for scripts without jq.
 //!
 //! Linked statically, so that it needs nothing of the machine that it runs on. Exit status: 0 when
 //! all is well, 1 when a check failed, 2 for a wrong command line or a refused system call.
@@ -23,7 +23,7 @@ usage: tmem-guest pressure --memory SIZE|N% [--hot FRACTION] [--passes N | --sec
                            [--until FILE]
        tmem-guest heartbeat [--log FILE]
        tmem-guest watchdog --after SECONDS
-       tmem-guest json FIELD < DOCUMENT";
+       tmem-guest json FIELD... < DOCUMENT";
 
 /// What a subcommand ends with: `Ok(false)` is a failed check.
 type Outcome = Result<bool, String>;
