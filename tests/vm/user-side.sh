@@ -23,6 +23,9 @@ path_of() { tmem list --noheadings --raw --output NAME,PATH | awk -v name="$1" '
 
 start_tmem 64M,name=first 64M --swapon
 check "swapped on with priority 100" eval 'grep -qE "^$DEVICE .* 100$" <(tr -s "\t " " " </proc/swaps)'
+for signal in TSTP USR1 ALRM; do kill -$signal "$TMEM_PID"; done
+check_fails "it is neither stopped nor ended by other signals" grep -E '^State:.*[TZ]' "/proc/$TMEM_PID/status"
+check "and serves on" dd if="$DEVICE" of=/dev/null bs=64k count=4 iflag=direct status=none
 check_code "a second daemon" 10 'another|already|serves' tmem run --swap 64M
 check_code "add" 0 . tmem add swap --size 32M --name second
 second=$(path_of second)
@@ -68,7 +71,8 @@ check "a stop is refused while others swap to a device" kill -0 "$TMEM_PID"
 check "and says who, and what to do" grep "swapoff $third" "$TMEM_LOG"
 check "the device still works" dd if="$third" of=/dev/null bs=64k count=4 iflag=direct status=none
 swapoff "$third"
-DEVICE=$third stop_tmem
+check "once they are done it stops by itself" wait_for 60 eval '! kill -0 $TMEM_PID 2>/dev/null'
+[ -b "$third" ] && fail "$third is still there" || pass "$third is gone"
 
 start_tmem 32M 32M
 check "a stale socket does not hinder a start" tmem list

@@ -12,7 +12,6 @@ use std::thread::available_parallelism;
 
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
-use slab::Slab;
 use tmem::{
     Config, ConfigError, Engine, PAGE_SIZE, POOL_PAGES_MAX, PoolCounters, PoolError, SHARDS_MAX,
     Stats,
@@ -198,7 +197,8 @@ pub struct Daemon {
     /// What the I/O buffers of all devices may take, in bytes.
     buffer_budget: u64,
     host: Host,
-    devices: Mutex<Slab<Arc<Device>>>,
+    /// In the order in which they were added.
+    devices: Mutex<Vec<Arc<Device>>>,
     /// Held while a device is added or removed.
     turn: Mutex<()>,
 }
@@ -227,7 +227,7 @@ impl Daemon {
         warnings.extend(check_locked(engine.is_locked(), config.best_effort)?);
         let supply =
             Supply::start(Arc::clone(&engine)).map_err(system("start the supply thread"))?;
-        let devices = Mutex::new(Slab::new());
+        let devices = Mutex::new(Vec::new());
         let host = Host::default();
         let turn = Mutex::new(());
         Ok(Self { config, warnings, engine, supply, cpus, buffer_budget, host, devices, turn })
@@ -255,7 +255,7 @@ impl Daemon {
         if let Err(failed) = self.set_up(&device.server) {
             return Err(self.undo(device, failed));
         }
-        self.devices.lock().insert(Arc::clone(&device));
+        self.devices.lock().push(Arc::clone(&device));
         Ok(self.info(&device))
     }
 
@@ -263,13 +263,13 @@ impl Daemon {
     /// reading all of it back; a device that anybody else uses is refused.
     pub fn del(&self, name: &str) -> Result<(), DaemonError> {
         let _turn = self.turn.lock();
-        let (key, device) = self.find(name)?;
+        let device = self.find(name)?;
         self.take_out(&device)?;
-        self.devices.lock().remove(key);
+        self.devices.lock().retain(|other| !Arc::ptr_eq(other, &device));
         Ok(())
     }
 
-    /// The devices, in no particular order but the same each time.
+    /// The devices, in the order in which they were added.
     pub fn list(&self) -> Vec<DeviceInfo> {
         self.snapshot().iter().map(|device| self.info(device)).collect()
     }
@@ -313,7 +313,9 @@ impl Daemon {
     /// What a new device needs once it is live: threads that are fit for it, and swap.
     fn set_up(&self, server: &UblkServer) -> Result<(), DaemonError> {
         match process::verify_threads() {
-            Err(_) if self.config.best_effort => {}
+            Err(warning) if self.config.best_effort => {
+                log(format_args!("going on without a guard: {warning}"));
+            }
             verified => verified?,
         }
         if self.config.swapon {
@@ -337,7 +339,7 @@ impl Daemon {
     fn undo(&self, device: Arc<Device>, failed: DaemonError) -> DaemonError {
         let Err(kept) = self.take_out(&device) else { return failed };
         let name = device.name.clone();
-        self.devices.lock().insert(device);
+        self.devices.lock().push(device);
         DaemonError::Kept { name, failed: failed.into(), kept: kept.into() }
     }
 
@@ -351,10 +353,14 @@ impl Daemon {
 
     fn swap_off(&self, device: &Device) -> Result<(), DaemonError> {
         let path = device.server.path();
-        if device.swapped_by_us && !device.server.has_ended() && self.host.is_swap(path)? {
-            swap::swap_off(path)?;
+        if !device.swapped_by_us || device.server.has_ended() || !self.host.is_swap(path)? {
+            return Ok(());
         }
-        Ok(())
+        match swap::swap_off(path) {
+            // Somebody else's swapoff was under way, and is done.
+            Err(_) if !self.host.is_swap(path)? => Ok(()),
+            result => Ok(result?),
+        }
     }
 
     /// Takes a device for ourselves, or says who has it. None for a device that is gone already.
@@ -376,17 +382,15 @@ impl Daemon {
         }
     }
 
-    fn find(&self, name: &str) -> Result<(usize, Arc<Device>), DaemonError> {
-        let devices = self.devices.lock();
-        let found = devices.iter().find(|(_, device)| device.name == name);
-        let (key, device) = found.ok_or_else(|| DaemonError::NoDevice { name: shorten(name) })?;
-        Ok((key, Arc::clone(device)))
+    fn find(&self, name: &str) -> Result<Arc<Device>, DaemonError> {
+        let found = self.snapshot().into_iter().find(|device| device.name == name);
+        found.ok_or_else(|| DaemonError::NoDevice { name: shorten(name) })
     }
 
     /// Checks a name, or finds the first free one.
     fn new_name(&self, name: Option<&str>) -> Result<String, DaemonError> {
         let devices = self.devices.lock();
-        let taken = |name: &str| devices.iter().any(|(_, device)| device.name == name);
+        let taken = |name: &str| devices.iter().any(|device| device.name == name);
         match name {
             Some(name) => {
                 check_name(name)?;
@@ -404,7 +408,7 @@ impl Daemon {
     }
 
     fn snapshot(&self) -> Vec<Arc<Device>> {
-        self.devices.lock().iter().map(|(_, device)| Arc::clone(device)).collect()
+        self.devices.lock().clone()
     }
 
     fn info(&self, device: &Device) -> DeviceInfo {

@@ -3,9 +3,22 @@
 //! Nothing happens without `$NOTIFY_SOCKET`. That systemd cannot be told is no reason to stop
 //! serving devices, so a failure is logged and that is all.
 
+use std::env;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
 use sd_notify::NotifyState;
 
 use crate::log::log;
+use crate::process;
+
+/// How much longer systemd shall wait for the end, each time that it is asked to.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// How often it is asked.
+const PATIENCE_PERIOD: Duration = Duration::from_secs(20);
 
 /// The daemon is ready: every device that was asked for is there.
 pub fn ready(status: &str) {
@@ -17,9 +30,58 @@ pub fn status(status: &str) {
     tell(&[NotifyState::Status(status)]);
 }
 
-/// The daemon has begun to stop.
-pub fn stopping() {
-    tell(&[NotifyState::Stopping, NotifyState::Status("taking devices out of use")]);
+/// The daemon has begun to stop. While the answer lives, systemd goes on waiting for its end: to
+/// swap off takes as long as it takes to read everything back, and a kill in the middle of that
+/// would hang whoever waits for a page.
+pub fn stopping() -> Patience {
+    tell(&[
+        NotifyState::Stopping,
+        NotifyState::ExtendTimeoutUsec(PATIENCE.as_micros() as u32),
+        NotifyState::Status("taking devices out of use"),
+    ]);
+    Patience::ask()
+}
+
+/// Asks systemd for patience until it is dropped.
+pub struct Patience {
+    done: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Patience {
+    fn ask() -> Self {
+        let done = Arc::new(AtomicBool::new(false));
+        let mut thread = None;
+        if env::var_os("NOTIFY_SOCKET").is_some() {
+            let done = Arc::clone(&done);
+            match process::spawn("tmem-patience".into(), move || keep_asking(&done)) {
+                Ok(started) => thread = Some(started),
+                Err(error) => log(format_args!("cannot ask systemd for patience: {error}")),
+            }
+        }
+        Self { done, thread }
+    }
+}
+
+impl Drop for Patience {
+    fn drop(&mut self) {
+        self.done.store(true, Ordering::Release);
+        if let Some(thread) = self.thread.take() {
+            thread.thread().unpark();
+            // It has nothing to say.
+            let _ = thread.join();
+        }
+    }
+}
+
+fn keep_asking(done: &AtomicBool) {
+    loop {
+        thread::park_timeout(PATIENCE_PERIOD);
+        if done.load(Ordering::Acquire) {
+            return;
+        }
+        tell(&[NotifyState::ExtendTimeoutUsec(PATIENCE.as_micros() as u32)]);
+    }
 }
 
 fn tell(state: &[NotifyState<'_>]) {

@@ -14,7 +14,6 @@ use std::fs;
 use std::io::{self, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
-use std::ptr;
 use std::sync::OnceLock;
 use std::thread::{Builder, JoinHandle};
 
@@ -128,6 +127,7 @@ pub fn prepare(best_effort: bool) -> Result<Vec<ProcessError>, ProcessError> {
     if count != 1 {
         return Err(ProcessError::Threads { count });
     }
+    hold_signals();
     let steps: [fn() -> Result<(), ProcessError>; 6] = [
         limit_heap,
         leave_mount_namespace,
@@ -368,13 +368,27 @@ fn forbid_dumps() -> Result<(), ProcessError> {
     attempt().map_err(|source| ProcessError::Dumps { source })
 }
 
+/// Blocks what would stop or end the process by default: a daemon that Ctrl-Z suspends hangs whoever
+/// swaps to it. What asks it to end is taken on this thread; faults cannot be blocked.
+fn hold_signals() {
+    let mut held = all_signals();
+    for taken in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGQUIT] {
+        // SAFETY: the set is initialised, and the signal is one that exists.
+        unsafe { libc::sigdelset(&raw mut held, taken) };
+    }
+    set_signals(&held);
+}
+
 fn block_signals() {
+    set_signals(&all_signals());
+}
+
+fn all_signals() -> libc::sigset_t {
     let mut all = MaybeUninit::uninit();
-    // SAFETY: sigfillset initialises the set that it is given, and pthread_sigmask reads it;
-    // neither can fail with these arguments.
+    // SAFETY: sigfillset initialises the set that it is given, and cannot fail.
     unsafe {
         libc::sigfillset(all.as_mut_ptr());
-        libc::pthread_sigmask(libc::SIG_SETMASK, all.as_ptr(), ptr::null_mut());
+        all.assume_init()
     }
 }
 

@@ -3,13 +3,16 @@
 //!
 //! Once a device is in use the process must not end before it is out of use again: whoever waits
 //! for a page would wait for ever. So signals are only noted, from before the daemon starts until
-//! after it has stopped; a stop that is refused leaves the daemon running as it was; and a second
-//! signal during a stop changes nothing.
+//! after it has stopped; and a stop that is refused, because somebody uses a device, leaves the
+//! daemon serving. It is tried again until it succeeds: at a system's shutdown others take their
+//! swap out of use at the same time as we, and nobody sends a second signal but the one that kills.
 
 use std::io::{self, Write};
 use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
 
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use crate::config::RunConfig;
@@ -17,6 +20,14 @@ use crate::control::{Listener, Operations, Server};
 use crate::exit::{Exit, Failure};
 use crate::log::log;
 use crate::notify;
+
+/// How soon a stop that was refused is tried again. The wait doubles each time, up to
+/// [`RETRY_MAX`]: a swapoff that fails for want of memory is work for the whole machine.
+const RETRY_FIRST: Duration = Duration::from_secs(1);
+const RETRY_MAX: Duration = Duration::from_secs(32);
+
+/// How often the main thread looks for signals while it waits for something else.
+const LOOK_PERIOD: Duration = Duration::from_millis(100);
 
 /// A daemon that has started.
 pub trait Service: Operations {
@@ -33,7 +44,7 @@ pub fn run<S: Service + 'static>(
     start: impl FnOnce(&RunConfig) -> Result<S, Failure>,
     out: &mut dyn Write,
 ) -> Result<(), Failure> {
-    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP])
+    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP, SIGQUIT])
         .map_err(|error| system("handle signals", &error))?;
     // First of all, for it tells whether there is a daemon already.
     let listener = Listener::bind(&config.control)?;
@@ -96,17 +107,30 @@ fn wait(signals: &mut Signals) {
     log(format_args!("stopping on {name}"));
 }
 
-/// Stops the daemon, however often it has to be asked.
+/// Stops the daemon, however often that has to be tried.
 fn stop(service: &dyn Service, signals: &mut Signals) {
-    loop {
-        notify::stopping();
-        let Err(failure) = service.shutdown() else { return };
-        // Signals that came meanwhile asked for what has just been tried; one that comes after
-        // the refusal is told asks for another try.
+    let _patience = notify::stopping();
+    let mut said = String::new();
+    let mut delay = RETRY_FIRST;
+    while let Err(failure) = service.shutdown() {
+        let message = format!("still running: {failure}");
+        if message != said {
+            log(&message);
+            notify::status(&message);
+            said = message;
+        }
+        // Signals that came meanwhile asked for what has just been tried.
         let _ = signals.pending().count();
-        log(format_args!("still running: {failure}"));
-        notify::status(&format!("still running: {failure}"));
-        wait(signals);
+        wait_at_most(signals, delay);
+        delay = (delay * 2).min(RETRY_MAX);
+    }
+}
+
+/// Waits until a signal comes, but not longer than `limit`.
+fn wait_at_most(signals: &mut Signals, limit: Duration) {
+    let end = Instant::now() + limit;
+    while signals.pending().next().is_none() && Instant::now() < end {
+        thread::sleep(LOOK_PERIOD);
     }
 }
 

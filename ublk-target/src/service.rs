@@ -1,7 +1,7 @@
 //! Where the user's side meets the daemon: how it is started, asked and stopped, and which exit
 //! code each of its errors is.
 
-use tmem::ConfigError;
+use tmem::{ConfigError, PoolError};
 
 use crate::config::RunConfig;
 use crate::control::Operations;
@@ -66,17 +66,19 @@ impl From<DaemonError> for Failure {
             DaemonError::SizeOutOfBounds { .. } | DaemonError::SizeNotPages { .. } => Exit::Size,
             DaemonError::Engine(
                 ConfigError::LimitBelowReserve { .. } | ConfigError::LimitAboveMaximum { .. },
-            ) => Exit::Size,
+            )
+            | DaemonError::Pool(PoolError::NoRoom { .. } | PoolError::Size { .. }) => Exit::Size,
             DaemonError::Process(
                 ProcessError::IoFlusher { .. }
                 | ProcessError::LockMemory { .. }
                 | ProcessError::MountNamespace { .. }
                 | ProcessError::OomScore { .. },
             )
-            | DaemonError::Server(ServerError::Driver(DriverError::Denied { .. })) => {
-                Exit::Permission
-            }
-            DaemonError::Server(ServerError::Driver(DriverError::Missing { .. })) => Exit::NoUblk,
+            | DaemonError::Server(
+                ServerError::Driver(DriverError::Denied { .. })
+                | ServerError::Refused { denied: true, .. },
+            ) => Exit::Permission,
+            DaemonError::Server(ServerError::Driver(_)) => Exit::NoUblk,
             _ => Exit::Failure,
         };
         Failure::new(code, error)
@@ -101,6 +103,8 @@ mod tests {
             (ConfigError::LimitAboveMaximum { limit: 2, maximum: 1 }.into(), Exit::Size),
             (ProcessError::IoFlusher { source }.into(), Exit::Permission),
             (ServerError::from(DriverError::Missing { reason: name() }).into(), Exit::NoUblk),
+            (PoolError::NoRoom { bytes: 2, limit: 1 }.into(), Exit::Size),
+            (ServerError::NotRemoved { reason: name() }.into(), Exit::Failure),
         ] {
             let failure = Failure::from(error);
             assert_eq!(failure.code, code, "{failure}");

@@ -217,7 +217,7 @@ fn run(program: &'static str, options: &[&str], path: &str) -> Result<(), SwapEr
 }
 
 /// The program's file: the first in `path` or in [`SBIN`] that can be run.
-fn find_program(program: &str, path: &OsStr) -> Option<PathBuf> {
+pub fn find_program(program: &str, path: &OsStr) -> Option<PathBuf> {
     env::split_paths(path)
         .chain(env::split_paths(SBIN))
         // What a relative directory has depends on where we happen to be.

@@ -44,7 +44,7 @@ pub enum BindError {
     #[error("{} cannot name a socket: use an absolute path of at most 107 bytes", .0.display())]
     BadPath(PathBuf),
     /// A system call failed.
-    #[error("cannot {action} {}: {source}", path.display())]
+    #[error("cannot {action} {}: {source}{}", path.display(), advice(source))]
     Io {
         /// What was tried.
         action: &'static str,
@@ -53,6 +53,13 @@ pub enum BindError {
         /// The system call's error.
         source: io::Error,
     },
+}
+
+fn advice(source: &io::Error) -> &'static str {
+    match source.kind() {
+        io::ErrorKind::PermissionDenied => ": run as root, or choose another socket with --control",
+        _ => "",
+    }
 }
 
 impl From<BindError> for Failure {

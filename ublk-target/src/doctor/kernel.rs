@@ -2,6 +2,7 @@
 
 use super::Finding;
 use super::host::{Capability, Host};
+use crate::ublk::broken;
 
 /// The kernel's version.
 pub fn version(host: &Host) -> Finding {
@@ -24,14 +25,6 @@ pub fn version(host: &Host) -> Finding {
         }
         Some(_) => Finding::ok(check, release),
     }
-}
-
-/// Why a release that has ublk cannot be used, if it is known that it cannot.
-fn broken(release: &str) -> Option<&'static str> {
-    let upstream = release.split(['-', '+']).next();
-    let ubuntu_aws = release.starts_with("6.17.") && release.ends_with("-aws");
-    (upstream == Some("6.18.4") || ubuntu_aws)
-        .then_some("is known to crash when a ublk device is added")
 }
 
 /// The first two numbers of a release.
@@ -78,16 +71,6 @@ pub fn io_uring(host: &Host) -> Finding {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn known_broken_kernels() {
-        for release in ["6.18.4", "6.18.4-zabbly+", "6.17.0-1007-aws"] {
-            assert!(broken(release).is_some(), "{release}");
-        }
-        for release in ["6.18.40", "6.18.5", "6.17.0-14-generic", "6.12.4-aws"] {
-            assert!(broken(release).is_none(), "{release}");
-        }
-    }
 
     #[test]
     fn releases_are_read() {

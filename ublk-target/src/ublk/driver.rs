@@ -1,11 +1,16 @@
 //! Finds the kernel's ublk driver, loads it once if it is not there, and says what is missing.
 
+use std::env;
 use std::fs::OpenOptions;
 use std::io;
 use std::path::Path;
 use std::process::Command;
 use std::thread::sleep;
 use std::time::Duration;
+
+use io_uring::IoUring;
+
+use crate::swap::find_program;
 
 /// Where the driver takes orders.
 const CONTROL: &str = "/dev/ublk-control";
@@ -34,6 +39,26 @@ pub enum DriverError {
         /// The system call's error.
         source: io::Error,
     },
+    /// The driver is there and does not answer.
+    #[error("cannot open {CONTROL}: {source}")]
+    Open {
+        /// The system call's error.
+        source: io::Error,
+    },
+    /// The driver is of a kernel that crashes in it.
+    #[error("this kernel ({release}) {how}: boot another kernel")]
+    Broken {
+        /// The kernel's release.
+        release: String,
+        /// What it does.
+        how: &'static str,
+    },
+    /// The driver takes its commands through io_uring only.
+    #[error("io_uring cannot be used ({source}): {}", ring_advice(source))]
+    Ring {
+        /// The system call's error.
+        source: io::Error,
+    },
 }
 
 /// Makes sure that the driver is there and may be used. Runs `modprobe` if it is not there.
@@ -41,17 +66,47 @@ pub fn ensure() -> Result<(), DriverError> {
     if !Path::new(CONTROL).exists() {
         load()?;
     }
+    let release = rustix::system::uname().release().to_string_lossy().into_owned();
+    if let Some(how) = broken(&release) {
+        return Err(DriverError::Broken { release, how });
+    }
+    IoUring::new(1).map_err(|source| DriverError::Ring { source })?;
     match OpenOptions::new().read(true).write(true).open(CONTROL) {
         Ok(_) => Ok(()),
-        Err(source) => Err(DriverError::Denied { source }),
+        Err(source) if source.kind() == io::ErrorKind::PermissionDenied => {
+            Err(DriverError::Denied { source })
+        }
+        Err(source) => Err(DriverError::Open { source }),
+    }
+}
+
+/// Why a kernel release that has ublk cannot be used, if it is known that it cannot.
+pub fn broken(release: &str) -> Option<&'static str> {
+    let upstream = release.split(['-', '+']).next();
+    let ubuntu_aws = release.starts_with("6.17.") && release.ends_with("-aws");
+    (upstream == Some("6.18.4") || ubuntu_aws)
+        .then_some("is known to crash when a ublk device is added")
+}
+
+fn ring_advice(source: &io::Error) -> &'static str {
+    match source.kind() {
+        io::ErrorKind::PermissionDenied => {
+            "run 'sysctl kernel.io_uring_disabled=1', which leaves it to root, and allow it in the \
+             service's system call filter"
+        }
+        io::ErrorKind::Unsupported => "use a kernel with CONFIG_IO_URING",
+        _ => "free some memory, or raise the limit of locked memory",
     }
 }
 
 fn load() -> Result<(), DriverError> {
-    let reason = match Command::new("modprobe").arg("ublk_drv").output() {
-        Ok(output) if output.status.success() => format!("{CONTROL} did not appear"),
-        Ok(output) => String::from_utf8_lossy(&output.stderr).trim().to_owned(),
-        Err(error) => error.to_string(),
+    let reason = match find_program("modprobe", &env::var_os("PATH").unwrap_or_default()) {
+        None => "there is no modprobe in PATH".to_owned(),
+        Some(modprobe) => match Command::new(modprobe).arg("ublk_drv").output() {
+            Ok(output) if output.status.success() => format!("{CONTROL} did not appear"),
+            Ok(output) => String::from_utf8_lossy(&output.stderr).trim().to_owned(),
+            Err(error) => error.to_string(),
+        },
     };
     for _ in 0..LOOKS {
         if Path::new(CONTROL).exists() {
@@ -66,11 +121,28 @@ fn load() -> Result<(), DriverError> {
 mod tests {
     use super::*;
 
+    #[test]
+    fn known_broken_kernels() {
+        for release in ["6.18.4", "6.18.4-zabbly+", "6.17.0-1007-aws"] {
+            assert!(broken(release).is_some(), "{release}");
+        }
+        for release in ["6.18.40", "6.18.5", "6.17.0-14-generic", "6.12.4-aws"] {
+            assert!(broken(release).is_none(), "{release}");
+        }
+    }
+
+    #[test]
+    fn what_to_do_about_io_uring_depends_on_what_is_wrong() {
+        let advice = |errno| ring_advice(&io::Error::from_raw_os_error(errno));
+        assert!(advice(libc::EPERM).contains("io_uring_disabled"));
+        assert!(advice(libc::ENOSYS).contains("CONFIG_IO_URING"));
+    }
+
     /// On a machine without the driver the message says how to get it.
     #[test]
     fn a_missing_driver_is_explained() {
         match ensure() {
-            Ok(()) | Err(DriverError::Denied { .. }) => {
+            Ok(()) | Err(DriverError::Denied { .. } | DriverError::Open { .. }) => {
                 eprintln!("SKIPPED: this machine has the ublk driver");
             }
             Err(error) => assert!(error.to_string().contains("modprobe ublk_drv"), "{error}"),

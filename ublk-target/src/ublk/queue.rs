@@ -2,8 +2,9 @@
 //!
 //! Guarantees: once [`QueueWorker::prepare`] has returned, no allocation, no lock but the
 //! engine's, no system call but io_uring's own, and no wait but for I/O. Reads are served while
-//! writes wait for memory; no write waits longer than [`STARVED_MAX`]. A loop that cannot go on
-//! takes the process down: a device of which one queue is dead hangs whoever uses it.
+//! writes wait for memory; no write waits longer than [`STARVED_MAX`], and when waiting writes have
+//! taken most of the queue's tags, [`CROWDED_MAX`]. A loop that cannot go on takes the process down:
+//! a device of which one queue is dead hangs whoever uses it.
 
 use std::io;
 use std::sync::Arc;
@@ -22,6 +23,11 @@ use crate::supply::Waker;
 
 /// How long a write may wait for the arena to grow before it fails.
 const STARVED_MAX: Duration = Duration::from_secs(1);
+
+/// How long it may wait while more than half of the queue's tags wait with it. A request that has no
+/// tag does not reach us, and a read is worth more than a write: who reads cannot go on without the
+/// page, and what a failed write of swap has not written is still in memory.
+const CROWDED_MAX: Duration = Duration::from_millis(50);
 
 /// How long the loop waits for other I/O before it tries starved writes again.
 const STARVED_RETRY: Duration = Duration::from_millis(2);
@@ -56,6 +62,11 @@ impl QueueWorker {
     ) -> Result<(Self, UblkQueue<'_>), UblkError> {
         ring::init(dev.dev_info.queue_depth)?;
         let mut bufs = dev.alloc_queue_io_bufs();
+        // libublk does not look whether it got the memory.
+        if bufs.iter().any(|buf| buf.as_ptr().is_null()) {
+            std::mem::forget(bufs);
+            return Err(UblkError::OtherError(-libc::ENOMEM));
+        }
         // Touches every page, and makes the memory initialised.
         bufs.iter_mut().for_each(IoBuf::zero_buf);
         // libublk would lock them too, but goes on when it cannot.
@@ -67,14 +78,20 @@ impl QueueWorker {
         // The first signal makes the kernel allocate what every later one uses again.
         ring::signal(context.waker.fd());
         let mut failed = None;
-        queue.flush_and_wake_io_tasks(
-            |user_data, cqe, _| {
-                if !ring::is_signal(user_data) {
-                    failed = Some(cqe.result());
-                }
-            },
-            0,
-        )?;
+        loop {
+            let submitted = queue.flush_and_wake_io_tasks(
+                |user_data, cqe, _| {
+                    if !ring::is_signal(user_data) {
+                        failed = Some(cqe.result());
+                    }
+                },
+                0,
+            );
+            match submitted {
+                Err(UblkError::IOError(error)) if is_passing(&error) => {}
+                submitted => break submitted,
+            }
+        }?;
         if let Some(result) = failed {
             return Err(UblkError::UringIOError(result));
         }
@@ -167,7 +184,7 @@ impl QueueWorker {
             }
         }
         let now = Instant::now();
-        while let Some((tag, request)) = self.parked.first_since(now, STARVED_MAX) {
+        while let Some((tag, request)) = self.parked.first_overdue(now) {
             let outcome = self.context.device.give_up(&request);
             self.end(queue, tag, &request, outcome);
             self.parked.pop();
@@ -205,14 +222,18 @@ impl QueueWorker {
     }
 }
 
-/// Passes over what an interrupted wait returns; anything else is the end. Being traced, being
-/// stopped and the system going to sleep all interrupt io_uring, and libublk's own loop would
-/// end there and leave the device hanging.
+/// Passes over what an interrupted wait returns; anything else is the end.
 fn tolerate(error: &io::Error) {
-    let errno = Errno::from_io_error(error);
-    if !matches!(errno, Some(Errno::INTR | Errno::AGAIN | Errno::BUSY)) {
+    if !is_passing(error) {
         process::fatal(format_args!("io_uring failed: {error}"));
     }
+}
+
+/// True for what an interrupted wait returns: being traced, being stopped and the system going to
+/// sleep all interrupt io_uring, and libublk's own loop would end there and leave the device
+/// hanging.
+fn is_passing(error: &io::Error) -> bool {
+    matches!(Errno::from_io_error(error), Some(Errno::INTR | Errno::AGAIN | Errno::BUSY))
 }
 
 /// The request that a descriptor describes; none if it is of a kind that was never announced.
@@ -270,8 +291,10 @@ impl Parked {
         self.places[self.first].map(|waiting| (waiting.tag, waiting.request))
     }
 
-    /// The first, if it has waited for at least `limit`.
-    fn first_since(&self, now: Instant, limit: Duration) -> Option<(u16, Request)> {
+    /// The first, if it has waited as long as it may.
+    fn first_overdue(&self, now: Instant) -> Option<(u16, Request)> {
+        let crowded = self.len > self.places.len() / 2;
+        let limit = if crowded { CROWDED_MAX } else { STARVED_MAX };
         self.places[self.first]
             .filter(|waiting| now.saturating_duration_since(waiting.since) >= limit)
             .map(|waiting| (waiting.tag, waiting.request))
@@ -333,14 +356,26 @@ mod tests {
 
     #[test]
     fn a_write_waits_no_longer_than_its_limit() {
-        let mut parked = Parked::new(2);
+        let mut parked = Parked::new(4);
         let start = Instant::now();
-        let limit = Duration::from_secs(1);
         let mut request = Request::new(Op::Write, 3, 4);
         parked.park(1, request, start);
-        assert_eq!(parked.first_since(start, limit), None);
+        assert_eq!(parked.first_overdue(start), None);
         request.done = 2;
         parked.set_first(request);
-        assert_eq!(parked.first_since(start + limit, limit), Some((1, request)));
+        assert_eq!(parked.first_overdue(start + CROWDED_MAX), None);
+        assert_eq!(parked.first_overdue(start + STARVED_MAX), Some((1, request)));
+    }
+
+    #[test]
+    fn waiting_writes_leave_tags_for_reads() {
+        let mut parked = Parked::new(4);
+        let start = Instant::now();
+        let request = Request::new(Op::Write, 3, 4);
+        (0..3).for_each(|tag| parked.park(tag, request, start));
+        assert_eq!(parked.first_overdue(start), None);
+        assert_eq!(parked.first_overdue(start + CROWDED_MAX), Some((0, request)));
+        parked.pop();
+        assert_eq!(parked.first_overdue(start + CROWDED_MAX), None);
     }
 }

@@ -15,10 +15,11 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use libublk::ctrl::{UblkCtrl, UblkCtrlBuilder};
+use libublk::ctrl::{UblkCtrl, UblkCtrlBuilder, UblkQueueAffinity};
 use libublk::io::UblkDev;
 use libublk::{UblkError, UblkFlags, sys};
 use parking_lot::Mutex;
+use rustix::thread::{CpuSet, Pid};
 
 use super::driver::{self, DriverError};
 use super::params::params;
@@ -31,7 +32,10 @@ use crate::supply::Waker;
 /// How long a device may take to come up.
 const START_LIMIT: Duration = Duration::from_secs(30);
 
-/// How long a device may take to go: what is dirty in the page cache is written first.
+/// How long its queues may take for their part of that.
+const QUEUES_LIMIT: Duration = Duration::from_secs(20);
+
+/// How long a device may take to go.
 const STOP_LIMIT: Duration = Duration::from_secs(120);
 
 /// How long the device node may take to appear.
@@ -52,6 +56,8 @@ pub enum ServerError {
         step: &'static str,
         /// What it said, and what may help.
         reason: String,
+        /// Whether it was for want of a privilege.
+        denied: bool,
     },
     /// The device is there for the kernel, but not in /dev.
     #[error("{path} did not appear: mount devtmpfs on /dev")]
@@ -73,6 +79,15 @@ pub enum ServerError {
     /// No thread for it.
     #[error("cannot start a thread: {0}")]
     Thread(#[source] io::Error),
+    /// An earlier try to remove the device failed for good.
+    #[error(
+        "the device could not be removed earlier ({reason}), and nobody serves it any more: stop \
+         the daemon, and remove the device with another tool, or restart the system"
+    )]
+    NotRemoved {
+        /// What went wrong.
+        reason: String,
+    },
     /// The control thread panicked, and has said why.
     #[error("the device's control thread died: see the daemon's log")]
     Died,
@@ -84,7 +99,17 @@ pub struct UblkServer {
     counters: Arc<[IoCounters]>,
     ended: Arc<AtomicBool>,
     commands: Sender<Command>,
-    control: Mutex<Option<Control>>,
+    control: Mutex<Side>,
+}
+
+/// This side of the control thread.
+enum Side {
+    /// It runs.
+    Running(Control),
+    /// It has removed the device.
+    Gone,
+    /// It ended without having removed the device, and this is why.
+    Failed(String),
 }
 
 /// The far end of a control thread.
@@ -149,7 +174,7 @@ impl UblkServer {
                 return Err(ServerError::Stuck { step: "make a device", limit: START_LIMIT });
             }
         };
-        let control = Mutex::new(Some(Control { events, thread }));
+        let control = Mutex::new(Side::Running(Control { events, thread }));
         Ok(Self { live, counters, ended, commands, control })
     }
 
@@ -182,11 +207,15 @@ impl UblkServer {
 
     /// Stops and removes the device. Requests under way fail: make sure that nobody uses it, by a
     /// `claim` on it (an exclusive open), which is let go when the device is stopped: before Linux
-    /// 6.9 the driver does not remove a device that anybody has open. On an error it may be tried
-    /// again.
+    /// 6.9 the driver does not remove a device that anybody has open. When it is `Stuck` it may be
+    /// tried again.
     pub fn stop(&self, claim: Option<File>) -> Result<(), ServerError> {
-        let mut place = self.control.lock();
-        let Some(control) = place.as_ref() else { return Ok(()) };
+        let mut side = self.control.lock();
+        let control = match &*side {
+            Side::Running(control) => control,
+            Side::Gone => return Ok(()),
+            Side::Failed(reason) => return Err(ServerError::NotRemoved { reason: reason.clone() }),
+        };
         // Fails if the thread has ended, and then its last word is waiting.
         let _ = self.commands.send(Command::Stop(claim));
         let gone = match control.events.recv_timeout(STOP_LIMIT) {
@@ -196,7 +225,12 @@ impl UblkServer {
                 return Err(ServerError::Stuck { step: "stop a device", limit: STOP_LIMIT });
             }
         };
-        if let Some(control) = place.take() {
+        let next = match &gone {
+            Ok(()) => Side::Gone,
+            Err(error) => Side::Failed(error.to_string()),
+        };
+        if let Side::Running(control) = std::mem::replace(&mut *side, next) {
+            // It has said its last word.
             let _ = control.thread.join();
         }
         gone
@@ -271,25 +305,52 @@ impl Job {
     ) -> Result<Queues<'a>, ServerError> {
         let mut queues = Queues { ctrl, threads: Vec::new() };
         let (ready, readiness) = channel();
+        let mut failed = None;
         for id in 0..dev.dev_info.nr_hw_queues {
             let name = format!("tmem-b{}q{id}", dev.dev_info.dev_id);
             let (dev, context) = (Arc::clone(dev), self.context.clone());
             let (ready, commands) = (ready.clone(), self.commands.clone());
             let body = move || queue_thread(context, id, &dev, &ready, &commands);
-            let thread = process::spawn_essential(name, body).map_err(ServerError::Thread)?;
-            queues.threads.push(thread);
-        }
-        for _ in 0..queues.threads.len() {
-            let (id, tid) = match readiness.recv_timeout(START_LIMIT) {
-                Ok(Ok(ready)) => ready,
-                Ok(Err(error)) => return Err(refused("set up an I/O queue", error)),
-                Err(_) => {
-                    return Err(ServerError::Stuck { step: "set up a queue", limit: START_LIMIT });
+            match process::spawn_essential(name, body) {
+                Ok(thread) => queues.threads.push(thread),
+                Err(error) => {
+                    failed = Some(ServerError::Thread(error));
+                    break;
                 }
-            };
-            ctrl.set_thread_affinity(id, tid);
+            }
         }
-        Ok(queues)
+        // Each has its say before any of them is told to stop: one that asks the driver for
+        // requests after that is never told.
+        let deadline = Instant::now() + QUEUES_LIMIT;
+        for _ in 0..queues.threads.len() {
+            let left = deadline.saturating_duration_since(Instant::now());
+            match readiness.recv_timeout(left) {
+                Ok(Ok((id, tid))) => pin(ctrl, id, tid),
+                Ok(Err(error)) => failed = Some(refused("set up an I/O queue", error)),
+                Err(_) => {
+                    return Err(ServerError::Stuck { step: "set up a queue", limit: QUEUES_LIMIT });
+                }
+            }
+        }
+        failed.map_or(Ok(queues), Err)
+    }
+}
+
+/// Keeps a queue's thread on the CPUs whose requests it serves. Where that is not allowed (a cpuset
+/// without these CPUs) it serves them from another, which is slower and no worse.
+fn pin(ctrl: &UblkCtrl, queue: u16, tid: i32) {
+    ctrl.set_thread_affinity(queue, tid);
+    // libublk does not say whether that worked.
+    let mut wanted = UblkQueueAffinity::new();
+    let known = ctrl.get_queue_affinity(queue.into(), &mut wanted).is_ok();
+    let wanted = wanted.to_bits_vec();
+    let set = rustix::thread::sched_getaffinity(Pid::from_raw(tid)).ok();
+    let is_pinned =
+        |set: &CpuSet| (0..CpuSet::MAX_CPU).all(|cpu| !set.is_set(cpu) || wanted.contains(&cpu));
+    if !known || !set.as_ref().is_some_and(is_pinned) {
+        say(format_args!(
+            "queue {queue} is served from other CPUs than its own: allow the daemon all CPUs"
+        ));
     }
 }
 
@@ -400,7 +461,8 @@ fn refused(step: &'static str, error: UblkError) -> ServerError {
         Some(libc::ENOSPC | libc::EEXIST) => ": remove ublk devices that nobody serves any more",
         _ => "",
     };
-    ServerError::Refused { step, reason: format!("{what}{help}") }
+    let denied = matches!(errno, Some(libc::EPERM | libc::EACCES));
+    ServerError::Refused { step, reason: format!("{what}{help}"), denied }
 }
 
 #[cfg(test)]
