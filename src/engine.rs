@@ -21,10 +21,10 @@ use crate::list::List;
 use crate::pool::Pool;
 use crate::queue::{Ledger, Queue};
 use crate::report::Peaks;
-use crate::shard::{Hand, Packed, Refused, Shard, Unpacked};
+use crate::shard::{Hand, Member, Packed, Refused, Shard, Unpacked};
 use crate::stats::PoolCounters;
 use crate::supply::Settling;
-use crate::sync::{AtomicU64, Mutex, MutexGuard};
+use crate::sync::{AtomicU64, Mutex, MutexGuard, Ordering};
 
 /// Pools that an engine can have at a time.
 pub const POOLS_MAX: usize = 64;
@@ -88,26 +88,26 @@ pub struct Engine {
     pub(crate) config: Config,
     pub(crate) shards: Box<[Padded<Mutex<Shard>>]>,
     pub(crate) registry: Mutex<Registry>,
-    pub(crate) latencies: Mutex<Ledger>,
-    /// The pool limit in bytes; the arena knows what it leaves for frames.
+    /// What the clients' queues measure.
+    pub(crate) ledger: Mutex<Ledger>,
+    /// The pool limit in bytes; the arena knows what it leaves for frames. Changes only with the
+    /// registry locked, like the two that follow.
     pub(crate) limit: AtomicU64,
+    /// Bytes of all pools' directories, of those that are being made too.
+    pub(crate) directories: AtomicU64,
+    /// Pools that frames can be taken from, or that are being removed.
+    pub(crate) ephemeral_pools: AtomicU64,
     pub(crate) peaks: Mutex<Peaks>,
     pub(crate) settling: Mutex<Settling>,
     pub(crate) clock: Clock,
 }
 
-/// Clients and pools by number; not touched on the I/O path.
+/// Clients and pools by number. Who has it locked may allocate, and so wait for memory that only
+/// swap can free: neither the I/O path nor the supply step locks it.
 #[derive(Default)]
 pub(crate) struct Registry {
     clients: Slab<()>,
     pub(crate) pools: Slab<Arc<Pool>>,
-}
-
-impl Registry {
-    /// Bytes of all pools' directories.
-    pub(crate) fn directories(&self) -> u64 {
-        self.pools.iter().map(|(_, pool)| pool.directory.bytes()).sum()
-    }
 }
 
 /// Keeps two shards' locks off one cache line.
@@ -122,33 +122,43 @@ impl Engine {
     /// If the number of shards is not a power of two up to [`SHARDS_MAX`].
     pub fn new(config: &Config) -> Result<Self, ConfigError> {
         assert!(config.shards.is_power_of_two() && config.shards <= SHARDS_MAX);
+        let bytes = rustix::param::page_size();
+        if bytes != PAGE_SIZE {
+            return Err(ConfigError::PageSize { bytes });
+        }
         let limit = config.check_limit(config.limit, 0)?;
         let frames_max = config.check_limit(config.limit_max, 0)?;
         let memory = |bytes| move |source| ConfigError::Memory { what: "the arena", bytes, source };
         let arena = Arc::new(Arena::new(frames_max, limit).map_err(memory(config.limit_max))?);
         let reserve = config.shards as u32;
         arena.grow(reserve).map_err(memory(u64::from(reserve) * PAGE_SIZE as u64))?;
-        let shard = |_| {
+        let shard = |number| {
             let spare = arena.pop().expect("the arena grew by the reserve");
-            Padded(Mutex::new(Shard::new(Arc::clone(&arena), spare, POOLS_MAX)))
+            let member = Member { number, of: config.shards };
+            Padded(Mutex::new(Shard::new(member, Arc::clone(&arena), spare, POOLS_MAX)))
         };
         Ok(Self {
             shards: (0..config.shards).map(shard).collect(),
             arena,
             config: config.clone(),
             registry: Mutex::new(Registry::default()),
-            latencies: Mutex::new(Ledger::new()),
+            ledger: Mutex::new(Ledger::default()),
             limit: AtomicU64::new(config.limit),
+            directories: AtomicU64::new(0),
+            ephemeral_pools: AtomicU64::new(0),
             peaks: Mutex::new(Peaks::default()),
             settling: Mutex::new(Settling::default()),
             clock: Clock::calibrate(),
         })
     }
 
-    /// A context for one thread that puts and gets.
-    pub fn queue(&self) -> Queue {
+    /// A context for one thread that puts and gets for a client. What it measures counts for the
+    /// client as long as there is that client, and for the engine always.
+    pub fn queue(&self, client: ClientId) -> Queue {
         let queue = Queue::new();
-        self.latencies.lock().enter(&queue);
+        let registry = self.registry.lock();
+        let client = Some(client).filter(|client| registry.clients.contains(client.0.into()));
+        self.ledger.lock().enter(client, &queue);
         queue
     }
 
@@ -172,6 +182,7 @@ impl Engine {
         let mut registry = self.registry.lock();
         let known = registry.clients.try_remove(usize::from(client.0));
         known.ok_or(PoolError::NoClient)?;
+        self.ledger.lock().forget(client);
         let pools: Vec<_> = registry.pools.iter().map(|(_, pool)| Arc::clone(pool)).collect();
         drop(registry);
         for pool in pools.iter().filter(|pool| pool.client == client && pool.close()) {
@@ -191,23 +202,25 @@ impl Engine {
             return Err(PoolError::Size { pages });
         }
         let bytes = Directory::bytes_for(pages);
-        let limit = self.limit();
-        if bytes >= limit {
-            return Err(PoolError::NoRoom { bytes, limit });
-        }
-        // Before the registry is locked: it may take long, and figures are read under that lock.
-        let directory =
-            Directory::new(pages).map_err(|source| PoolError::Memory { bytes, source })?;
+        self.make_room(client, bytes)?;
+        // Without the registry: it may take long.
+        let directory = Directory::new(pages);
         let mut registry = self.registry.lock();
-        if !registry.clients.contains(usize::from(client.0)) {
-            return Err(PoolError::NoClient);
-        }
+        let directory = match directory {
+            Ok(directory) if registry.clients.contains(client.0.into()) => directory,
+            result => {
+                self.resize_directories(&registry, |all| all - bytes);
+                let source = result.err().ok_or(PoolError::NoClient)?;
+                return Err(PoolError::Memory { bytes, source });
+            }
+        };
         if registry.pools.len() == POOLS_MAX {
+            self.resize_directories(&registry, |all| all - bytes);
             return Err(PoolError::TooMany { limit: POOLS_MAX });
         }
-        let limit = self.limit();
-        let frames = self.config.check_limit(limit, registry.directories() + directory.bytes());
-        let frames = frames.map_err(|_| PoolError::NoRoom { bytes, limit })?;
+        if kind == PoolKind::Ephemeral {
+            self.ephemeral_pools.fetch_add(1, Ordering::AcqRel);
+        }
         let entry = registry.pools.vacant_entry();
         let id = PoolId(entry.key() as u16);
         let pool = Arc::new(Pool::new(id, client, kind, pages, directory));
@@ -215,8 +228,42 @@ impl Engine {
         for shard in &self.shards {
             shard.0.lock().add_pool(Arc::clone(&pool));
         }
-        self.arena.set_limit(frames);
         Ok(id)
+    }
+
+    /// Takes a directory's bytes out of what the limit leaves for frames, and gives back the frames
+    /// that are beyond that. Refused if frames in use would have to go that cannot: the new pool
+    /// would take the room of those that there are, whose pages would be lost when they are put
+    /// again.
+    fn make_room(&self, client: ClientId, bytes: u64) -> Result<(), PoolError> {
+        let registry = self.registry.lock();
+        if !registry.clients.contains(client.0.into()) {
+            return Err(PoolError::NoClient);
+        }
+        if registry.pools.len() == POOLS_MAX {
+            return Err(PoolError::TooMany { limit: POOLS_MAX });
+        }
+        let limit = self.limit();
+        let no_room = PoolError::NoRoom { bytes, limit };
+        let directories = self.directories.load(Ordering::Acquire) + bytes;
+        let Ok(frames) = self.config.check_limit(limit, directories) else { return Err(no_room) };
+        let stats = self.sample_peaks().frames;
+        if stats.frames_persistent + stats.frames_reserve > u64::from(frames) {
+            return Err(no_room);
+        }
+        self.resize_directories(&registry, |all| all + bytes);
+        drop(registry);
+        while self.arena.allocated() > self.arena.limit()
+            && self.supply().is_ok_and(|done| done.released > 0)
+        {}
+        Ok(())
+    }
+
+    /// Changes what the directories take, and so what is left for frames.
+    fn resize_directories(&self, registry: &Registry, resize: impl FnOnce(u64) -> u64) {
+        let directories = resize(self.directories.load(Ordering::Acquire));
+        self.directories.store(directories, Ordering::Release);
+        self.apply_limit(registry, self.limit()).expect("checked before it grew, or it shrank");
     }
 
     /// Flushes everything in a pool and removes it.
@@ -240,7 +287,10 @@ impl Engine {
         }
         let mut registry = self.registry.lock();
         registry.pools.remove(usize::from(pool.id.0));
-        self.apply_limit(&registry, self.limit()).expect("with a directory less it is in bounds");
+        if pool.kind == PoolKind::Ephemeral {
+            self.ephemeral_pools.fetch_sub(1, Ordering::AcqRel);
+        }
+        self.resize_directories(&registry, |all| all - pool.directory.bytes());
     }
 
     /// Puts a page. It replaces an older copy; when it fails with [`PutError::Full`] the older copy
@@ -249,14 +299,19 @@ impl Engine {
         let start = clock::now();
         let packed = queue.pack(handle, page);
         let result = self.put_packed(handle, packed);
-        queue.latencies.put.record(self.clock.since(start));
+        // An attempt that is to be made again is not the put's latency, nor is one at no page.
+        if matches!(result, Ok(()) | Err(PutError::Full)) {
+            queue.latencies.put.record(self.clock.since(start));
+        }
         result
     }
 
     fn put_packed(&self, handle: Handle, packed: Packed<'_>) -> Result<(), PutError> {
         let mut hand = Hand::default();
         let mut result = self.shard(handle).put(handle, packed, &mut hand);
-        if result == Err(Refused::NoFrame) && hand.fill(|| self.frame_of_others(handle)) {
+        while result == Err(Refused::NoFrame) && !hand.is_full() {
+            let Some(frame) = self.frame_of_others(handle) else { break };
+            hand.add(frame);
             result = self.shard(handle).put(handle, packed, &mut hand);
         }
         if result == Err(Refused::NoFrame) && self.arena.allocated() >= self.arena.limit() {
@@ -274,7 +329,7 @@ impl Engine {
         match result {
             Ok(()) => Ok(()),
             Err(Refused::NoFrame) => {
-                self.shard(handle).counters_mut(handle.pool).starved_puts += 1;
+                self.shard(handle).count(handle, |counters| counters.starved_puts += 1);
                 Err(PutError::Starved)
             }
             Err(Refused::NoPage) => Err(PutError::NoPage),
@@ -283,6 +338,9 @@ impl Engine {
 
     /// An ephemeral frame of another shard. No lock is held meanwhile.
     fn frame_of_others(&self, handle: Handle) -> Option<u32> {
+        if self.ephemeral_pools.load(Ordering::Acquire) == 0 {
+            return None;
+        }
         let own = self.shard_number(handle);
         let others = self.shards.iter().cycle().skip(own + 1).take(self.shards.len() - 1);
         let mut frames = others.map(|shard| shard.0.lock().evict_ephemeral());
@@ -307,8 +365,9 @@ impl Engine {
         page: &mut Page,
     ) -> Result<Got, GetError> {
         // The lock is a temporary of this statement: what follows runs without it.
-        let unpacked = self.shard(handle).get(handle, &mut queue.scratch, page)?;
+        let (unpacked, kind) = self.shard(handle).get(handle, &mut queue.scratch, page)?;
         let intact = match unpacked {
+            Unpacked::Corrupt => return corrupt(kind),
             Unpacked::Miss => return Ok(Got::Miss),
             Unpacked::Raw(header) => header.verify(handle, page),
             Unpacked::Same(word) => {
@@ -320,18 +379,18 @@ impl Engine {
         if intact {
             return Ok(Got::Hit);
         }
-        let mut shard = self.shard(handle);
-        let counters = shard.counters_mut(handle.pool);
-        // The pool may have been destroyed, and its number reused, since the lock was let go.
-        counters.succ_gets = counters.succ_gets.saturating_sub(1);
-        counters.corrupt_gets += 1;
-        Err(GetError::Corrupt)
+        self.shard(handle).count(handle, |counters| {
+            // The pool may have been destroyed, and its number reused, since the lock was let go.
+            counters.succ_gets = counters.succ_gets.saturating_sub(1);
+            counters.corrupt_gets += 1;
+        });
+        corrupt(kind)
     }
 
-    /// Declares the last put of a page failed: the older copy goes, and a get of the page is
+    /// Gives up the put of a page: the older copy goes, and a get of the page is
     /// [`GetError::Lost`] until it is put or flushed. (An ephemeral page just goes.)
     pub fn lose(&self, handle: Handle) {
-        self.shard(handle).lose(handle);
+        self.shard(handle).give_up(handle);
     }
 
     /// Flushes a page; true if there was one.
@@ -344,7 +403,10 @@ impl Engine {
         let first = Handle { pool, object, index: 0 };
         let mut shard = self.shard(first);
         let found = shard.flush_pages(first, 0..OBJECT_PAGES);
-        shard.count_object_flush(pool, found);
+        shard.count(first, |counters| {
+            counters.flobj_total += 1;
+            counters.flobj_found += u64::from(found);
+        });
         found
     }
 
@@ -378,10 +440,16 @@ impl Engine {
         self.shards[self.shard_number(handle)].0.lock()
     }
 
-    /// Neighbouring objects of a pool, and the same object of two pools, go to different shards.
     fn shard_number(&self, handle: Handle) -> usize {
-        (handle.object as usize).wrapping_add(usize::from(handle.pool.0) * 7)
-            & (self.shards.len() - 1)
+        Member::shard_of(handle, self.shards.len())
+    }
+}
+
+/// What a get of a corrupt page is: an ephemeral one has just vanished, as it may.
+fn corrupt(kind: PoolKind) -> Result<Got, GetError> {
+    match kind {
+        PoolKind::Ephemeral => Ok(Got::Miss),
+        PoolKind::Persistent => Err(GetError::Corrupt),
     }
 }
 
@@ -390,9 +458,11 @@ impl Engine {
 mod tests {
     use super::*;
     use crate::slot::Place;
+    use crate::stats::Latencies;
 
     struct Small {
         engine: Engine,
+        client: ClientId,
         queue: Queue,
         pool: PoolId,
     }
@@ -404,7 +474,7 @@ mod tests {
             while engine.supply().unwrap().more {}
             let client = engine.create_client().unwrap();
             let pool = engine.create_pool(client, kind, 1024).unwrap();
-            Self { queue: engine.queue(), engine, pool }
+            Self { queue: engine.queue(client), engine, client, pool }
         }
 
         fn put(&mut self, number: u64, page: &Page) {
@@ -459,6 +529,60 @@ mod tests {
         }
     }
 
+    /// Incompressible bytes, then zeros.
+    fn partly_noise(bytes: usize, seed: u64) -> Page {
+        let mut page = [0; PAGE_SIZE];
+        let mut state = seed;
+        for byte in &mut page[..bytes] {
+            state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            *byte = (state >> 56) as u8;
+        }
+        page
+    }
+
+    #[test]
+    #[cfg(not(feature = "seed-zbud"))]
+    fn a_flipped_bit_in_a_header_does_not_hurt_the_frames_compaction() {
+        for offset in [0, 1, 2, 3, 8, 9] {
+            let mut small = Small::new(PoolKind::Persistent);
+            for (number, bytes) in [(1, 900), (2, 900), (3, 1800)] {
+                small.put(number, &partly_noise(bytes, number));
+            }
+            small.corrupt(2, offset);
+            assert!(small.engine.flush_page(Handle::from_page(small.pool, 1)));
+            small.put(4, &partly_noise(1150, 4));
+            assert_eq!(small.engine.stats().pers.closed_pageframes, 1, "offset {offset}");
+            assert_eq!(small.get(2), Err(GetError::Corrupt));
+            assert_eq!(small.get(3), Ok(partly_noise(1800, 3)));
+            assert_eq!(small.get(4), Ok(partly_noise(1150, 4)));
+            small.engine.flush_range(small.pool, 0, 1024);
+            let stats = small.engine.stats();
+            assert_eq!((stats.frames.frames_persistent, stats.pers.closed_pageframes), (0, 0));
+        }
+    }
+
+    #[test]
+    fn a_flipped_bit_in_a_header_does_not_hurt_an_eviction() {
+        for offset in [0, 1, 2, 3, 8, 9] {
+            let mut small = Small::new(PoolKind::Ephemeral);
+            let pages = 300;
+            (0..10).for_each(|number| small.put(number, &partly_noise(3000, number)));
+            small.corrupt(4, offset);
+            // Far more than there is room for.
+            (10..pages).for_each(|number| small.put(number, &partly_noise(3000, number)));
+            let stats = small.engine.stats();
+            assert!(stats.eph.evicted_pageframes > 100, "{stats:?}");
+            assert_eq!(stats.eph.closed_pageframes, 1);
+            let mut page = [0; PAGE_SIZE];
+            let handle = Handle::from_page(small.pool, 4);
+            // A corrupt page of a cache has vanished.
+            assert_eq!(small.engine.get(&mut small.queue, handle, &mut page), Ok(Got::Miss));
+            let stats = small.engine.stats();
+            assert_eq!((stats.pools.corrupt_gets, stats.eph.closed_pageframes), (1, 0));
+            assert_eq!(small.get(pages - 1), Ok(partly_noise(3000, pages - 1)));
+        }
+    }
+
     #[test]
     fn a_flipped_bit_in_a_raw_page_is_found() {
         let mut small = Small::new(PoolKind::Persistent);
@@ -483,7 +607,7 @@ mod tests {
         let client = engine.create_client().unwrap();
         let pages = (1 << 40) / PAGE_SIZE as u64;
         let pool = engine.create_pool(client, PoolKind::Persistent, pages).unwrap();
-        let mut queue = engine.queue();
+        let mut queue = engine.queue(client);
         for at in [0, 700, pages - 1] {
             engine.put(&mut queue, Handle::from_page(pool, at), &page(1)).unwrap();
         }
@@ -514,14 +638,53 @@ mod tests {
     }
 
     #[test]
-    fn latencies_outlive_their_queue() {
+    fn latencies_outlive_their_queue_and_their_client() {
         let mut small = Small::new(PoolKind::Persistent);
+        let counts = |small: &Small, client| {
+            let of = small.engine.client_latencies(client).put_latency.count;
+            (of, small.engine.stats().latencies.put_latency.count)
+        };
+        let client = small.client;
         small.put(1, &page(1));
-        small.queue = small.engine.queue();
+        small.queue = small.engine.queue(client);
         small.put(2, &page(2));
-        drop(small.engine.queue());
-        drop(small.engine.queue());
-        assert_eq!(small.engine.stats().put_latency.count, 2);
+        drop(small.engine.queue(client));
+        assert_eq!(counts(&small, client), (2, 2));
+
+        small.engine.destroy_client(client).unwrap();
+        assert_eq!(counts(&small, client), (0, 2));
+        let next = small.engine.create_client().unwrap();
+        assert_eq!(next, client, "a client's number is used again");
+        small.pool = small.engine.create_pool(next, PoolKind::Persistent, 1024).unwrap();
+        // The old client's queue still works, and counts for nobody but the engine.
+        small.put(3, &page(3));
+        assert_eq!(counts(&small, next), (0, 3));
+        small.queue = small.engine.queue(next);
+        small.put(4, &page(4));
+        assert_eq!(counts(&small, next), (1, 4));
+        // A queue for a client that is gone counts for no later one either.
+        small.engine.destroy_client(next).unwrap();
+        small.queue = small.engine.queue(next);
+        assert_eq!(small.get(4), Err(GetError::NoPage));
+        assert_eq!(small.engine.client_latencies(next), Latencies::default());
+        assert_eq!(small.engine.stats().latencies.get_latency.count, 1);
+    }
+
+    #[test]
+    fn puts_are_timed_once_they_end() {
+        let limit = Config::limit_min(1) + 64 * FRAME_COST;
+        let engine = Engine::new(&Config { limit, limit_max: limit, shards: 1 }).unwrap();
+        let client = engine.create_client().unwrap();
+        let pool = engine.create_pool(client, PoolKind::Persistent, 1024).unwrap();
+        let mut queue = engine.queue(client);
+        let mut put = |at| engine.put(&mut queue, Handle { pool, object: 0, index: at }, &page(1));
+        assert_eq!(put(0), Err(PutError::Starved));
+        assert_eq!(put(OBJECT_PAGES), Err(PutError::NoPage));
+        assert_eq!(engine.stats().latencies.put_latency.count, 0);
+        while engine.supply().unwrap().more {}
+        let ended = (0..OBJECT_PAGES).take_while(|&at| put(at) == Ok(())).count() as u64 + 1;
+        assert_eq!(put(OBJECT_PAGES - 1), Err(PutError::Full));
+        assert_eq!(engine.stats().latencies.put_latency.count, ended + 1);
     }
 
     #[test]

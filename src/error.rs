@@ -3,7 +3,7 @@
 //! "Full" is not "failed": [`PutError::Full`] and [`PutError::Starved`] are ordinary answers of a
 //! bounded pool, and nothing is broken when they are given.
 
-use crate::handle::POOL_PAGES_MAX;
+use crate::handle::{PAGE_SIZE, POOL_PAGES_MAX};
 
 /// Why an engine could not be made or reconfigured.
 #[derive(Debug, thiserror::Error)]
@@ -26,6 +26,14 @@ pub enum ConfigError {
         limit: u64,
         /// The largest limit, in bytes.
         maximum: u64,
+    },
+    /// The kernel's pages are of another size than the engine's.
+    #[error(
+        "this kernel's memory pages have {bytes} bytes, and only {PAGE_SIZE} will do: use a kernel with such"
+    )]
+    PageSize {
+        /// What they have, in bytes.
+        bytes: usize,
     },
     /// The kernel did not give the memory.
     #[error("cannot get {bytes} bytes of {what}: {source}")]

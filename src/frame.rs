@@ -38,6 +38,7 @@ pub(crate) const BODY_BYTES: usize = 12;
 
 const FLAG_REFERENCED: u32 = 1 << 16;
 const FLAG_RAW: u32 = 1 << 17;
+const FLAG_CLOSED: u32 = 1 << 18;
 
 const _: () = assert!(size_of::<FrameMeta>() == 32);
 const _: () = assert!(BUDDIES_MAX * 2 <= BODY_BYTES);
@@ -224,6 +225,16 @@ impl FrameMeta {
             bytes.copy_from_slice(&word.load(Relaxed).to_le_bytes());
         }
         header
+    }
+
+    /// Marks the frame as one that is on no list, because a header in it cannot be trusted. It is so
+    /// until it is reset.
+    pub(crate) fn close(&self) {
+        self.state.store(self.state.load(Relaxed) | FLAG_CLOSED, Relaxed);
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        self.state.load(Relaxed) & FLAG_CLOSED != 0
     }
 
     /// Marks the frame as read since it was last looked at: the second-chance bit.

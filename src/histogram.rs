@@ -54,11 +54,13 @@ impl Histogram {
 /// Several histograms added up.
 pub(crate) struct Sum([u64; BUCKETS]);
 
-impl Sum {
-    pub(crate) fn new() -> Self {
+impl Default for Sum {
+    fn default() -> Self {
         Self([0; BUCKETS])
     }
+}
 
+impl Sum {
     pub(crate) fn add(&mut self, other: &Self) {
         self.0.iter_mut().zip(other.0).for_each(|(sum, count)| *sum += count);
     }
@@ -121,7 +123,7 @@ mod tests {
     #[test]
     fn quantiles_are_of_the_values_recorded() {
         let histogram = Histogram::new();
-        let mut sum = Sum::new();
+        let mut sum = Sum::default();
         histogram.add_to(&mut sum);
         assert_eq!(sum.latency(), Latency::default());
         (1..=1000).for_each(|value| histogram.record(value));

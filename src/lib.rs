@@ -16,8 +16,8 @@
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let engine = Engine::new(&Config { limit: 1 << 20, limit_max: 1 << 20, shards: 2 })?;
 //! engine.supply()?;
-//! let mut queue = engine.queue();
 //! let client = engine.create_client()?;
+//! let mut queue = engine.queue(client);
 //! let pool = engine.create_pool(client, PoolKind::Persistent, 1024)?;
 //!
 //! let handle = Handle::from_page(pool, 7);
@@ -68,5 +68,5 @@ pub use handle::{
 };
 pub use histogram::Latency;
 pub use queue::Queue;
-pub use stats::{AllocCounters, ClassCounters, FrameCounts, PoolCounters, Stats};
+pub use stats::{AllocCounters, ClassCounters, FrameCounts, Latencies, PoolCounters, Stats};
 pub use supply::Supplied;

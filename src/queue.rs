@@ -1,11 +1,13 @@
 //! A queue's context: what one thread needs to put and get without sharing or allocating.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::codec::{Codec, Lz4, OUTPUT_BYTES, fill, same_filled};
-use crate::handle::{Handle, PAGE_SIZE, Page};
+use crate::handle::{ClientId, Handle, PAGE_SIZE, Page};
 use crate::histogram::{Histogram, Sum};
 use crate::shard::Packed;
+use crate::stats::Latencies;
 use crate::zbud::ZPAGE_BYTES_MAX;
 use crate::zpage::{Encoding, HEADER_BYTES, Header};
 
@@ -19,7 +21,7 @@ pub struct Queue {
     zpage: Box<ZpageBuffer>,
     /// A payload is copied here to be decompressed outside the shard's lock.
     pub(crate) scratch: Box<[u8; PAGE_SIZE]>,
-    pub(crate) latencies: Arc<Latencies>,
+    pub(crate) latencies: Arc<Histograms>,
 }
 
 struct ZpageBuffer {
@@ -27,58 +29,99 @@ struct ZpageBuffer {
 }
 
 /// What a queue measures; the statistics read it while the queue runs.
-pub(crate) struct Latencies {
+pub(crate) struct Histograms {
     pub(crate) get: Histogram,
     pub(crate) put: Histogram,
 }
 
-/// The latencies of all queues, those that ended included.
+/// The latencies of all queues that there are and were, by client.
+#[derive(Default)]
 pub(crate) struct Ledger {
-    live: Vec<Arc<Latencies>>,
-    ended: Totals,
+    live: Vec<Account>,
+    /// Those of queues that ended, one sum a client; under none, those of clients that are gone.
+    ended: BTreeMap<Option<ClientId>, Totals>,
+}
+
+/// A queue and its client, or none when that is gone.
+struct Account {
+    client: Option<ClientId>,
+    histograms: Arc<Histograms>,
 }
 
 /// Latencies of several queues added up.
+#[derive(Default)]
 pub(crate) struct Totals {
-    pub(crate) get: Sum,
-    pub(crate) put: Sum,
+    get: Sum,
+    put: Sum,
 }
 
 impl Totals {
-    fn new() -> Self {
-        Self { get: Sum::new(), put: Sum::new() }
+    fn add(&mut self, other: &Self) {
+        self.get.add(&other.get);
+        self.put.add(&other.put);
     }
 
-    fn add(&mut self, latencies: &Latencies) {
-        latencies.get.add_to(&mut self.get);
-        latencies.put.add_to(&mut self.put);
+    fn add_histograms(&mut self, histograms: &Histograms) {
+        histograms.get.add_to(&mut self.get);
+        histograms.put.add_to(&mut self.put);
+    }
+
+    pub(crate) fn latencies(&self) -> Latencies {
+        Latencies { put_latency: self.put.latency(), get_latency: self.get.latency() }
     }
 }
 
 impl Ledger {
-    pub(crate) fn new() -> Self {
-        Self { live: Vec::new(), ended: Totals::new() }
+    /// Enters a queue.
+    pub(crate) fn enter(&mut self, client: Option<ClientId>, queue: &Queue) {
+        self.close();
+        self.live.push(Account { client, histograms: Arc::clone(&queue.latencies) });
     }
 
-    /// Enters a queue, and closes the accounts of those that were dropped.
-    pub(crate) fn enter(&mut self, queue: &Queue) {
+    /// Keeps what a client's queues measured for the totals alone: its number may be another's
+    /// soon, while some of its queues still run.
+    pub(crate) fn forget(&mut self, client: ClientId) {
+        if let Some(totals) = self.ended.remove(&Some(client)) {
+            self.ended.entry(None).or_default().add(&totals);
+        }
+        for account in self.live.iter_mut().filter(|account| account.client == Some(client)) {
+            account.client = None;
+        }
+        self.close();
+    }
+
+    /// Closes the accounts of queues that were dropped.
+    fn close(&mut self) {
         let Self { live, ended } = self;
-        live.retain(|latencies| {
-            let is_live = Arc::strong_count(latencies) > 1;
+        live.retain_mut(|account| {
+            // This also sees to it that the queue's last records are visible here.
+            let is_live = Arc::get_mut(&mut account.histograms).is_none();
             if !is_live {
-                ended.add(latencies);
+                ended.entry(account.client).or_default().add_histograms(&account.histograms);
             }
             is_live
         });
-        live.push(Arc::clone(&queue.latencies));
     }
 
+    /// Of one client's queues.
+    pub(crate) fn totals_of(&self, client: ClientId) -> Totals {
+        self.sum(|of| of == Some(client))
+    }
+
+    /// Of all queues.
     pub(crate) fn totals(&self) -> Totals {
-        let mut totals = Totals::new();
-        totals.get.add(&self.ended.get);
-        totals.put.add(&self.ended.put);
-        self.live.iter().for_each(|latencies| totals.add(latencies));
-        totals
+        self.sum(|_| true)
+    }
+
+    fn sum(&self, wanted: impl Fn(Option<ClientId>) -> bool) -> Totals {
+        let mut sum = Totals::default();
+        for (_, totals) in self.ended.iter().filter(|(client, _)| wanted(**client)) {
+            sum.add(totals);
+        }
+        for account in self.live.iter().filter(|account| wanted(account.client)) {
+            sum.add_histograms(&account.histograms);
+        }
+        sum
     }
 }
 
@@ -88,7 +131,7 @@ impl Queue {
             codec: Lz4::new(),
             zpage: Box::new(ZpageBuffer { bytes: [0; HEADER_BYTES + OUTPUT_BYTES] }),
             scratch: Box::new([0; PAGE_SIZE]),
-            latencies: Arc::new(Latencies { get: Histogram::new(), put: Histogram::new() }),
+            latencies: Arc::new(Histograms { get: Histogram::new(), put: Histogram::new() }),
         }
     }
 
@@ -130,5 +173,48 @@ impl Queue {
             (Some(Encoding::Lz4), _) => self.codec.decompress(payload, page),
             _ => false,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_client_has_what_its_queues_measured_and_the_total_has_all() {
+        const FIRST: ClientId = ClientId(0);
+        const SECOND: ClientId = ClientId(1);
+        let mut ledger = Ledger::default();
+        let queue = |ledger: &mut Ledger, client| {
+            let queue = Queue::new();
+            ledger.enter(client, &queue);
+            queue.latencies.put.record(10);
+            queue
+        };
+        let counts = |ledger: &Ledger| {
+            let count = |totals: Totals| totals.latencies().put_latency.count;
+            let of = |client| count(ledger.totals_of(client));
+            (of(FIRST), of(SECOND), count(ledger.totals()))
+        };
+        let long = queue(&mut ledger, Some(FIRST));
+        drop(queue(&mut ledger, Some(FIRST)));
+        drop(queue(&mut ledger, Some(SECOND)));
+        drop(queue(&mut ledger, None));
+        assert_eq!(counts(&ledger), (2, 1, 4));
+
+        // Of the first one's queues one has ended, and the other goes on when the client is gone.
+        ledger.forget(FIRST);
+        long.latencies.put.record(10);
+        assert_eq!(counts(&ledger), (0, 1, 5));
+        let other = queue(&mut ledger, Some(FIRST));
+        drop(long);
+        drop(queue(&mut ledger, Some(FIRST)));
+        assert_eq!(counts(&ledger), (2, 1, 7));
+        drop(other);
+
+        // However many queues come and go, one sum a client is kept.
+        (0..100).for_each(|_| drop(queue(&mut ledger, Some(SECOND))));
+        assert!(ledger.live.len() <= 1 && ledger.ended.len() <= 3);
+        assert_eq!(counts(&ledger), (2, 101, 107));
     }
 }

@@ -49,6 +49,9 @@ mod imp {
                 let locked =
                     rustix::mm::mlock_with(mapping.start.as_ptr(), bytes, MlockFlags::ONFAULT);
                 mapping.locked = locked.is_ok();
+                // Memory comes and goes by frames: a huge page would bring more than was asked for,
+                // and a hole in it give nothing back. Kernels without huge pages refuse; no harm.
+                let _ = rustix::mm::madvise(mapping.start.as_ptr(), bytes, Advice::LinuxNoHugepage);
                 let access = MprotectFlags::READ | MprotectFlags::WRITE;
                 rustix::mm::mprotect(mapping.start.as_ptr(), bytes, access)?;
             }

@@ -18,9 +18,9 @@ use crate::error::GetError;
 use crate::frame::Use;
 use crate::handle::{Handle, PAGE_SIZE, Page, PoolId, PoolKind};
 use crate::pool::Pool;
-use crate::slot::{Place, Slot};
+use crate::slot::{Place, Slot, SlotCell};
 use crate::stats::{AllocCounters, PoolCounters};
-use crate::zbud::{Fetched, Placed, Zbud};
+use crate::zbud::{Fetched, Placed, Slots, Zbud};
 use crate::zpage::Header;
 
 /// A page on its way in.
@@ -36,6 +36,8 @@ pub(crate) enum Packed<'a> {
 
 /// A page on its way out.
 pub(crate) enum Unpacked {
+    /// What is held cannot be what was put.
+    Corrupt,
     /// Nothing is held.
     Miss,
     /// The page was copied to the page buffer.
@@ -62,12 +64,14 @@ pub(crate) struct Hand {
 }
 
 impl Hand {
-    /// Fills up with what `next` finds; false if that was nothing.
-    pub(crate) fn fill(&mut self, mut next: impl FnMut() -> Option<u32>) -> bool {
-        for place in self.frames.iter_mut().filter(|place| place.is_none()) {
-            *place = next();
-        }
-        self.frames.iter().any(Option::is_some)
+    /// Takes a frame along.
+    pub(crate) fn add(&mut self, frame: u32) {
+        let place = self.frames.iter_mut().find(|place| place.is_none());
+        *place.expect("a put needs no more than two frames") = Some(frame);
+    }
+
+    pub(crate) fn is_full(&self) -> bool {
+        self.frames.iter().all(Option::is_some)
     }
 
     fn take(&mut self) -> Option<u32> {
@@ -82,6 +86,25 @@ impl Hand {
     }
 }
 
+/// Which shard of how many. The number of shards is a power of two.
+#[derive(Clone, Copy)]
+pub(crate) struct Member {
+    pub(crate) number: usize,
+    pub(crate) of: usize,
+}
+
+impl Member {
+    /// The shard of a page's object. Neighbouring objects of a pool, and the same object of two
+    /// pools, go to different shards.
+    pub(crate) fn shard_of(handle: Handle, shards: usize) -> usize {
+        (handle.object as usize).wrapping_add(usize::from(handle.pool.0) * 7) & (shards - 1)
+    }
+
+    fn has(self, handle: Handle) -> bool {
+        Self::shard_of(handle, self.of) == self.number
+    }
+}
+
 /// See the module's description.
 pub(crate) struct Shard {
     pools: Box<[Option<Arc<Pool>>]>,
@@ -91,6 +114,7 @@ pub(crate) struct Shard {
 /// What a shard holds beside the pools' names, apart so that both can be borrowed at once.
 struct Store {
     arena: Arc<Arena>,
+    member: Member,
     ephemeral: Zbud,
     persistent: Zbud,
     /// The frame that the next compaction copies to.
@@ -101,14 +125,17 @@ struct Store {
     leaves: [u64; 2],
     alloc: AllocCounters,
     counters: Box<[PoolCounters]>,
+    /// What the pools that are gone counted.
+    retired: PoolCounters,
 }
 
 impl Shard {
     /// A shard that knows up to `pools` pools. `spare` is a free frame of the arena.
-    pub(crate) fn new(arena: Arc<Arena>, spare: u32, pools: usize) -> Self {
+    pub(crate) fn new(member: Member, arena: Arc<Arena>, spare: u32, pools: usize) -> Self {
         arena.meta(spare).reset(Use::Spare);
         let store = Store {
             arena,
+            member,
             ephemeral: Zbud::new(Use::Ephemeral),
             persistent: Zbud::new(Use::Persistent),
             spare,
@@ -116,6 +143,7 @@ impl Shard {
             leaves: [0; 2],
             alloc: AllocCounters::default(),
             counters: vec![PoolCounters::default(); pools].into(),
+            retired: PoolCounters::default(),
         };
         Self { pools: vec![None; pools].into(), store }
     }
@@ -131,7 +159,8 @@ impl Shard {
     pub(crate) fn remove_pool(&mut self, id: PoolId) {
         let at = usize::from(id.0);
         let left = std::mem::take(&mut self.store.counters[at]);
-        assert_eq!((left.orig_data_size, left.obj_count), (0, 0), "a pool was removed with pages");
+        assert!(left.holds_nothing(), "a pool was removed with pages: {left:?}");
+        self.store.retired.add(&left);
         self.pools[at] = None;
     }
 
@@ -153,24 +182,35 @@ impl Shard {
         handle: Handle,
         scratch: &mut [u8; PAGE_SIZE],
         page: &mut Page,
-    ) -> Result<Unpacked, GetError> {
+    ) -> Result<(Unpacked, PoolKind), GetError> {
         let pool = find(&self.pools, handle).ok_or(GetError::NoPage)?;
-        self.store.get(pool, handle, scratch, page)
+        Ok((self.store.get(pool, handle, scratch, page)?, pool.kind))
     }
 
-    /// Drops a page's copy and remembers that it is lost.
-    pub(crate) fn lose(&mut self, handle: Handle) {
-        let Some(pool) = find(&self.pools, handle) else { return };
+    /// Drops a page's copy and remembers that it is lost; false if that is nothing to remember,
+    /// because the page is ephemeral or its pool going.
+    pub(crate) fn lose(&mut self, handle: Handle) -> bool {
+        let pool = find(&self.pools, handle).filter(|pool| !pool.is_closing());
+        let Some(pool) = pool else { return false };
         let object = pool.directory.object(handle.object);
         let was_idle = object.is_idle();
         // An ephemeral page may vanish: a miss is all there is to tell of it. Of a persistent one
         // it is noted first that it is lost, so that there is no instant at which it reads as
         // zeros; the slot goes before the note, as long as it points at something.
-        if pool.kind == PoolKind::Persistent && !object.set_lost(handle.index, true) {
+        let persistent = pool.kind == PoolKind::Persistent;
+        if persistent && !object.set_lost(handle.index, true) {
             self.store.counters(handle).lost_pages += 1;
         }
         self.store.drop_page(pool, handle);
         pool.count_active(was_idle, object.is_idle());
+        persistent
+    }
+
+    /// Loses a page because the front end gave its write up, and counts that.
+    pub(crate) fn give_up(&mut self, handle: Handle) {
+        if self.lose(handle) {
+            self.store.counters(handle).given_up_puts += 1;
+        }
     }
 
     pub(crate) fn flush_page(&mut self, handle: Handle) -> bool {
@@ -196,13 +236,6 @@ impl Shard {
         }
         pool.count_active(was_idle, object.is_idle());
         found
-    }
-
-    /// Counts the flush of a whole object.
-    pub(crate) fn count_object_flush(&mut self, pool: PoolId, found: bool) {
-        let counters = &mut self.store.counters[usize::from(pool.0)];
-        counters.flobj_total += 1;
-        counters.flobj_found += u64::from(found);
     }
 
     /// Counts a put that no frame was found for, here or elsewhere.
@@ -233,12 +266,20 @@ impl Shard {
         self.pools.get(usize::from(id.0))?.clone()
     }
 
-    pub(crate) fn counters_mut(&mut self, pool: PoolId) -> &mut PoolCounters {
-        &mut self.store.counters[usize::from(pool.0)]
+    /// Counts for a pool; of one that is gone, what it counted is closed.
+    pub(crate) fn count(&mut self, handle: Handle, count: impl FnOnce(&mut PoolCounters)) {
+        if find(&self.pools, handle).is_some() {
+            count(self.store.counters(handle));
+        }
     }
 
     pub(crate) fn counters(&self, pool: PoolId) -> &PoolCounters {
         &self.store.counters[usize::from(pool.0)]
+    }
+
+    /// What all pools count, and what those counted that are gone.
+    pub(crate) fn all_counters(&self) -> impl Iterator<Item = &PoolCounters> {
+        self.store.counters.iter().chain([&self.store.retired])
     }
 
     pub(crate) fn alloc(&self) -> &AllocCounters {
@@ -376,22 +417,12 @@ impl Store {
         kind: PoolKind,
         zpage: &[u8],
     ) -> Option<Placed> {
-        let arena = &self.arena;
         let zbud = match kind {
             PoolKind::Ephemeral => &mut self.ephemeral,
             PoolKind::Persistent => &mut self.persistent,
         };
-        let moved = |owner: Handle, from: Placed, to: Placed| {
-            let pool = find(pools, owner).expect("a zpage's owner is a live pool");
-            let leaf = pool.directory.object(owner.object).leaf();
-            let leaf = leaf.expect("a zpage's object has a leaf");
-            // SAFETY: the leaf is this shard's, whose lock the caller holds.
-            let cell = &unsafe { arena.leaf(leaf) }[owner.index as usize];
-            let slot = cell.load();
-            assert_eq!(slot.place(), place_of(from), "a zpage's owner does not point at it");
-            cell.replace(slot, slot.moved_to(to.frame, to.granule));
-        };
-        let placed = zbud.place_beside(arena, zpage, &mut self.spare, moved)?;
+        let slots = Owners { arena: &self.arena, member: self.member, pools };
+        let placed = zbud.place_beside(&self.arena, zpage, &mut self.spare, &slots)?;
         self.alloc.partner_puts += 1;
         Some(placed)
     }
@@ -457,10 +488,7 @@ impl Store {
                 match zbud.fetch(arena, Placed { frame, granule }, scratch, page) {
                     Fetched::Payload(header, bytes) => Unpacked::Zpage(header, bytes),
                     Fetched::Raw(header) => Unpacked::Raw(header),
-                    Fetched::Corrupt => {
-                        self.counters(handle).corrupt_gets += 1;
-                        return Err(GetError::Corrupt);
-                    }
+                    Fetched::Corrupt => Unpacked::Corrupt,
                 }
             }
             Place::Nowhere if object.has_lost() && object.is_lost(handle.index) => {
@@ -473,7 +501,10 @@ impl Store {
             }
             Place::Same(fill) => Unpacked::Same(fill),
         };
-        self.counters(handle).succ_gets += 1;
+        match unpacked {
+            Unpacked::Corrupt => self.counters(handle).corrupt_gets += 1,
+            _ => self.counters(handle).succ_gets += 1,
+        }
         if pool.kind == PoolKind::Ephemeral {
             let was_idle = object.is_idle();
             self.drop_page(pool, handle);
@@ -546,7 +577,8 @@ impl Store {
     }
 
     fn evict_ephemeral(&mut self, pools: &[Option<Arc<Pool>>]) -> Option<u32> {
-        let (buddies, frame) = self.ephemeral.oldest(&self.arena)?;
+        let slots = Owners { arena: &self.arena, member: self.member, pools };
+        let (buddies, frame) = self.ephemeral.oldest(&self.arena, &slots)?;
         let mut empty = None;
         for extent in buddies.as_slice() {
             let placed = Placed { frame, granule: extent.offset as u8 };
@@ -556,7 +588,6 @@ impl Store {
             let was_idle = object.is_idle();
             let leaf = object.leaf().expect("a zpage's object has a leaf");
             let slot = self.slot(leaf, owner.index);
-            assert_eq!(slot.place(), place_of(placed), "a zpage's owner does not point at it");
             self.set_slot(leaf, owner.index, slot, Slot::EMPTY);
             self.counters(owner).orig_data_size -= PAGE_SIZE as u64;
             empty = self.free_zpage(PoolKind::Ephemeral, owner, placed);
@@ -593,6 +624,38 @@ impl Store {
 
     fn counters(&mut self, handle: Handle) -> &mut PoolCounters {
         &mut self.counters[usize::from(handle.pool.0)]
+    }
+}
+
+/// The slots of a shard's zpages. Whoever has it holds the shard's lock.
+struct Owners<'a> {
+    arena: &'a Arena,
+    member: Member,
+    pools: &'a [Option<Arc<Pool>>],
+}
+
+impl Owners<'_> {
+    /// The owner's slot. A header that is corrupt may name any page: of another shard, of another
+    /// pool, or none.
+    fn cell(&self, owner: Handle) -> Option<&SlotCell> {
+        let pool = find(self.pools, owner).filter(|_| self.member.has(owner))?;
+        let leaf = pool.directory.object(owner.object).leaf()?;
+        // SAFETY: the leaf is this shard's, whose lock the caller holds.
+        let leaf = unsafe { self.arena.leaf(leaf) };
+        Some(&leaf[owner.index as usize])
+    }
+}
+
+impl Slots for Owners<'_> {
+    fn names(&self, owner: Handle, placed: Placed) -> bool {
+        self.cell(owner).is_some_and(|cell| cell.load().place() == place_of(placed))
+    }
+
+    fn move_to(&self, owner: Handle, from: Placed, to: Placed) {
+        let cell = self.cell(owner).expect("zbud has asked whether the owner is known");
+        let slot = cell.load();
+        assert_eq!(slot.place(), place_of(from), "a zpage's owner does not point at it");
+        cell.replace(slot, slot.moved_to(to.frame, to.granule));
     }
 }
 

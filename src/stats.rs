@@ -5,6 +5,21 @@
 //! `*_zbytes` and `mem_*` is in bytes. Counters are kept in the shard that an operation locks
 //! anyway, so that counting costs no shared cache line; reading adds the shards up and is
 //! consistent per shard, not across shards.
+//!
+//! These of the seed's have no counterpart, and why:
+//!
+//! - `put_to_flush`: nothing freezes.
+//! - `failed_alloc`: a put never allocates metadata.
+//! - `mean_compress_poor`: a page that compresses poorly is stored raw, never refused.
+//! - `objnode_count`: an object's slots are one leaf, so it would be `obj_count`.
+//! - `zero_filled_pages`: they are among `same_pages`.
+//! - `last_active_file_pageframes` and its like: the pool limit rules, not the sizes of the
+//!   kernel's LRU lists.
+//! - `pageframes_alloced`, `pageframes_freed`: [`FrameCounts`] is the account that they were for.
+//! - `pers_zombie_count`, `outstanding_writeback_pages`, `writtenback_pages`,
+//!   `*_nonactive_puts_ignored` and all of RAMster's: they come with what they count.
+//!
+//! Its `evicted_eph_zpages` and `evicted_eph_pageframes` are `eph_evicted_*` here.
 
 use serde::{Serialize, Serializer};
 
@@ -55,7 +70,10 @@ counters! {
         dup_puts_replaced,
         /// Puts refused because no frame was to be had.
         failed_puts,
-        /// Puts told to come back because the arena had not yet grown.
+        /// Pages of writes that the front end gave up: their puts had been told to come back, or
+        /// were never made because that of another page of the write had failed.
+        given_up_puts,
+        /// Times that a put was told to come back because the arena had not yet grown.
         starved_puts,
         /// Gets that found the page.
         succ_gets,
@@ -73,6 +91,15 @@ counters! {
         flobj_total,
         /// Object flushes that found the object.
         flobj_found,
+    }
+}
+
+impl PoolCounters {
+    /// Whether the pool holds nothing: all that goes down as well as up is at zero.
+    pub(crate) fn holds_nothing(&self) -> bool {
+        let pages = [self.zpages, self.same_pages, self.huge_pages, self.lost_pages];
+        let rest = [self.orig_data_size, self.compr_data_size, self.obj_count];
+        pages.iter().chain(&rest).all(|&held| held == 0)
     }
 }
 
@@ -95,6 +122,8 @@ counters! {
         cumul_zpages,
         /// Bytes of zpages ever stored.
         cumul_zbytes,
+        /// Frames that are left alone until they are empty, because a header in them is corrupt.
+        closed_pageframes,
         /// Frames with two zpages or more.
         buddied_count,
         /// Frames with one zpage.
@@ -153,9 +182,11 @@ pub struct FrameCounts {
 #[derive(Clone, Copy, Debug, Default, Serialize)]
 #[non_exhaustive]
 pub struct Stats {
-    /// Sum over all live pools.
+    /// Sum over all pools that there are and were; those that are gone hold nothing.
     #[serde(flatten)]
     pub pools: PoolCounters,
+    /// Most objects with pages at a time, when it was looked at.
+    pub obj_count_max: u64,
     /// Bytes of memory held for data: frames, directories, tables.
     pub mem_used_total: u64,
     /// Largest `mem_used_total` seen.
@@ -174,9 +205,18 @@ pub struct Stats {
     /// Where frames came from.
     #[serde(flatten)]
     pub alloc: AllocCounters,
-    /// Latency of puts, per page.
+    /// Latencies of all puts and gets ever.
+    #[serde(flatten)]
+    pub latencies: Latencies,
+}
+
+/// How long puts and gets take, per page.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct Latencies {
+    /// Puts that ended, stored or refused. Of one that had to be made again, the last attempt.
     pub put_latency: Latency,
-    /// Latency of gets, per page.
+    /// Gets, whatever they found.
     pub get_latency: Latency,
 }
 

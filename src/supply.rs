@@ -43,10 +43,15 @@ pub(crate) struct Settling {
 }
 
 impl Engine {
-    /// Whether [`Engine::supply`] has something to do. Cheap enough to ask after every put.
+    /// Whether [`Engine::supply`] has something to do that does not wait. Cheap enough to ask after
+    /// every put. (Above a limit that was lowered, frames that puts still free are given back as
+    /// they come; ephemeral ones are evicted when it is called.)
     pub fn supply_wanted(&self) -> bool {
         let (allocated, limit) = (self.arena.allocated(), self.arena.limit());
-        allocated > limit || (allocated < limit && self.arena.free() < self.low())
+        match allocated > limit {
+            true => self.arena.free() > 0,
+            false => allocated < limit && self.arena.free() < self.low(),
+        }
     }
 
     /// One bounded step, of at most 1 MiB, towards the watermark or the limit. It may block in the
@@ -60,7 +65,8 @@ impl Engine {
         } else if self.arena.free() < self.low() {
             done.grown = self.arena.grow(STEP_FRAMES)?;
         }
-        done.more = done.grown + done.released > 0 && self.supply_wanted();
+        let over = self.arena.allocated() > self.arena.limit();
+        done.more = done.grown + done.released > 0 && (over || self.supply_wanted());
         self.sample_peaks();
         Ok(done)
     }
@@ -93,8 +99,9 @@ impl Engine {
         self.apply_limit(&self.registry.lock(), limit)
     }
 
-    pub(crate) fn apply_limit(&self, registry: &Registry, limit: u64) -> Result<(), ConfigError> {
-        let frames = self.config.check_limit(limit, registry.directories())?;
+    /// The registry is locked, so that limit and directories do not change meanwhile.
+    pub(crate) fn apply_limit(&self, _locked: &Registry, limit: u64) -> Result<(), ConfigError> {
+        let frames = self.config.check_limit(limit, self.directories.load(Ordering::Acquire))?;
         self.limit.store(limit, Ordering::Release);
         self.arena.set_limit(frames);
         Ok(())
@@ -107,7 +114,7 @@ impl Engine {
 
     /// The smallest pool limit that the pools there are leave room for, in bytes.
     pub fn limit_min(&self) -> u64 {
-        Config::limit_min(self.config.shards) + self.registry.lock().directories()
+        Config::limit_min(self.config.shards) + self.directories.load(Ordering::Acquire)
     }
 
     /// Frees ephemeral frames until so many frames are free or none are ephemeral.

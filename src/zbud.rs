@@ -12,6 +12,10 @@
 //! to the shard's spare frame, without holes, and each owner's slot is changed to the copy before
 //! the old frame becomes the spare. At no instant is a zpage without an intact copy that its slot
 //! points at, so a process that dies here loses nothing.
+//!
+//! Who owns a zpage is in its header, which can be corrupt like the rest of it. So whoever asks for
+//! an owner compares it with the owner's slot, and a frame with a header that is wrong is closed: it
+//! takes no more zpages and is neither compacted nor evicted, until its last zpage is freed.
 
 use crate::arena::Arena;
 use crate::frame::{BUDDIES_MAX, Buddies, Extent, FRAME_GRANULES, FrameMeta, GRANULE, Use};
@@ -57,6 +61,15 @@ pub(crate) enum Fetched {
     Corrupt,
 }
 
+/// The slots of zpages' owners, for which zbud cares by way of this.
+pub(crate) trait Slots {
+    /// Whether the owner's slot points at the place.
+    fn names(&self, owner: Handle, placed: Placed) -> bool;
+
+    /// Makes the owner's slot, which points at `from`, point at `to`.
+    fn move_to(&self, owner: Handle, from: Placed, to: Placed);
+}
+
 /// See the module's description.
 pub(crate) struct Zbud {
     class: Use,
@@ -88,33 +101,39 @@ impl Zbud {
     }
 
     /// Puts a zpage (header and payload) into a frame beside others, if one has room. When the
-    /// frame has to be compacted for it, `spare` is exchanged and `moved(owner, from, to)` is
-    /// called for each zpage that was there.
+    /// frame has to be compacted for it, `spare` is exchanged and the owners' slots are changed.
     pub(crate) fn place_beside(
         &mut self,
         arena: &Arena,
         zpage: &[u8],
         spare: &mut u32,
-        moved: impl FnMut(Handle, Placed, Placed),
+        slots: &impl Slots,
     ) -> Option<Placed> {
         let length = granules(zpage.len());
-        let frame = self.partner(length)?;
-        self.unbin(arena, frame);
-        let mut buddies = arena.meta(frame).buddies();
-        if buddies.count() == 1 {
-            self.counters.unbuddied_count -= 1;
-            self.counters.buddied_count += 1;
-        }
-        let (frame, offset) = match buddies.hole(length) {
-            Some(offset) => (frame, offset),
-            None => {
-                let to = std::mem::replace(spare, frame);
-                let end = self.compact(arena, frame, to, &mut buddies, moved);
-                (to, end)
+        // Each round but the last closes a frame.
+        loop {
+            let frame = self.partner(length)?;
+            let mut buddies = arena.meta(frame).buddies();
+            let hole = buddies.hole(length);
+            if hole.is_none() && !self.knows_owners(arena, frame, &buddies, slots) {
+                self.close(arena, frame);
+                continue;
             }
-        };
-        buddies.push(Extent { offset, length });
-        Some(self.store(arena, frame, &buddies, offset, zpage))
+            self.unbin(arena, frame, &buddies);
+            if buddies.count() == 1 {
+                self.counters.unbuddied_count -= 1;
+                self.counters.buddied_count += 1;
+            }
+            let (frame, offset) = match hole {
+                Some(offset) => (frame, offset),
+                None => {
+                    let to = std::mem::replace(spare, frame);
+                    (to, self.compact(arena, frame, to, &mut buddies, slots))
+                }
+            };
+            buddies.push(Extent { offset, length });
+            return Some(self.store(arena, frame, &buddies, offset, zpage));
+        }
     }
 
     /// Puts a zpage into a frame that the caller hands over.
@@ -174,8 +193,9 @@ impl Zbud {
         let meta = self.own(arena, placed.frame);
         let raw = meta.is_raw();
         let mut buddies = meta.buddies();
-        if !raw {
-            self.unbin_if_binned(arena, placed.frame, &buddies);
+        let closed = meta.is_closed();
+        if !raw && !closed {
+            self.unbin(arena, placed.frame, &buddies);
         }
         let extent = buddies.take(usize::from(placed.granule));
         let extent = extent.expect("a slot points at a zpage that its frame does not know");
@@ -192,18 +212,36 @@ impl Zbud {
         }
         if buddies.count() > 0 {
             meta.set_buddies(&buddies);
-            self.bin(arena, placed.frame, &buddies);
+            if !closed {
+                self.bin(arena, placed.frame, &buddies);
+            }
             return Freed { bytes, raw, frame: None };
         }
-        self.lru.remove(arena, placed.frame);
+        if closed {
+            self.counters.closed_pageframes -= 1;
+        } else {
+            self.lru.remove(arena, placed.frame);
+        }
         self.counters.pageframes -= 1;
         meta.reset(Use::Free);
         Freed { bytes, raw, frame: Some(placed.frame) }
     }
 
-    /// The least recently used frame and the owners of its zpages, after giving frames that were
+    /// The least recently used frame whose zpages' owners are known, after giving frames that were
     /// read since a second chance.
-    pub(crate) fn oldest(&mut self, arena: &Arena) -> Option<(Buddies, u32)> {
+    pub(crate) fn oldest(&mut self, arena: &Arena, slots: &impl Slots) -> Option<(Buddies, u32)> {
+        // Each round but the last closes a frame.
+        loop {
+            let frame = self.front_unread(arena)?;
+            let buddies = self.own(arena, frame).buddies();
+            if self.knows_owners(arena, frame, &buddies, slots) {
+                return Some((buddies, frame));
+            }
+            self.close(arena, frame);
+        }
+    }
+
+    fn front_unread(&mut self, arena: &Arena) -> Option<u32> {
         for _ in 0..SECOND_CHANCES_MAX {
             let frame = self.lru.front()?;
             if !arena.meta(frame).take_referenced() {
@@ -212,11 +250,28 @@ impl Zbud {
             self.lru.remove(arena, frame);
             self.lru.push_back(arena, frame);
         }
-        let frame = self.lru.front()?;
-        Some((self.own(arena, frame).buddies(), frame))
+        self.lru.front()
     }
 
-    /// Whose zpage lies at a place.
+    fn knows_owners(&self, arena: &Arena, frame: u32, of: &Buddies, slots: &impl Slots) -> bool {
+        of.as_slice().iter().all(|extent| {
+            let placed = Placed { frame, granule: extent.offset as u8 };
+            slots.names(self.owner(arena, placed), placed)
+        })
+    }
+
+    /// Takes a frame off all lists; see the module's description.
+    fn close(&mut self, arena: &Arena, frame: u32) {
+        let meta = self.own(arena, frame);
+        if !meta.is_raw() {
+            self.unbin(arena, frame, &meta.buddies());
+        }
+        self.lru.remove(arena, frame);
+        meta.close();
+        self.counters.closed_pageframes += 1;
+    }
+
+    /// Whose zpage lies at a place, if its header is right.
     pub(crate) fn owner(&self, arena: &Arena, placed: Placed) -> Handle {
         self.header(arena, placed).owner()
     }
@@ -281,7 +336,7 @@ impl Zbud {
         from: u32,
         to: u32,
         buddies: &mut Buddies,
-        mut moved: impl FnMut(Handle, Placed, Placed),
+        slots: &impl Slots,
     ) -> usize {
         arena.meta(to).reset(self.class);
         buddies.sort_by_offset();
@@ -293,7 +348,8 @@ impl Zbud {
             // holder's.
             unsafe { arena.copy((from, source), (to, target), extent.length * GRANULE) };
             let old = Placed { frame: from, granule: extent.offset as u8 };
-            moved(self.owner(arena, old), old, Placed { frame: to, granule: end as u8 });
+            let new = Placed { frame: to, granule: end as u8 };
+            slots.move_to(self.owner(arena, old), old, new);
             packed.push(Extent { offset: end, length: extent.length });
             end += extent.length;
         }
@@ -322,12 +378,7 @@ impl Zbud {
         }
     }
 
-    fn unbin(&mut self, arena: &Arena, frame: u32) {
-        let buddies = self.own(arena, frame).buddies();
-        self.unbin_if_binned(arena, frame, &buddies);
-    }
-
-    fn unbin_if_binned(&mut self, arena: &Arena, frame: u32, buddies: &Buddies) {
+    fn unbin(&mut self, arena: &Arena, frame: u32, buddies: &Buddies) {
         if let Some(bin) = bin_of(buddies) {
             self.bins[bin].remove(arena, frame);
             if self.bins[bin].is_empty() {
@@ -351,6 +402,9 @@ pub(crate) fn granules(bytes: usize) -> usize {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::RefCell;
+    use std::collections::BTreeMap;
+
     use super::*;
     use crate::handle::PoolId;
     use crate::zpage::Encoding;
@@ -359,6 +413,21 @@ mod tests {
         arena: Arena,
         zbud: Zbud,
         spare: u32,
+        slots: Places,
+    }
+
+    /// Where each page is.
+    #[derive(Default)]
+    struct Places(RefCell<BTreeMap<u64, Placed>>);
+
+    impl Slots for Places {
+        fn names(&self, owner: Handle, placed: Placed) -> bool {
+            self.0.borrow().get(&owner.page()) == Some(&placed)
+        }
+
+        fn move_to(&self, owner: Handle, from: Placed, to: Placed) {
+            assert_eq!(self.0.borrow_mut().insert(owner.page(), to), Some(from));
+        }
     }
 
     impl Bench {
@@ -366,26 +435,37 @@ mod tests {
             let arena = Arena::new(16, 16).unwrap();
             arena.grow(16).unwrap();
             let spare = arena.pop().unwrap();
-            Self { arena, zbud: Zbud::new(Use::Persistent), spare }
+            Self { arena, zbud: Zbud::new(Use::Persistent), spare, slots: Places::default() }
         }
 
         /// Puts a zpage of so many bytes in all; the page number is also its contents.
-        fn put(&mut self, page: u64, bytes: usize) -> (Placed, Vec<(u64, Placed)>) {
+        fn put(&mut self, page: u64, bytes: usize) -> Placed {
             let payload = vec![page as u8; bytes - HEADER_BYTES];
             let header = Header::new(handle(page), Encoding::Lz4, &payload);
             let zpage = [&header.to_bytes()[..], &payload[..]].concat();
-            let mut moves = Vec::new();
-            let placed =
-                self.zbud.place_beside(&self.arena, &zpage, &mut self.spare, |h, _, to| {
-                    moves.push((h.page(), to))
-                });
+            let placed = self.zbud.place_beside(&self.arena, &zpage, &mut self.spare, &self.slots);
             let placed = placed.unwrap_or_else(|| {
                 self.zbud.place_alone(&self.arena, self.arena.pop().unwrap(), &zpage)
             });
-            (placed, moves)
+            self.slots.0.borrow_mut().insert(page, placed);
+            placed
         }
 
-        fn check(&self, page: u64, placed: Placed) {
+        fn place(&self, page: u64) -> Placed {
+            self.slots.0.borrow()[&page]
+        }
+
+        fn free(&mut self, page: u64) -> Freed {
+            let placed = self.slots.0.borrow_mut().remove(&page).unwrap();
+            self.zbud.free(&self.arena, placed)
+        }
+
+        fn oldest(&mut self) -> Option<u32> {
+            self.zbud.oldest(&self.arena, &self.slots).map(|(_, frame)| frame)
+        }
+
+        fn check(&self, page: u64) {
+            let placed = self.place(page);
             let (mut scratch, mut out) = ([0; PAGE_SIZE], [0; PAGE_SIZE]);
             match self.zbud.fetch(&self.arena, placed, &mut scratch, &mut out) {
                 Fetched::Payload(header, bytes) => {
@@ -404,11 +484,11 @@ mod tests {
     #[test]
     fn the_fullest_frame_that_fits_is_chosen() {
         let mut bench = Bench::new();
-        let (roomy, _) = bench.put(1, 1024);
-        let (tight, _) = bench.put(2, 3500);
+        let roomy = bench.put(1, 1024);
+        let tight = bench.put(2, 3500);
         assert_ne!(roomy.frame, tight.frame);
-        assert_eq!(bench.put(3, 500).0.frame, tight.frame);
-        assert_eq!(bench.put(4, 500).0.frame, roomy.frame);
+        assert_eq!(bench.put(3, 500).frame, tight.frame);
+        assert_eq!(bench.put(4, 500).frame, roomy.frame);
         assert_eq!(bench.zbud.counters().buddied_count, 2);
     }
 
@@ -416,47 +496,73 @@ mod tests {
     #[cfg(not(feature = "seed-zbud"))]
     fn a_frame_is_compacted_when_only_its_holes_together_are_large_enough() {
         let mut bench = Bench::new();
-        let (first, _) = bench.put(1, 1000);
-        let (second, _) = bench.put(2, 1000);
-        let (third, _) = bench.put(3, 2000);
+        let first = bench.put(1, 1000);
+        let (second, third) = (bench.put(2, 1000), bench.put(3, 2000));
         assert!(first.frame == second.frame && second.frame == third.frame);
-        bench.zbud.free(&bench.arena, first);
+        bench.free(1);
         let spare = bench.spare;
-        let (fourth, moves) = bench.put(4, 1072);
-        assert_eq!(fourth.frame, spare);
+        assert_eq!(bench.put(4, 1072).frame, spare);
         assert_eq!(bench.spare, first.frame);
-        assert_eq!(moves.len(), 2);
-        for (page, placed) in moves {
-            bench.check(page, placed);
+        for page in 2..=4 {
+            assert_eq!(bench.place(page).frame, spare);
+            bench.check(page);
         }
-        bench.check(4, fourth);
         assert_eq!(bench.zbud.counters().compacted_pageframes, 1);
         assert_eq!(bench.zbud.counters().pageframes, 1);
     }
 
     #[test]
+    #[cfg(not(feature = "seed-zbud"))]
+    fn a_frame_with_a_wrong_header_is_left_alone_until_it_is_empty() {
+        for compact in [true, false] {
+            let mut bench = Bench::new();
+            let first = bench.put(1, 1000);
+            let second = bench.put(2, 1000);
+            bench.put(3, 2000);
+            bench.free(1);
+            // The second's header says that it is somebody else's.
+            let at = usize::from(second.granule) * GRANULE;
+            // SAFETY: the frame is the bench's.
+            unsafe { bench.arena.write(second.frame, at, &99u32.to_le_bytes()) };
+            if compact {
+                assert_ne!(bench.put(4, 1072).frame, first.frame);
+            } else {
+                assert_eq!(bench.oldest(), None);
+                assert_ne!(bench.put(4, 900).frame, first.frame);
+            }
+            let counters = *bench.zbud.counters();
+            assert_eq!((counters.closed_pageframes, counters.pageframes), (1, 2));
+            bench.check(3);
+            assert_eq!(bench.oldest(), Some(bench.place(4).frame));
+            assert_eq!(bench.free(3).frame, None);
+            assert_eq!(bench.free(2).frame, Some(first.frame));
+            assert_eq!(bench.zbud.counters().closed_pageframes, 0);
+            bench.free(4);
+            assert_eq!(bench.zbud.counters().pageframes, 0);
+        }
+    }
+
+    #[test]
     fn the_last_zpage_hands_the_frame_back() {
         let mut bench = Bench::new();
-        let (first, _) = bench.put(1, 200);
-        let (second, _) = bench.put(2, 100);
-        assert_eq!(bench.zbud.free(&bench.arena, first).frame, None);
-        bench.check(2, second);
-        let freed = bench.zbud.free(&bench.arena, second);
-        assert_eq!(freed.frame, Some(second.frame));
+        bench.put(1, 200);
+        let second = bench.put(2, 100);
+        assert_eq!(bench.free(1).frame, None);
+        bench.check(2);
+        assert_eq!(bench.free(2).frame, Some(second.frame));
         let counters = *bench.zbud.counters();
         assert_eq!((counters.zpages, counters.zbytes, counters.pageframes), (0, 0, 0));
         assert_eq!((counters.buddied_count, counters.unbuddied_count), (0, 0));
-        assert!(bench.zbud.oldest(&bench.arena).is_none());
+        assert!(bench.oldest().is_none());
     }
 
     #[test]
     fn a_read_gives_a_second_chance() {
         let mut bench = Bench::new();
-        let (first, _) = bench.put(1, 3000);
-        let (second, _) = bench.put(2, 3000);
-        assert_eq!(bench.zbud.oldest(&bench.arena).unwrap().1, first.frame);
-        bench.check(1, first);
-        assert_eq!(bench.zbud.oldest(&bench.arena).unwrap().1, second.frame);
+        let (first, second) = (bench.put(1, 3000), bench.put(2, 3000));
+        assert_eq!(bench.oldest(), Some(first.frame));
+        bench.check(1);
+        assert_eq!(bench.oldest(), Some(second.frame));
     }
 
     #[test]
@@ -466,7 +572,7 @@ mod tests {
         let header = Header::new(handle(5), Encoding::Raw, &page);
         let frame = bench.arena.pop().unwrap();
         let placed = bench.zbud.place_raw(&bench.arena, frame, header, &page);
-        assert_ne!(bench.put(6, 20).0.frame, frame);
+        assert_ne!(bench.put(6, 20).frame, frame);
         let (mut scratch, mut out) = ([0; PAGE_SIZE], [0; PAGE_SIZE]);
         match bench.zbud.fetch(&bench.arena, placed, &mut scratch, &mut out) {
             Fetched::Raw(header) => assert!(header.verify(handle(5), &out)),

@@ -6,8 +6,8 @@
 //!
 //! What is checked: a reader of a page that one writer rewrites never sees an older version after a
 //! newer one, nor anything but a whole version (put-put-get); what a thread put, discarded or lost it
-//! finds so afterwards; two writers of one page leave the last version of one of them; frames are
-//! conserved at the end and nothing is left after a flush.
+//! finds so afterwards; two writers of one page leave the last version of one of them; memory stays
+//! within the limit; frames are conserved at the end and nothing is left after a flush.
 
 // In a test a panic is the report.
 #![allow(clippy::unwrap_used)]
@@ -20,8 +20,8 @@ use shuttle::thread;
 use std::thread;
 
 use tmem::{
-    Config, Engine, GetError, Got, Handle, OBJECT_PAGES, PAGE_SIZE, Page, PoolId, PoolKind,
-    PutError, Queue,
+    ClientId, Config, Engine, GetError, Got, Handle, OBJECT_PAGES, PAGE_SIZE, Page, PoolId,
+    PoolKind, PutError, Queue,
 };
 
 /// How long a scenario is.
@@ -38,6 +38,7 @@ const OWN: u64 = 8;
 
 struct Scenario {
     engine: Engine,
+    client: ClientId,
     swap: PoolId,
     cache: PoolId,
     size: Size,
@@ -52,7 +53,7 @@ fn scenario(size: Size) {
     let pages = u64::from(4 * OBJECT_PAGES);
     let swap = engine.create_pool(client, PoolKind::Persistent, pages).unwrap();
     let cache = engine.create_pool(client, PoolKind::Ephemeral, pages).unwrap();
-    let all = Arc::new(Scenario { engine, swap, cache, size });
+    let all = Arc::new(Scenario { engine, client, swap, cache, size });
     let roles =
         [Scenario::write, Scenario::read, Scenario::dispute, Scenario::cache, Scenario::supply];
     let threads: Vec<_> = roles
@@ -70,7 +71,7 @@ fn scenario(size: Size) {
 impl Scenario {
     /// Rewrites the watched page, and keeps pages of its own.
     fn write(&self) {
-        let mut queue = self.engine.queue();
+        let mut queue = self.engine.queue(self.client);
         for round in 1..=self.size.rounds {
             self.put(&mut queue, WATCHED, 1, round);
             let own = OWN + u64::from(round % 3);
@@ -85,7 +86,7 @@ impl Scenario {
     }
 
     fn read(&self) {
-        let mut queue = self.engine.queue();
+        let mut queue = self.engine.queue(self.client);
         let mut newest = 0;
         for _ in 0..self.size.rounds {
             match self.get(&mut queue, self.swap, WATCHED) {
@@ -102,7 +103,7 @@ impl Scenario {
 
     /// Run by two threads.
     fn dispute(&self) {
-        let mut queue = self.engine.queue();
+        let mut queue = self.engine.queue(self.client);
         for round in 1..=self.size.rounds {
             self.put(&mut queue, DISPUTED, 3, round);
             match self.get(&mut queue, self.swap, DISPUTED) {
@@ -114,7 +115,7 @@ impl Scenario {
 
     /// Fills the ephemeral pool, so that the others have something to eat.
     fn cache(&self) {
-        let mut queue = self.engine.queue();
+        let mut queue = self.engine.queue(self.client);
         for round in 1..=self.size.rounds {
             let page = u64::from(round) * 100 % u64::from(4 * OBJECT_PAGES);
             let handle = Handle::from_page(self.cache, page);
@@ -134,11 +135,15 @@ impl Scenario {
         let limit = self.engine.limit();
         for round in 0..self.size.rounds {
             let limit = if round % 4 == 3 { limit - 2 * PAGE_SIZE as u64 } else { limit };
+            let before = self.engine.stats();
             self.engine.set_limit(limit).unwrap();
             self.engine.supply().unwrap();
             self.engine.settle().unwrap();
             let stats = self.engine.stats();
-            assert!(stats.frames.frames_allocated <= self.engine.stats().mem_used_max);
+            // Above a limit that was lowered it may only get less.
+            assert!(stats.mem_used_total <= before.mem_used_total.max(limit), "{stats:?}");
+            assert!(stats.mem_used_max >= before.mem_used_total, "{stats:?}");
+            assert!(stats.pools.succ_puts >= before.pools.succ_puts, "{stats:?}");
             thread::yield_now();
         }
         self.engine.set_limit(limit).unwrap();
@@ -179,7 +184,7 @@ impl Scenario {
     }
 
     fn check_end(&self) {
-        let mut queue = self.engine.queue();
+        let mut queue = self.engine.queue(self.client);
         match self.get(&mut queue, self.swap, DISPUTED) {
             Ok(Some(held)) => assert_eq!(held, (3, self.size.rounds)),
             Err(GetError::Lost) => {}

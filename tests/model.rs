@@ -87,6 +87,7 @@ fn every_path_runs() {
         ("replaced", stats.pools.dup_puts_replaced),
         ("refused", stats.pools.failed_puts),
         ("starved", stats.pools.starved_puts),
+        ("given up", stats.pools.given_up_puts),
         ("lost gets", stats.pools.lost_gets),
         ("missed", stats.pools.missed_gets),
         ("beside a partner", stats.alloc.partner_puts),

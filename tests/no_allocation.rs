@@ -9,7 +9,9 @@
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
-use tmem::{Config, Engine, Handle, OBJECT_PAGES, PAGE_SIZE, Page, PoolId, PoolKind, Queue};
+use tmem::{
+    ClientId, Config, Engine, Handle, OBJECT_PAGES, PAGE_SIZE, Page, PoolId, PoolKind, Queue,
+};
 
 struct Counting;
 
@@ -40,6 +42,7 @@ const PAGES: u64 = 2 * OBJECT_PAGES as u64;
 
 struct Path {
     engine: Engine,
+    client: ClientId,
     queue: Queue,
     swap: PoolId,
     cache: PoolId,
@@ -54,9 +57,9 @@ impl Path {
         let swap = engine.create_pool(client, PoolKind::Persistent, PAGES).unwrap();
         let cache = engine.create_pool(client, PoolKind::Ephemeral, PAGES).unwrap();
         while engine.supply().unwrap().more {}
-        let queue = engine.queue();
+        let queue = engine.queue(client);
         let pages = (0..8).map(page).collect();
-        Self { engine, queue, swap, cache, pages }
+        Self { engine, client, queue, swap, cache, pages }
     }
 
     /// Everything that a device does, in a pool that is too small for it.
@@ -105,6 +108,7 @@ fn puts_gets_and_flushes_do_not_allocate() {
     let happened = [
         stats.pools.succ_puts,
         stats.pools.failed_puts + stats.pools.starved_puts,
+        stats.pools.given_up_puts,
         stats.pools.huge_pages + stats.alloc.compress_poor,
         stats.pools.flobj_found,
         stats.pers.cumul_zpages,
@@ -122,7 +126,7 @@ fn contended_locks_do_not_allocate() {
     std::thread::scope(|scope| {
         for _ in 0..4 {
             scope.spawn(|| {
-                let mut queue = path.engine.queue();
+                let mut queue = path.engine.queue(path.client);
                 let mut out = [0; PAGE_SIZE];
                 let before = ALLOCATIONS.with(Cell::get);
                 for round in 0..20_000 {

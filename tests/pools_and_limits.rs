@@ -6,7 +6,8 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use tmem::{
-    Config, Engine, GetError, Handle, OBJECT_PAGES, PAGE_SIZE, Page, PoolKind, PutError, Queue,
+    Config, Engine, GetError, Got, Handle, OBJECT_PAGES, PAGE_SIZE, Page, PoolError, PoolKind,
+    PutError, Queue,
 };
 
 /// Bytes of a frame with its entry in the frame table.
@@ -35,13 +36,23 @@ fn put_patiently(engine: &Engine, queue: &mut Queue, handle: Handle, page: &Page
     }
 }
 
+/// Ends a thread's loop however the test ends: a scope waits for its threads, and a test that fails
+/// must not hang.
+struct StopOnDrop<'a>(&'a AtomicBool);
+
+impl Drop for StopOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 #[test]
 fn ephemeral_pages_of_one_word_leave_like_all_others() {
     let engine = engine(1, 64, 0);
     let client = engine.create_client().unwrap();
     let cache = engine.create_pool(client, PoolKind::Ephemeral, 100 * OBJECT).unwrap();
     let swap = engine.create_pool(client, PoolKind::Persistent, OBJECT).unwrap();
-    let mut queue = engine.queue();
+    let mut queue = engine.queue(client);
     // Each in an object of its own, so that each takes a frame for slot words.
     for object in 0..100 {
         let handle = Handle::from_page(cache, object * OBJECT);
@@ -68,18 +79,19 @@ fn a_shrinking_arena_is_not_a_full_one() {
     let (low, high) = (limit(low), limit(high));
     let client = engine.create_client().unwrap();
     let swap = engine.create_pool(client, PoolKind::Persistent, 16 * OBJECT).unwrap();
-    let mut queue = engine.queue();
+    let mut queue = engine.queue(client);
     for page in 0..900 {
         put_patiently(&engine, &mut queue, Handle::from_page(swap, page), &raw(page + 1));
     }
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
+        let _stop = StopOnDrop(&stop);
         scope.spawn(|| {
             while !stop.load(Ordering::Relaxed) {
                 engine.set_limit(high).unwrap();
                 while engine.stats().frames.frames_free < 2000 {
                     // Growing stops at the watermark; filling and flushing gets it further.
-                    let mut queue = engine.queue();
+                    let mut queue = engine.queue(client);
                     for page in 2000..4500 {
                         put_patiently(
                             &engine,
@@ -101,8 +113,110 @@ fn a_shrinking_arena_is_not_a_full_one() {
             let put = engine.put(&mut queue, handle, &page);
             assert!(matches!(put, Ok(()) | Err(PutError::Starved)), "{put:?}");
         }
-        stop.store(true, Ordering::Relaxed);
     });
+}
+
+/// What a limit that was lowered cannot be held to at once, it is held to as pages leave.
+#[test]
+fn a_lowered_limit_takes_effect_as_pages_leave() {
+    for kind in [PoolKind::Persistent, PoolKind::Ephemeral] {
+        let (low, high) = (300, 2000);
+        let engine = engine(2, high, 0);
+        let client = engine.create_client().unwrap();
+        let pool = engine.create_pool(client, kind, 8 * OBJECT).unwrap();
+        let mut queue = engine.queue(client);
+        for page in 0..1500 {
+            put_patiently(&engine, &mut queue, Handle::from_page(pool, page), &raw(page + 1));
+        }
+        // The frame table does not shrink.
+        let table = engine.stats().frames.frames_allocated * 32;
+        let limit = engine.limit() - (high - low) * FRAME_COST;
+        engine.set_limit(limit).unwrap();
+        while engine.supply().unwrap().more {}
+        if kind == PoolKind::Persistent {
+            let used = engine.stats().mem_used_total;
+            assert!(used > limit + 1000 * PAGE_SIZE as u64, "{used} {limit}");
+            assert!(!engine.supply_wanted(), "nothing can be given back yet");
+            engine.flush_range(pool, 200, u64::MAX);
+            assert!(engine.supply_wanted(), "frames wait to be given back");
+            while engine.supply().unwrap().more {}
+            let mut page = [0; PAGE_SIZE];
+            for at in 0..200 {
+                let handle = Handle::from_page(pool, at);
+                assert_eq!(engine.get(&mut queue, handle, &mut page), Ok(Got::Hit));
+                assert!(page == raw(at + 1), "page {at}");
+            }
+        }
+        let used = engine.stats().mem_used_total;
+        assert!(used <= limit + table, "{kind:?}: {used} bytes used, the limit is {limit}");
+        assert!(!engine.supply_wanted());
+    }
+}
+
+/// A new pool's directory comes out of what the limit leaves, never out of pages that are there.
+#[test]
+fn a_new_pool_takes_no_room_from_pages_that_are_there() {
+    let engine = engine(1, 2000, 0);
+    let client = engine.create_client().unwrap();
+    let create = |kind, pages| engine.create_pool(client, kind, pages);
+    let swap = create(PoolKind::Persistent, 8 * OBJECT).unwrap();
+    let cache = create(PoolKind::Ephemeral, 8 * OBJECT).unwrap();
+    let mut queue = engine.queue(client);
+    for pool in [swap, cache] {
+        for page in 0..1200 {
+            put_patiently(&engine, &mut queue, Handle::from_page(pool, page), &raw(page + 1));
+        }
+    }
+    // A directory of so many frames.
+    let directory = |frames: u64| frames * PAGE_SIZE as u64 / 80 * OBJECT;
+    let huge = create(PoolKind::Persistent, directory(1000));
+    assert!(matches!(huge, Err(PoolError::NoRoom { .. })), "{huge:?}");
+    let large = create(PoolKind::Persistent, directory(500)).unwrap();
+    let table = engine.stats().frames.frames_allocated * 32;
+    assert!(engine.stats().mem_used_total <= engine.limit() + table);
+    for page in 0..1200 {
+        let handle = Handle::from_page(swap, page);
+        assert_eq!(engine.put(&mut queue, handle, &raw(page + 5)), Ok(()), "page {page}");
+    }
+    engine.destroy_pool(large).unwrap();
+    let huge = create(PoolKind::Persistent, directory(1000));
+    assert!(matches!(huge, Err(PoolError::NoRoom { .. })), "{huge:?}");
+    create(PoolKind::Persistent, directory(700)).expect("a refusal reserves nothing");
+}
+
+/// Puts into a pool that is being destroyed end, one way or the other, and leave nothing.
+#[test]
+fn a_pool_goes_while_pages_come() {
+    let engine = engine(4, 5000, 0);
+    let client = engine.create_client().unwrap();
+    for round in 0..100 {
+        let pool = engine.create_pool(client, PoolKind::Persistent, 8 * OBJECT).unwrap();
+        let started = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            for thread in 0..2 {
+                let (engine, started) = (&engine, &started);
+                scope.spawn(move || {
+                    let mut queue = engine.queue(client);
+                    for page in (thread..).step_by(2) {
+                        let handle = Handle::from_page(pool, page * 37 % (8 * OBJECT));
+                        match engine.put(&mut queue, handle, &raw(page + 1)) {
+                            Ok(()) => started.store(true, Ordering::Release),
+                            Err(PutError::Starved) => drop(engine.supply().unwrap()),
+                            Err(PutError::NoPage) => break,
+                            Err(error) => panic!("round {round}: {error}"),
+                        }
+                    }
+                });
+            }
+            while !started.load(Ordering::Acquire) {
+                std::thread::yield_now();
+            }
+            engine.destroy_pool(pool).unwrap();
+        });
+        let frames = engine.stats().frames;
+        assert_eq!(frames.frames_persistent, 0, "round {round}: {frames:?}");
+        assert_eq!(frames.frames_allocated, frames.frames_free + frames.frames_reserve);
+    }
 }
 
 #[test]
@@ -121,18 +235,49 @@ fn a_pool_is_destroyed_once_however_many_try() {
     let client = engine.create_client().unwrap();
     for round in 0..200 {
         let pool = engine.create_pool(client, PoolKind::Persistent, 8 * OBJECT).unwrap();
-        let mut queue = engine.queue();
+        let mut queue = engine.queue(client);
         put_patiently(&engine, &mut queue, Handle::from_page(pool, round), &raw(round));
         let destroyed: usize = std::thread::scope(|scope| {
             let destroy = || usize::from(engine.destroy_pool(pool).is_ok());
             let threads = [scope.spawn(destroy), scope.spawn(destroy)];
+            // What was counted for the pool is in the sum before, meanwhile and afterwards.
+            while engine.pool_stats(pool).is_some() {
+                assert_eq!(engine.stats().pools.succ_puts, round + 1);
+            }
             threads.into_iter().map(|thread| thread.join().unwrap()).sum()
         });
         assert_eq!(destroyed, 1);
+        assert_eq!(engine.stats().pools.succ_puts, round + 1);
     }
-    assert_eq!(engine.stats().frames.frames_persistent, 0);
+    let stats = engine.stats();
+    assert_eq!(stats.frames.frames_persistent, 0);
+    let held = [stats.pools.orig_data_size, stats.pools.zpages, stats.pools.obj_count];
+    assert_eq!(held, [0; 3]);
     engine.destroy_client(client).unwrap();
     assert!(engine.create_pool(client, PoolKind::Persistent, OBJECT).is_err());
+}
+
+/// A page that is lost while its pool goes leaves nothing behind.
+#[test]
+fn a_pool_may_go_while_its_pages_are_given_up() {
+    let engine = engine(2, 200, 0);
+    let client = engine.create_client().unwrap();
+    for _ in 0..200 {
+        let pool = engine.create_pool(client, PoolKind::Persistent, OBJECT).unwrap();
+        let given_up = || engine.pool_stats(pool).map(|counters| counters.given_up_puts);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while given_up().is_some() {
+                    (0..1000).for_each(|_| engine.lose(Handle::from_page(pool, 7)));
+                }
+            });
+            while given_up() == Some(0) {}
+            engine.destroy_pool(pool).unwrap();
+        });
+    }
+    let pools = engine.stats().pools;
+    assert_eq!(pools.lost_pages, 0);
+    assert!(pools.given_up_puts >= 200, "{pools:?}");
 }
 
 /// At a limit with no room at all, a page whose rewrite fails is lost, and one whose rewrite fits
@@ -142,7 +287,7 @@ fn a_rewrite_in_a_full_pool_takes_the_old_copys_room() {
     let engine = engine(1, 8, 0);
     let client = engine.create_client().unwrap();
     let swap = engine.create_pool(client, PoolKind::Persistent, OBJECT).unwrap();
-    let mut queue = engine.queue();
+    let mut queue = engine.queue(client);
     let handle = |page| Handle::from_page(swap, page);
     let mut stored = 0;
     loop {

@@ -213,7 +213,7 @@ impl Store {
         let engine = Engine::new(&Config { limit, limit_max: limit, shards: SHARDS })?;
         let client = engine.create_client()?;
         let pool = engine.create_pool(client, PoolKind::Persistent, pages as u64)?;
-        let store = Self { queue: engine.queue(), engine, pool };
+        let store = Self { queue: engine.queue(client), engine, pool };
         store.supply()?;
         Ok(store)
     }

@@ -7,7 +7,9 @@ use std::sync::{Barrier, Mutex};
 
 use anyhow::{Context, Result, bail};
 use serde::Serialize;
-use tmem::{Config, Engine, Got, Handle, PAGE_SIZE, Page, PoolId, PoolKind, PutError, Queue};
+use tmem::{
+    ClientId, Config, Engine, Got, Handle, PAGE_SIZE, Page, PoolId, PoolKind, PutError, Queue,
+};
 
 use crate::bare::{C, Flex, Payloads, is_compressible};
 use crate::numbers::Random;
@@ -110,6 +112,7 @@ enum Order {
 /// finds in the cache what another has just read.
 struct Bench<'a> {
     engine: Engine,
+    client: ClientId,
     pool: PoolId,
     pages: &'a [Page],
     payloads: [Payloads; 2],
@@ -123,9 +126,9 @@ impl<'a> Bench<'a> {
         let client = engine.create_client()?;
         let pool = engine.create_pool(client, PoolKind::Persistent, pages.len() as u64)?;
         let payloads = [Payloads::of(pages)?, Payloads::of(pages)?];
-        let bench = Self { engine, pool, pages, payloads, rounds, random: Random::new(2) };
+        let bench = Self { engine, client, pool, pages, payloads, rounds, random: Random::new(2) };
         // All memory that a round needs is there before the first that counts.
-        let mut queue = bench.engine.queue();
+        let mut queue = bench.engine.queue(client);
         let steps: Vec<_> = (0..pages.len()).map(same).collect();
         bench.put_all(&mut queue, &steps)?;
         bench.engine.flush_range(bench.pool, 0, pages.len() as u64);
@@ -138,7 +141,7 @@ impl<'a> Bench<'a> {
 
     /// Fills an empty pool, gets all of it, and flushes it page by page, round after round.
     fn fresh(&mut self, order: Order) -> Result<(Vec<Timing>, Vec<Timing>, Vec<Timing>)> {
-        let mut queue = self.engine.queue();
+        let mut queue = self.engine.queue(self.client);
         let (mut puts, mut gets) = (Samples::new(NAMES.len()), Samples::new(NAMES.len()));
         let mut flushes = Samples::new(1);
         for _ in 0..self.rounds {
@@ -164,7 +167,7 @@ impl<'a> Bench<'a> {
     /// Overwrites pages by other pages of the set, in random order, after that has been going on
     /// for a while; and gets pages in between.
     fn churn(&mut self) -> Result<(Vec<Timing>, Vec<Timing>)> {
-        let mut queue = self.engine.queue();
+        let mut queue = self.engine.queue(self.client);
         let (mut puts, mut gets) = (Samples::new(NAMES.len()), Samples::new(NAMES.len()));
         let count = self.pages.len();
         for number in 0..WARM_ROUNDS + self.rounds {
@@ -250,14 +253,14 @@ impl<'a> Bench<'a> {
                     });
                 }
             });
-            let mut queue = self.engine.queue();
+            let mut queue = self.engine.queue(self.client);
             self.check(&mut queue, &steps[..share * THREADS])?;
         }
         Ok((puts.timings(&NAMES[..2]), gets.timings(&NAMES[..2])))
     }
 
     fn thread_round(&self, steps: &[Step], barrier: &Barrier) -> (Samples, Samples) {
-        let mut queue = self.engine.queue();
+        let mut queue = self.engine.queue(self.client);
         let (mut flex, mut page) = (Flex::new(), [0; PAGE_SIZE]);
         let (mut puts, mut gets) = (Samples::new(2), Samples::new(2));
         puts.start_round();

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use tmem::{
-    ClientId, Config, Engine, GetError, Got, Handle, OBJECT_PAGES, PAGE_SIZE, Page, PoolCounters,
+    ClientId, Config, Engine, GetError, Got, Handle, OBJECT_PAGES, PAGE_SIZE, Page, PoolError,
     PoolId, PoolKind, PutError, Queue, Stats,
 };
 
@@ -107,9 +107,11 @@ pub struct Model {
     queue: Queue,
     client: ClientId,
     shards: u64,
+    limit_max: u64,
     pools: Vec<PoolId>,
     maps: Vec<BTreeMap<u64, Held>>,
-    remade: PoolCounters,
+    /// Puts that were refused, and puts of persistent pages that were given up.
+    failed: (u64, u64),
     may_use: u64,
 }
 
@@ -117,18 +119,18 @@ impl Model {
     pub fn new(shards: usize, frames: u64) -> Self {
         let limit_min = Config::limit_min(shards) + POOLS as u64 * DIRECTORY_BYTES;
         let limit = limit_min + frames * FRAME_COST;
-        let config = Config { limit, limit_max: limit + frames * FRAME_COST, shards };
+        let limit_max = limit + frames * FRAME_COST;
+        let config = Config { limit, limit_max, shards };
         let engine = Engine::new(&config).unwrap();
         let client = engine.create_client().unwrap();
-        let pools = (0..POOLS).map(|pool| make_pool(&engine, client, pool)).collect();
-        let queue = engine.queue();
+        let pools = (0..POOLS).map(|pool| make_pool(&engine, client, pool).unwrap()).collect();
+        let queue = engine.queue(client);
         let maps = vec![BTreeMap::new(); POOLS];
-        let remade = PoolCounters::default();
-        Self { engine, queue, client, shards: shards as u64, pools, maps, remade, may_use: 0 }
+        let (shards, failed) = (shards as u64, (0, 0));
+        Self { engine, queue, client, shards, limit_max, pools, maps, failed, may_use: 0 }
     }
 
-    /// Takes all steps and flushes everything; the figures before that are returned, with the
-    /// counters of pools that were remade on the way.
+    /// Takes all steps and flushes everything; the figures before that are returned.
     pub fn run(mut self, steps: &[Step]) -> Stats {
         for step in steps {
             // Above a limit that was lowered it may only get less.
@@ -141,8 +143,7 @@ impl Model {
         }
         self.check_figures();
         self.check_all();
-        let mut stats = self.engine.stats();
-        stats.pools.add(&self.remade);
+        let stats = self.engine.stats();
         self.drain();
         stats
     }
@@ -171,12 +172,12 @@ impl Model {
             Step::Lose { pool, page } => {
                 self.engine.lose(self.handle(pool, page));
                 self.lost(pool, page);
+                self.failed.1 += u64::from(!is_ephemeral(pool));
             }
             Step::Remake { pool } => {
-                self.remade.add(&self.engine.pool_stats(self.pools[pool]).unwrap());
                 self.engine.destroy_pool(self.pools[pool]).unwrap();
-                self.pools[pool] = make_pool(&self.engine, self.client, pool);
                 self.maps[pool].clear();
+                self.remake(pool);
             }
             Step::Supply => drop(self.engine.supply().unwrap()),
             Step::Settle => drop(self.engine.settle().unwrap()),
@@ -190,11 +191,33 @@ impl Model {
         }
     }
 
+    /// Makes a pool that was destroyed. Under a limit that was lowered there may be no room for it
+    /// beside the pages that are there.
+    fn remake(&mut self, pool: usize) {
+        self.pools[pool] = match make_pool(&self.engine, self.client, pool) {
+            Ok(made) => made,
+            Err(PoolError::NoRoom { .. }) => {
+                let frames = self.engine.stats().frames;
+                let held = frames.frames_persistent + frames.frames_reserve;
+                let room = self.engine.limit().saturating_sub(self.engine.limit_min());
+                let room = room.saturating_sub(DIRECTORY_BYTES) / FRAME_COST + self.shards + 2;
+                assert!(held > room, "no room for a pool, with {held} frames in use of {room}");
+                self.engine.set_limit(self.limit_max).unwrap();
+                make_pool(&self.engine, self.client, pool).unwrap()
+            }
+            Err(error) => panic!("create_pool: {error}"),
+        };
+    }
+
     fn put(&mut self, pool: usize, page: u64, contents: Contents) {
         let (handle, data) = (self.handle(pool, page), contents.page());
         match self.engine.put(&mut self.queue, handle, &data) {
             Ok(()) => drop(self.maps[pool].insert(page, Held::Page(Box::new(data)))),
-            Err(PutError::Full) => self.lost(pool, page),
+            Err(PutError::Full) => {
+                self.check_full();
+                self.lost(pool, page);
+                self.failed.0 += 1;
+            }
             Err(PutError::Starved) => assert!(self.engine.supply_wanted(), "starved for nothing"),
             Err(error) => panic!("put: {error}"),
         }
@@ -202,6 +225,16 @@ impl Model {
         if !is_ephemeral(pool) {
             self.get(pool, page);
         }
+    }
+
+    /// A put is refused only when a frame is nowhere to be had: not even two, which is what a put may
+    /// need, free or to be taken from the ephemeral pools.
+    fn check_full(&self) {
+        let frames = self.engine.stats().frames;
+        let used = frames.frames_allocated - frames.frames_free;
+        let limit = (self.engine.limit() - self.engine.limit_min()) / FRAME_COST + self.shards + 2;
+        let left = limit.saturating_sub(used) + frames.frames_ephemeral;
+        assert!(left < 2, "refused, with {left} frames left: {frames:?}, limit {limit}");
     }
 
     fn get(&mut self, pool: usize, page: u64) {
@@ -241,6 +274,8 @@ impl Model {
             assert_eq!(class.pageframes, class.buddied_count + class.unbuddied_count);
             assert!(class.zbytes <= class.pageframes * PAGE_SIZE as u64);
         }
+        // Of pools that were destroyed, too.
+        assert_eq!((stats.pools.failed_puts, stats.pools.given_up_puts), self.failed);
         assert!(stats.mem_used_max >= stats.mem_used_total);
         assert!(stats.mem_used_total <= self.may_use.max(stats.mem_limit), "more than the limit");
         for pool in 0..POOLS {
@@ -296,7 +331,7 @@ fn is_ephemeral(pool: usize) -> bool {
     pool % 2 == 1
 }
 
-fn make_pool(engine: &Engine, client: ClientId, pool: usize) -> PoolId {
+fn make_pool(engine: &Engine, client: ClientId, pool: usize) -> Result<PoolId, PoolError> {
     let kind = if is_ephemeral(pool) { PoolKind::Ephemeral } else { PoolKind::Persistent };
-    engine.create_pool(client, kind, u64::from(OBJECTS * OBJECT_PAGES)).unwrap()
+    engine.create_pool(client, kind, u64::from(OBJECTS * OBJECT_PAGES))
 }

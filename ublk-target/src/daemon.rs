@@ -13,8 +13,8 @@ use std::thread::available_parallelism;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tmem::{
-    Config, ConfigError, Engine, PAGE_SIZE, POOL_PAGES_MAX, PoolCounters, PoolError, SHARDS_MAX,
-    Stats,
+    Config, ConfigError, Engine, Latencies, PAGE_SIZE, POOL_PAGES_MAX, PoolCounters, PoolError,
+    SHARDS_MAX, Stats,
 };
 
 use crate::device::{BlockDevice, IoStats};
@@ -172,6 +172,8 @@ pub struct DeviceStats {
     pub info: DeviceInfo,
     /// Its pool's counters.
     pub pool: PoolCounters,
+    /// Its queues' latencies.
+    pub latencies: Latencies,
     /// Its queues' counters.
     pub io: IoStats,
 }
@@ -279,6 +281,7 @@ impl Daemon {
         let of = |device: &Arc<Device>| DeviceStats {
             info: self.info(device),
             pool: device.block.pool_stats(),
+            latencies: device.block.latencies(),
             io: device.server.io_stats(),
         };
         let devices = self.snapshot().iter().map(of).collect();

@@ -7,6 +7,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use rustix::io::Errno;
 use serde::Serialize;
@@ -59,6 +60,8 @@ pub enum Outcome {
     /// The engine has no frame at the moment. `Request::done` says how far it got: hand the same
     /// request and buffer in again soon, or call [`BlockDevice::give_up`].
     Starved,
+    /// It has waited too long for a frame and was given up; to the kernel that is ENOSPC, too.
+    TimedOut,
 }
 
 /// One engine pool as a block device. Destroys its pool when dropped.
@@ -85,6 +88,16 @@ impl BlockDevice {
     /// The engine that holds the pages.
     pub fn engine(&self) -> &Engine {
         &self.engine
+    }
+
+    /// What a thread needs to serve requests: see [`tmem::Engine::queue`].
+    pub fn queue(&self) -> tmem::Queue {
+        self.engine.queue(self.client)
+    }
+
+    /// The latencies of its pages, on all its queues.
+    pub fn latencies(&self) -> tmem::Latencies {
+        self.engine.client_latencies(self.client)
     }
 
     /// The pool's counters.
@@ -124,10 +137,14 @@ impl BlockDevice {
 
     /// Ends a starved write as failed: what was not written is lost, never the older data.
     pub fn give_up(&self, request: &Request) -> Outcome {
-        for page in request.done..request.pages {
+        self.lose_from(request, request.done);
+        Outcome::TimedOut
+    }
+
+    fn lose_from(&self, request: &Request, first: u32) {
+        for page in first..request.pages {
             self.engine.lose(self.page(request, page));
         }
-        Outcome::Failed(Errno::NOSPC)
     }
 
     fn read(&self, queue: &mut tmem::Queue, request: &Request, buf: &mut [u8]) -> Outcome {
@@ -159,7 +176,11 @@ impl BlockDevice {
             Err(PutError::Starved) => Outcome::Starved,
             // The rest comes back as a request of its own, and is then the first page.
             Err(PutError::Full) if request.done > 0 => Outcome::Done(bytes_of(request.done)),
-            Err(PutError::Full) => self.give_up(request),
+            Err(PutError::Full) => {
+                // That page the engine has lost, and counted.
+                self.lose_from(request, request.done + 1);
+                Outcome::Failed(Errno::NOSPC)
+            }
             Err(_) => Outcome::Failed(Errno::IO),
         }
     }
@@ -202,8 +223,11 @@ pub struct IoCounters {
     writes: AtomicU64,
     discards: AtomicU64,
     deferred: AtomicU64,
+    deferred_ns_total: AtomicU64,
+    deferred_ns_max: AtomicU64,
     partial: AtomicU64,
     enospc: AtomicU64,
+    starved: AtomicU64,
     eio: AtomicU64,
 }
 
@@ -222,6 +246,7 @@ impl IoCounters {
     pub fn ended(&self, request: &Request, outcome: Outcome) {
         match outcome {
             Outcome::Starved => bump(&self.deferred),
+            Outcome::TimedOut => bump(&self.starved),
             Outcome::Failed(Errno::NOSPC) => bump(&self.enospc),
             Outcome::Failed(_) => bump(&self.eio),
             Outcome::Done(bytes)
@@ -234,14 +259,26 @@ impl IoCounters {
         }
     }
 
+    /// Counts how long a write has waited for memory, once it has ended, well or not.
+    pub fn waited(&self, time: Duration) {
+        // A u64 holds centuries.
+        let ns = time.as_nanos() as u64;
+        self.deferred_ns_total.fetch_add(ns, Ordering::Relaxed);
+        self.deferred_ns_max.fetch_max(ns, Ordering::Relaxed);
+    }
+
     /// Adds these counts to `sum`.
     pub fn add_to(&self, sum: &mut IoStats) {
         sum.reads += self.reads.load(Ordering::Relaxed);
         sum.writes += self.writes.load(Ordering::Relaxed);
         sum.discards += self.discards.load(Ordering::Relaxed);
         sum.deferred_writes += self.deferred.load(Ordering::Relaxed);
+        sum.deferred_ns_total += self.deferred_ns_total.load(Ordering::Relaxed);
+        let longest = self.deferred_ns_max.load(Ordering::Relaxed);
+        sum.deferred_ns_max = sum.deferred_ns_max.max(longest);
         sum.partial_requests += self.partial.load(Ordering::Relaxed);
         sum.enospc_errors += self.enospc.load(Ordering::Relaxed);
+        sum.starved_errors += self.starved.load(Ordering::Relaxed);
         sum.io_errors += self.eio.load(Ordering::Relaxed);
     }
 }
@@ -260,12 +297,19 @@ pub struct IoStats {
     pub writes: u64,
     /// Discard and write-zeroes requests.
     pub discards: u64,
-    /// Writes that waited for the arena to grow.
+    /// Writes that waited for the arena to grow, those that still do included.
     pub deferred_writes: u64,
+    /// How long they waited, added up, once each has ended.
+    pub deferred_ns_total: u64,
+    /// The longest that one of them waited.
+    pub deferred_ns_max: u64,
     /// Requests of which only the first pages succeeded; the kernel asks for the rest again.
     pub partial_requests: u64,
-    /// Writes failed because the pool is full.
+    /// Writes failed with ENOSPC because the pool was full.
     pub enospc_errors: u64,
+    /// Writes failed with ENOSPC because they had waited too long for the arena to grow: the pool
+    /// was not full, but the system gave no memory in time.
+    pub starved_errors: u64,
     /// Requests failed for any other reason: a lost or corrupt page.
     pub io_errors: u64,
 }
@@ -300,8 +344,9 @@ mod tests {
         let config = tmem::Config { limit, limit_max: limit, shards: 1 };
         let engine = Arc::new(Engine::new(&config).unwrap());
         while engine.supply().unwrap().more {}
-        let queue = engine.queue();
-        (BlockDevice::new(engine, 64).unwrap(), queue)
+        let device = BlockDevice::new(engine, 64).unwrap();
+        let queue = device.queue();
+        (device, queue)
     }
 
     /// Pages that do not compress, each different.
@@ -366,8 +411,13 @@ mod tests {
         // The kernel asks for the rest again.
         let mut rest = Request::new(Op::Write, stored.into(), 64 - stored);
         let buf_rest = &mut buf[bytes as usize..];
+        let before = device.pool_stats();
         let failed = device.handle(&mut queue, &mut rest, buf_rest);
         assert_eq!(failed, Outcome::Failed(Errno::NOSPC));
+        // Each page of it has failed once: the first was refused, and the others given up.
+        let after = device.pool_stats();
+        assert_eq!(after.failed_puts, before.failed_puts + 1);
+        assert_eq!(after.given_up_puts, u64::from(64 - stored - 1));
 
         for page in 0..64 {
             let at = page as usize * PAGE_SIZE;
@@ -392,13 +442,30 @@ mod tests {
         let mut write = Request::new(Op::Write, 0, 4);
         assert_eq!(device.handle(&mut queue, &mut write, &mut buf), Outcome::Done(4 * 4096));
         let starved = Request { done: 1, ..Request::new(Op::Write, 0, 4) };
-        assert_eq!(device.give_up(&starved), Outcome::Failed(Errno::NOSPC));
+        assert_eq!(device.give_up(&starved), Outcome::TimedOut);
+        let counters = device.pool_stats();
+        assert_eq!((counters.failed_puts, counters.given_up_puts), (0, 3));
         let mut read =
             |page| device.handle(&mut queue, &mut Request::new(Op::Read, page, 1), &mut buf);
         assert_eq!(read(0), Outcome::Done(4096));
         for page in 1..4 {
             assert_eq!(read(page), Outcome::Failed(Errno::IO));
         }
+    }
+
+    #[test]
+    fn devices_on_one_engine_have_their_own_latencies() {
+        let (device, mut queue) = device(1 << 20);
+        let other = BlockDevice::new(Arc::clone(&device.engine), 64).unwrap();
+        let mut buf = vec![9; 3 * PAGE_SIZE];
+        device.handle(&mut queue, &mut Request::new(Op::Write, 0, 3), &mut buf);
+        other.handle(&mut other.queue(), &mut Request::new(Op::Write, 0, 1), &mut buf);
+        other.handle(&mut other.queue(), &mut Request::new(Op::Read, 0, 2), &mut buf);
+        let counts =
+            |latencies: tmem::Latencies| (latencies.put_latency.count, latencies.get_latency.count);
+        assert_eq!(counts(device.latencies()), (3, 0));
+        assert_eq!(counts(other.latencies()), (1, 2));
+        assert_eq!(counts(device.engine.stats().latencies), (4, 2));
     }
 
     #[test]
@@ -431,15 +498,21 @@ mod tests {
             queue.ended(&write, Outcome::Done(8192));
             queue.ended(&discard, Outcome::Done(0));
             queue.ended(&write, Outcome::Failed(Errno::NOSPC));
+            queue.ended(&write, Outcome::TimedOut);
+            queue.waited(Duration::from_millis(2));
         }
+        queues[0].waited(Duration::from_millis(5));
         let mut sum = IoStats::default();
         queues.iter().for_each(|queue| queue.add_to(&mut sum));
         let expected = IoStats {
             writes: 2,
             discards: 2,
             deferred_writes: 2,
+            deferred_ns_total: 9_000_000,
+            deferred_ns_max: 5_000_000,
             partial_requests: 2,
             enospc_errors: 2,
+            starved_errors: 2,
             ..IoStats::default()
         };
         assert_eq!(sum, expected);

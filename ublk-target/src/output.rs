@@ -88,6 +88,22 @@ pub const USAGE_COLUMNS: &[Column<Usage>] = &[
         cell: |row| Cell::Size(row.compr_data_size),
     },
     Column {
+        name: "ALGORITHM",
+        help: "what compresses it",
+        // The engine has no other.
+        cell: |_| Cell::Word("lz4".to_owned()),
+    },
+    Column {
+        name: "STREAMS",
+        help: "queues, each of which compresses by itself",
+        cell: |row| row.queues.map_or(Cell::None, |queues| Cell::Count(queues.into())),
+    },
+    Column {
+        name: "ZERO-PAGES",
+        help: "pages of one repeated word, zeros or any other, which take no memory",
+        cell: |row| Cell::Count(row.same_pages),
+    },
+    Column {
         name: "TOTAL",
         help: "memory it takes, overhead included; of a device, its share by COMPR",
         cell: |row| Cell::Size(row.mem_used_total),
@@ -108,9 +124,9 @@ pub const USAGE_COLUMNS: &[Column<Usage>] = &[
         cell: |row| Cell::Size(row.mem_used_max),
     },
     Column {
-        name: "SAME-PAGES",
-        help: "pages of one repeated word, which take no memory",
-        cell: |row| Cell::Count(row.same_pages),
+        name: "MIGRATED",
+        help: "frames rewritten to close their holes; of all devices together",
+        cell: |row| row.migrated().map_or(Cell::None, Cell::Count),
     },
     Column {
         name: "HUGE-PAGES",
@@ -121,12 +137,12 @@ pub const USAGE_COLUMNS: &[Column<Usage>] = &[
     Column { name: "GETS", help: "pages read and found", cell: |row| Cell::Count(row.succ_gets) },
     Column {
         name: "FAILED",
-        help: "pages refused because the pool was full",
-        cell: |row| Cell::Count(row.failed_puts),
+        help: "pages whose write failed, each time that it did",
+        cell: |row| Cell::Count(row.failed_puts + row.given_up_puts),
     },
     Column {
         name: "LOST",
-        help: "pages that a refused write has lost",
+        help: "pages that a failed write has lost",
         cell: |row| Cell::Count(row.lost_pages),
     },
     Column {
@@ -147,6 +163,7 @@ pub struct Usage {
     name: String,
     path: Option<String>,
     bytes: Option<u64>,
+    queues: Option<u32>,
     swapped_on: Option<bool>,
     orig_data_size: u64,
     compr_data_size: u64,
@@ -158,7 +175,24 @@ pub struct Usage {
     succ_puts: u64,
     succ_gets: u64,
     failed_puts: u64,
+    given_up_puts: u64,
     lost_pages: u64,
+    eph_compacted_pageframes: Option<u64>,
+    pers_compacted_pageframes: Option<u64>,
+    io: Option<Io>,
+}
+
+/// What is needed of a device's I/O counters.
+#[derive(Debug, Deserialize)]
+struct Io {
+    deferred_writes: u64,
+}
+
+impl Usage {
+    /// The total's compacted frames; a frame is no single device's.
+    fn migrated(&self) -> Option<u64> {
+        Some(self.eph_compacted_pageframes? + self.pers_compacted_pageframes?)
+    }
 }
 
 /// The report has the total under its own key, so it has no name there.
@@ -179,7 +213,7 @@ struct Pool {
     frames_persistent: u64,
     frames_reserve: u64,
     failed_puts: u64,
-    starved_puts: u64,
+    given_up_puts: u64,
     lost_gets: u64,
     corrupt_gets: u64,
     put_latency: Latency,
@@ -216,18 +250,19 @@ pub fn stats(report: &Value, args: &TableArgs) -> Result<String, Failure> {
     let mut rows = Vec::<Usage>::deserialize(&report["devices"]).map_err(unreadable)?;
     let mut total = Usage::deserialize(&report["total"]).map_err(unreadable)?;
     total.bytes = Some(rows.iter().filter_map(|row| row.bytes).sum());
+    let deferred = rows.iter().filter_map(|row| row.io.as_ref()).map(|io| io.deferred_writes).sum();
     rows.push(total);
     let mut text = render(&columns, &rows, style(args));
     let for_a_script = args.raw || args.noheadings || args.output_all || !args.output.is_empty();
     if !for_a_script {
         let pool = Pool::deserialize(&report["total"]).map_err(unreadable)?;
-        text.push_str(&summary(&pool, args.bytes));
+        text.push_str(&summary(&pool, deferred, args.bytes));
     }
     Ok(text)
 }
 
-/// The lines below the table.
-fn summary(pool: &Pool, bytes: bool) -> String {
+/// The lines below the table. `deferred` writes had to wait.
+fn summary(pool: &Pool, deferred: u64, bytes: bool) -> String {
     let size = |value: u64| if bytes { value.to_string() } else { Human(value).to_string() };
     let frames = pool.frames_allocated * PAGE_SIZE as u64;
     format!(
@@ -235,7 +270,8 @@ fn summary(pool: &Pool, bytes: bool) -> String {
          frames: {} ({}): {} free, {} ephemeral, {} persistent, {} in reserve\n\
          puts:   {}\n\
          gets:   {}\n\
-         errors: {} puts failed, {} gets lost, {} gets corrupt; {} puts waited for memory\n",
+         errors: {} puts failed, {} gets lost, {} gets corrupt; \
+         {deferred} writes waited for memory\n",
         size(pool.mem_used_total),
         size(pool.mem_limit),
         size(pool.mem_used_max),
@@ -248,10 +284,9 @@ fn summary(pool: &Pool, bytes: bool) -> String {
         pool.frames_reserve,
         pool.put_latency,
         pool.get_latency,
-        pool.failed_puts,
+        pool.failed_puts + pool.given_up_puts,
         pool.lost_gets,
         pool.corrupt_gets,
-        pool.starved_puts,
     )
 }
 
@@ -327,18 +362,27 @@ mod tests {
     }
 
     fn a_report() -> Value {
-        let pool = tmem::PoolCounters::default();
-        let mut device = DeviceStats { info: info(), pool, io: IoStats::default() };
+        let (pool, latencies) = (tmem::PoolCounters::default(), tmem::Latencies::default());
+        let mut device = DeviceStats { info: info(), pool, latencies, io: IoStats::default() };
         device.pool.orig_data_size = 300 << 20;
         device.pool.compr_data_size = 100 << 20;
+        device.pool.same_pages = 5;
+        device.pool.failed_puts = 20;
+        device.pool.given_up_puts = 3;
+        device.pool.starved_puts = 1000;
+        device.io.deferred_writes = 4;
         let mut stats = DaemonStats { devices: vec![device], ..DaemonStats::default() };
         stats.total.pools = stats.devices[0].pool;
+        // There was a device that is removed now.
+        stats.total.pools.given_up_puts += 1;
+        stats.total.eph.compacted_pageframes = 8;
+        stats.total.pers.compacted_pageframes = 2;
         stats.total.mem_used_total = 110 << 20;
         stats.total.mem_used_max = 120 << 20;
         stats.total.mem_limit = 2 << 30;
         stats.total.frames.frames_allocated = 256;
-        stats.total.put_latency.count = 7;
-        stats.total.put_latency.p99_ns = 1_550;
+        stats.total.latencies.put_latency.count = 7;
+        stats.total.latencies.put_latency.p99_ns = 1_550;
         report(&stats)
     }
 
@@ -376,6 +420,17 @@ mod tests {
         assert!(text.contains("\nframes: 256 (1M): 0 free"), "{text}");
         assert!(text.contains("puts:   7 pages, median 0ns, p99 1.5us"), "{text}");
         assert!(text.contains("\ngets:   none yet\n"), "{text}");
+        let errors =
+            "errors: 24 puts failed, 0 gets lost, 0 gets corrupt; 4 writes waited for memory";
+        assert_eq!(text.lines().last(), Some(errors));
+    }
+
+    #[test]
+    fn zramctls_other_columns_are_there() {
+        let output = "ALGORITHM,STREAMS,ZERO-PAGES,MIGRATED,FAILED";
+        let output = output.split(',').map(str::to_owned).collect();
+        let args = TableArgs { raw: true, noheadings: true, output, ..args() };
+        assert_eq!(stats(&a_report(), &args).unwrap(), "lz4 2 5 - 23\nlz4 - 5 10 24\n");
     }
 
     #[test]

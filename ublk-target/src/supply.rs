@@ -8,7 +8,8 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
-use std::thread::JoinHandle;
+use std::thread::{JoinHandle, sleep};
+use std::time::Duration;
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::io::Errno;
@@ -22,6 +23,9 @@ const ACTIVE_PERIOD: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
 
 /// How soon to look again otherwise: nobody tells of frames that discards have freed.
 const QUIET_PERIOD: Timespec = Timespec { tv_sec: 8, tv_nsec: 0 };
+
+/// How long it leaves the system alone after a failure: every queue would wake it again at once.
+const FAILED_PERIOD: Duration = Duration::from_millis(100);
 
 /// How anybody wakes the supply thread.
 ///
@@ -160,11 +164,15 @@ fn run(engine: &Engine, waker: &Waker, faults: &Faults) {
             faults.count(error);
         }
         match done {
-            Err(error) if !failing => {
+            Err(error) => {
+                if !failing {
+                    process::note(format_args!(
+                        "cannot resize the arena: {error}; writes may fail"
+                    ));
+                }
                 failing = true;
-                process::note(format_args!("cannot resize the arena: {error}; writes may fail"));
+                sleep(FAILED_PERIOD);
             }
-            Err(_) => {}
             Ok(_) => failing = false,
         }
     }

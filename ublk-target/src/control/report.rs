@@ -3,7 +3,7 @@
 //! ```text
 //! {"version":1,
 //!  "devices":[{"name":"swap0", ..., "orig_data_size":N, "compr_data_size":N, ...,
-//!              "io":{"reads":N, ...}}, ...],
+//!              "put_latency":{...}, "get_latency":{...}, "io":{"reads":N, ...}}, ...],
 //!  "total":{"orig_data_size":N, ..., "frames_allocated":N, "put_latency":{...}, ...}}
 //! ```
 //!
@@ -12,11 +12,12 @@
 //! pool, and one frame may hold zpages of several, so three of them have no exact value for one
 //! device. In a device, `mem_used_total` is its share of the daemon's `mem_used_total`, divided by
 //! what each holds (`compr_data_size`, and a frame of slots for each of `obj_count`), rounded down;
-//! `mem_limit` and `mem_used_max` are those of the shared pool.
+//! `mem_limit` and `mem_used_max` are those of the shared pool. What the total counts, it counts
+//! for devices that were removed as well.
 
 use serde::Serialize;
 use serde_json::Value;
-use tmem::{PAGE_SIZE, PoolCounters, Stats};
+use tmem::{Latencies, PAGE_SIZE, PoolCounters, Stats};
 
 use crate::daemon::{DaemonStats, DeviceInfo};
 use crate::device::IoStats;
@@ -46,6 +47,8 @@ struct DeviceReport<'a> {
     info: &'a DeviceInfo,
     #[serde(flatten)]
     pool: &'a PoolCounters,
+    #[serde(flatten)]
+    latencies: &'a Latencies,
     mem_used_total: u64,
     mem_limit: u64,
     mem_used_max: u64,
@@ -58,6 +61,7 @@ pub fn report(stats: &DaemonStats) -> Value {
     let devices = stats.devices.iter().map(|device| DeviceReport {
         info: &device.info,
         pool: &device.pool,
+        latencies: &device.latencies,
         mem_used_total: share(stats.total.mem_used_total, held(&device.pool), held_by_all),
         mem_limit: stats.total.mem_limit,
         mem_used_max: stats.total.mem_used_max,
@@ -98,7 +102,9 @@ mod tests {
             depth: 128,
             swapped_on: true,
         };
-        DeviceStats { info, pool, io: IoStats::default() }
+        let mut latencies = Latencies::default();
+        latencies.put_latency.count = compr_data_size;
+        DeviceStats { info, pool, latencies, io: IoStats::default() }
     }
 
     #[test]
@@ -120,6 +126,11 @@ mod tests {
         assert_eq!(report["total"]["supply_errors"], 0);
         assert_eq!(report["version"], 1);
         assert_eq!(report["devices"][0]["name"], "a");
+        assert_eq!(report["devices"][0]["put_latency"]["count"], 1);
+        for name in ["put_latency", "get_latency"] {
+            assert!(report["devices"][0][name]["p999_ns"].is_u64(), "{name}");
+            assert!(report["total"][name]["p999_ns"].is_u64(), "{name}");
+        }
     }
 
     #[test]

@@ -95,7 +95,7 @@ impl QueueWorker {
         if let Some(result) = failed {
             return Err(UblkError::UringIOError(result));
         }
-        let engine_queue = context.device.engine().queue();
+        let engine_queue = context.device.queue();
         let parked = Parked::new(dev.dev_info.queue_depth);
         Ok((Self { context, id: id.into(), engine_queue, bufs, parked }, queue))
     }
@@ -176,7 +176,7 @@ impl QueueWorker {
         }
         while let Some((tag, request)) = self.parked.first() {
             match self.serve(queue, tag, request) {
-                None => self.parked.pop(),
+                None => self.unpark(Instant::now()),
                 Some(request) => {
                     self.parked.set_first(request);
                     break;
@@ -187,8 +187,14 @@ impl QueueWorker {
         while let Some((tag, request)) = self.parked.first_overdue(now) {
             let outcome = self.context.device.give_up(&request);
             self.end(queue, tag, &request, outcome);
-            self.parked.pop();
+            self.unpark(now);
         }
+    }
+
+    /// Takes the first of the waiting writes out, which has ended, and counts its wait.
+    fn unpark(&mut self, now: Instant) {
+        let since = self.parked.pop();
+        self.context.counters[self.id].waited(now.saturating_duration_since(since));
     }
 
     fn end(&self, queue: &UblkQueue, tag: u16, request: &Request, outcome: Outcome) {
@@ -196,6 +202,7 @@ impl QueueWorker {
         let result = match outcome {
             Outcome::Done(bytes) => bytes as i32,
             Outcome::Failed(errno) => -errno.raw_os_error(),
+            Outcome::TimedOut => -libc::ENOSPC,
             Outcome::Starved => unreachable!("starved requests are parked"),
         };
         self.commit(queue, tag, result);
@@ -307,12 +314,12 @@ impl Parked {
         }
     }
 
-    /// Takes the first out.
-    fn pop(&mut self) {
-        assert!(self.len > 0, "nothing waits");
-        self.places[self.first] = None;
+    /// Takes the first out, and says when it came.
+    fn pop(&mut self) -> Instant {
+        let waiting = self.places[self.first].take().expect("something waits");
         self.first = (self.first + 1) % self.places.len();
         self.len -= 1;
+        waiting.since
     }
 }
 
@@ -348,7 +355,7 @@ mod tests {
             }
             for tag in [2, 0, 1] {
                 assert_eq!(parked.first(), Some((tag, request(round))));
-                parked.pop();
+                assert_eq!(parked.pop(), start + Duration::from_millis(u64::from(tag)));
             }
             assert!(parked.is_empty() && parked.first().is_none());
         }

@@ -74,7 +74,8 @@ impl Operations for Fake {
             pool.compr_data_size = 1 << 20;
             stats.total.pools.add(&pool);
             stats.total.mem_used_total += 1 << 20;
-            stats.devices.push(DeviceStats { info, pool, io: IoStats::default() });
+            let latencies = tmem::Latencies::default();
+            stats.devices.push(DeviceStats { info, pool, latencies, io: IoStats::default() });
         }
         stats.total.mem_limit = 1 << 30;
         stats
