@@ -334,6 +334,7 @@ impl Arena {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::region::faults;
 
     #[test]
     fn frames_come_only_with_growth_and_within_the_limit() {
@@ -367,6 +368,52 @@ mod tests {
             unsafe { arena.read(frame, 120, &mut byte) };
             assert_eq!(byte[0] == 1, frame == kept);
         }
+    }
+
+    #[test]
+    fn growth_that_fails_leaves_what_there_was() {
+        // The first call is the table's, the second the frames'.
+        for calls in 0..2 {
+            let arena = Arena::new(600, 600).unwrap();
+            faults::after(calls);
+            assert!(arena.grow(300).is_err());
+            assert_eq!((arena.allocated(), arena.free(), arena.pop()), (0, 0, None));
+            assert_eq!(arena.grow(300).unwrap(), 300);
+            assert_eq!((arena.allocated(), arena.free()), (300, 300));
+        }
+    }
+
+    #[test]
+    fn growth_into_holes_that_fails_leaves_the_holes() {
+        let arena = Arena::new(8, 8).unwrap();
+        arena.grow(8).unwrap();
+        arena.release(4).unwrap();
+        faults::after(0);
+        assert!(arena.grow(8).is_err());
+        assert_eq!((arena.allocated(), arena.free()), (4, 4));
+        assert_eq!(arena.grow(8).unwrap(), 4);
+        let mut frames: Vec<_> = std::iter::from_fn(|| arena.pop()).collect();
+        frames.sort_unstable();
+        assert_eq!(frames, (0..8).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn a_release_that_fails_half_way_keeps_every_frame() {
+        let arena = Arena::new(8, 8).unwrap();
+        arena.grow(8).unwrap();
+        // What is free is in three runs, of which the last to be released fails.
+        let mut frames: Vec<_> = std::iter::from_fn(|| arena.pop()).collect();
+        frames.sort_unstable();
+        [0, 1, 3, 6, 7].iter().for_each(|&at: &usize| arena.push(frames[at]));
+        faults::after(2);
+        assert!(arena.release(8).is_err());
+        assert_eq!(arena.allocated() - arena.free(), 3, "three are in use");
+        assert_eq!(arena.free(), 2);
+        assert_eq!(arena.grow(8).unwrap(), 3);
+        [2, 4, 5].iter().for_each(|&at: &usize| arena.push(frames[at]));
+        let mut all: Vec<_> = std::iter::from_fn(|| arena.pop()).collect();
+        all.sort_unstable();
+        assert_eq!(all, frames);
     }
 
     #[test]

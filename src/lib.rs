@@ -46,10 +46,13 @@ mod frame;
 mod handle;
 mod histogram;
 mod list;
+#[allow(unsafe_code)]
+mod owners;
 mod pool;
 mod queue;
 #[allow(unsafe_code)]
 mod region;
+mod registry;
 mod report;
 #[allow(unsafe_code)]
 mod shard;

@@ -1,5 +1,7 @@
 //! Pools: what a device keeps its pages in.
 
+use std::sync::Arc;
+
 use crate::directory::Directory;
 use crate::handle::{ClientId, Handle, OBJECT_PAGES, PoolId, PoolKind};
 use crate::sync::{AtomicU64, Ordering};
@@ -60,4 +62,10 @@ impl Pool {
     pub(crate) fn is_closing(&self) -> bool {
         self.closing.load(Ordering::Acquire) != 0
     }
+}
+
+/// The pool that holds the page, of those that a shard knows by their numbers.
+pub(crate) fn find(pools: &[Option<Arc<Pool>>], handle: Handle) -> Option<&Pool> {
+    let pool = pools.get(usize::from(handle.pool.0))?.as_deref()?;
+    pool.contains(handle).then_some(pool)
 }

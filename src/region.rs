@@ -168,6 +168,8 @@ impl Region {
     /// this is never called on the I/O path.
     pub(crate) fn populate(&self, offset: usize, bytes: usize) -> io::Result<()> {
         self.check(offset, bytes);
+        #[cfg(test)]
+        faults::strike()?;
         self.mapping.populate(offset, bytes)
     }
 
@@ -175,12 +177,43 @@ impl Region {
     /// populated again before it is used.
     pub(crate) fn release(&self, offset: usize, bytes: usize) -> io::Result<()> {
         self.check(offset, bytes);
+        #[cfg(test)]
+        faults::strike()?;
         self.mapping.release(offset, bytes)
     }
 
     fn check(&self, offset: usize, bytes: usize) {
         assert!(offset.is_multiple_of(crate::PAGE_SIZE) && bytes.is_multiple_of(crate::PAGE_SIZE));
         assert!(bytes > 0 && offset <= self.bytes && bytes <= self.bytes - offset);
+    }
+}
+
+/// Failures of the system calls, for tests: each thread has its own.
+#[cfg(test)]
+pub(crate) mod faults {
+    use std::cell::Cell;
+    use std::io;
+
+    thread_local! {
+        static CALLS_LEFT: Cell<Option<u32>> = const { Cell::new(None) };
+    }
+
+    /// After so many calls that succeed, one fails for want of memory.
+    pub(crate) fn after(calls: u32) {
+        CALLS_LEFT.set(Some(calls));
+    }
+
+    pub(super) fn strike() -> io::Result<()> {
+        match CALLS_LEFT.get() {
+            Some(0) => {
+                CALLS_LEFT.set(None);
+                Err(io::ErrorKind::OutOfMemory.into())
+            }
+            left => {
+                CALLS_LEFT.set(left.map(|calls| calls - 1));
+                Ok(())
+            }
+        }
     }
 }
 

@@ -17,10 +17,11 @@ use crate::directory::Object;
 use crate::error::GetError;
 use crate::frame::Use;
 use crate::handle::{Handle, PAGE_SIZE, Page, PoolId, PoolKind};
-use crate::pool::Pool;
-use crate::slot::{Place, Slot, SlotCell};
+use crate::owners::{Member, Owners};
+use crate::pool::{Pool, find};
+use crate::slot::{Place, Slot};
 use crate::stats::{AllocCounters, PoolCounters};
-use crate::zbud::{Fetched, Placed, Slots, Zbud};
+use crate::zbud::{Fetched, Placed, Zbud};
 use crate::zpage::Header;
 
 /// A page on its way in.
@@ -83,25 +84,6 @@ impl Hand {
         while let Some(frame) = self.take() {
             arena.push(frame);
         }
-    }
-}
-
-/// Which shard of how many. The number of shards is a power of two.
-#[derive(Clone, Copy)]
-pub(crate) struct Member {
-    pub(crate) number: usize,
-    pub(crate) of: usize,
-}
-
-impl Member {
-    /// The shard of a page's object. Neighbouring objects of a pool, and the same object of two
-    /// pools, go to different shards.
-    pub(crate) fn shard_of(handle: Handle, shards: usize) -> usize {
-        (handle.object as usize).wrapping_add(usize::from(handle.pool.0) * 7) & (shards - 1)
-    }
-
-    fn has(self, handle: Handle) -> bool {
-        Self::shard_of(handle, self.of) == self.number
     }
 }
 
@@ -310,11 +292,6 @@ impl Shard {
     pub(crate) fn evict_ephemeral(&mut self) -> Option<u32> {
         self.store.evict_ephemeral(&self.pools)
     }
-}
-
-fn find(pools: &[Option<Arc<Pool>>], handle: Handle) -> Option<&Pool> {
-    let pool = pools.get(usize::from(handle.pool.0))?.as_deref()?;
-    pool.contains(handle).then_some(pool)
 }
 
 impl Store {
@@ -625,40 +602,4 @@ impl Store {
     fn counters(&mut self, handle: Handle) -> &mut PoolCounters {
         &mut self.counters[usize::from(handle.pool.0)]
     }
-}
-
-/// The slots of a shard's zpages. Whoever has it holds the shard's lock.
-struct Owners<'a> {
-    arena: &'a Arena,
-    member: Member,
-    pools: &'a [Option<Arc<Pool>>],
-}
-
-impl Owners<'_> {
-    /// The owner's slot. A header that is corrupt may name any page: of another shard, of another
-    /// pool, or none.
-    fn cell(&self, owner: Handle) -> Option<&SlotCell> {
-        let pool = find(self.pools, owner).filter(|_| self.member.has(owner))?;
-        let leaf = pool.directory.object(owner.object).leaf()?;
-        // SAFETY: the leaf is this shard's, whose lock the caller holds.
-        let leaf = unsafe { self.arena.leaf(leaf) };
-        Some(&leaf[owner.index as usize])
-    }
-}
-
-impl Slots for Owners<'_> {
-    fn names(&self, owner: Handle, placed: Placed) -> bool {
-        self.cell(owner).is_some_and(|cell| cell.load().place() == place_of(placed))
-    }
-
-    fn move_to(&self, owner: Handle, from: Placed, to: Placed) {
-        let cell = self.cell(owner).expect("zbud has asked whether the owner is known");
-        let slot = cell.load();
-        assert_eq!(slot.place(), place_of(from), "a zpage's owner does not point at it");
-        cell.replace(slot, slot.moved_to(to.frame, to.granule));
-    }
-}
-
-fn place_of(placed: Placed) -> Place {
-    Place::Frame { frame: placed.frame, granule: placed.granule }
 }

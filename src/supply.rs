@@ -8,8 +8,9 @@
 //! ephemeral frames are evicted for it.
 
 use crate::arena::STEP_FRAMES;
-use crate::engine::{Config, Engine, Registry};
+use crate::engine::{Config, Engine};
 use crate::error::ConfigError;
+use crate::registry::Registry;
 use crate::sync::Ordering;
 
 /// The low watermark is this part of the frames in use,

@@ -21,7 +21,19 @@ check_code() {
 
 path_of() { tmem list --noheadings --raw --output NAME,PATH | awk -v name="$1" '$1 == name { print $2 }'; }
 
-start_tmem 64M,name=first 64M --swapon
+# A mkswap that tells how it was started.
+mkdir -p /tmp/bin
+cat >/tmp/bin/mkswap <<'EOF'
+#!/bin/bash
+cut -d' ' -f9 /proc/$$/stat >/tmp/mkswap.flags
+sed -n 's/^SigBlk:[[:space:]]*//p' /proc/$$/status >/tmp/mkswap.blocked
+exec /usr/sbin/mkswap "$@"
+EOF
+chmod +x /tmp/bin/mkswap
+
+PATH=/tmp/bin:$PATH start_tmem 64M,name=first 64M --swapon
+check_number "programs do not inherit the I/O flusher's flags" $(($(cat /tmp/mkswap.flags) & 0x180000)) -eq 0
+check_number "nor blocked signals" $((16#$(cat /tmp/mkswap.blocked))) -eq 0
 check "swapped on with priority 100" eval 'grep -qE "^$DEVICE .* 100$" <(tr -s "\t " " " </proc/swaps)'
 for signal in TSTP USR1 ALRM; do kill -$signal "$TMEM_PID"; done
 check_fails "it is neither stopped nor ended by other signals" grep -E '^State:.*[TZ]' "/proc/$TMEM_PID/status"

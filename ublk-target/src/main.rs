@@ -2,6 +2,7 @@
 //!
 //! Whatever goes wrong is one line on standard error, and an exit code of its own.
 
+use std::env;
 use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
@@ -11,9 +12,16 @@ use clap::error::ErrorKind;
 use tmem_ublk_target::cli::{Cli, RunArgs};
 use tmem_ublk_target::config::{Machine, RunConfig};
 use tmem_ublk_target::exit::{Exit, Failure};
-use tmem_ublk_target::{commands, run, service};
+use tmem_ublk_target::{commands, process, run, service};
 
 fn main() -> ExitCode {
+    let mut args = env::args_os().skip(1);
+    if args.next().is_some_and(|first| first == process::BECOME_PROGRAM) {
+        let error = process::become_program(args);
+        // Nobody can be told that nobody can be told.
+        let _ = writeln!(io::stderr(), "cannot be run: {error}");
+        return Exit::Failure.into();
+    }
     let outcome = match Cli::try_parse() {
         Ok(cli) => commands::execute(&cli, &mut io::stdout(), run),
         Err(error) => usage(&error),

@@ -9,12 +9,18 @@
 #![allow(unsafe_code)]
 
 use std::cell::Cell;
+use std::ffi::OsString;
 use std::fmt;
 use std::fs;
 use std::io::{self, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::Command;
+use std::ptr;
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{Builder, JoinHandle};
 
 use rustix::fs::{Mode, OFlags};
@@ -145,6 +151,7 @@ pub fn prepare(best_effort: bool) -> Result<Vec<ProcessError>, ProcessError> {
         }
     }
     open_last_words();
+    HARDENED.store(true, Ordering::Relaxed);
     Ok(warnings)
 }
 
@@ -201,17 +208,35 @@ where
     })
 }
 
-/// Runs `start`, which starts a program, without what the program would inherit from this thread and
-/// must not have: the blocked signals, and the mark of one that writes out memory. Says too whether
-/// the mark is back, for which it must not be asked on a thread that I/O depends on.
-pub fn start_program<T>(start: impl FnOnce() -> T) -> (T, Result<(), ProcessError>) {
-    // Without the privilege to ask there is no mark to take off.
-    let marked = rustix::process::is_io_flusher().unwrap_or(false)
-        && rustix::process::configure_io_flusher_behavior(false).is_ok();
-    let blocked = set_signals(&no_signals());
-    let started = start();
-    set_signals(&blocked);
-    (started, if marked { become_io_flusher() } else { Ok(()) })
+/// A command that runs `program` without what it would inherit from this process and must not have:
+/// the blocked signals, and the mark of one that writes out memory. A program that swaps off under
+/// that mark could wait for ever for memory that only its own I/O can free.
+///
+/// Our own binary is run first, for [`become_program`]. The mark is not taken off here, for the time
+/// that it takes to start a program: this thread would then reclaim memory like any other, and could
+/// wait for our device with a lock held that the threads which serve it need.
+pub fn program(program: &Path) -> Command {
+    if !HARDENED.load(Ordering::Relaxed) {
+        return Command::new(program);
+    }
+    let mut command = Command::new("/proc/self/exe");
+    command.arg(BECOME_PROGRAM).arg(program);
+    command
+}
+
+/// The first argument with which our binary is to go on as another program.
+pub const BECOME_PROGRAM: &str = "become-program";
+
+/// Goes on as the program that the arguments name, its file first, unmarked and with no signal
+/// blocked. Returns only if that fails.
+pub fn become_program(mut args: impl Iterator<Item = OsString>) -> io::Error {
+    let Some(program) = args.next() else {
+        return io::Error::other("there is no program to become");
+    };
+    // Without the privilege to take the mark off there was none to set it.
+    let _ = rustix::process::configure_io_flusher_behavior(false);
+    set_signals(&no_signals());
+    Command::new(program).args(args).exec()
 }
 
 /// Says something in the kernel's log. Neither allocates nor blocks nor fails.
@@ -243,6 +268,9 @@ fn last_word(line: &[u8]) {
         let _ = rustix::io::write(kmsg, line);
     }
 }
+
+/// Whether [`prepare`] has been here.
+static HARDENED: AtomicBool = AtomicBool::new(false);
 
 thread_local! {
     static ESSENTIAL: Cell<bool> = const { Cell::new(false) };
@@ -401,12 +429,10 @@ fn no_signals() -> libc::sigset_t {
     }
 }
 
-/// Blocks these signals and no others on this thread, and returns those blocked before.
-fn set_signals(blocked: &libc::sigset_t) -> libc::sigset_t {
-    let mut before = no_signals();
-    // SAFETY: both sets are initialised, and it cannot fail with these arguments.
-    unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, blocked, &raw mut before) };
-    before
+/// Blocks these signals and no others on this thread.
+fn set_signals(blocked: &libc::sigset_t) {
+    // SAFETY: the set is initialised, and it cannot fail with these arguments.
+    unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, blocked, ptr::null_mut()) };
 }
 
 fn list_threads() -> Result<Vec<u32>, ProcessError> {
@@ -497,29 +523,6 @@ mod tests {
             }
             Err(error) => panic!("{error}"),
         }
-    }
-
-    #[test]
-    fn a_program_inherits_neither_blocked_signals_nor_the_mark() {
-        let cat = |file: &str| {
-            let mut command = std::process::Command::new("cat");
-            command.arg(file).stdout(std::process::Stdio::piped());
-            let (child, restored) = start_program(|| command.spawn());
-            restored.unwrap();
-            String::from_utf8(child.unwrap().wait_with_output().unwrap().stdout).unwrap()
-        };
-        let body = move || {
-            let marked = become_io_flusher().is_ok();
-            let status = cat("/proc/self/status");
-            assert_eq!(status_hex(&status, "SigBlk"), Some(0));
-            let stat = cat("/proc/self/stat");
-            let flags = parse_stat(&stat).unwrap().1;
-            assert_eq!(flags & (PF_MEMALLOC_NOIO | PF_LOCAL_THROTTLE), 0, "{flags:#x}");
-            let ours = fs::read_to_string("/proc/thread-self/status").unwrap();
-            assert_ne!(status_hex(&ours, "SigBlk"), Some(0));
-            assert_eq!(rustix::process::is_io_flusher().unwrap_or(false), marked);
-        };
-        spawn("tmem-test".into(), body).unwrap().join().unwrap();
     }
 
     #[test]

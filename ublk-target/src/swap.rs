@@ -13,9 +13,9 @@ use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 
-use crate::process::{self, ProcessError};
+use crate::process;
 
 /// Priority of our swap: above swap on disks, whose default is negative.
 const PRIORITY: &str = "100";
@@ -41,9 +41,6 @@ pub enum SwapError {
         /// Why it does not run.
         source: io::Error,
     },
-    /// The thread that started the program is not what it was before.
-    #[error(transparent)]
-    Process(#[from] ProcessError),
     /// The program failed.
     #[error("{program} {path} failed: {said}{}", hint(program))]
     Failed {
@@ -190,21 +187,15 @@ fn run(program: &'static str, options: &[&str], path: &str) -> Result<(), SwapEr
     let file = find_program(program, &given).ok_or(SwapError::NoProgram { program })?;
     // With a path, and PATH as it is, std does not fork: a fork copies all page tables of the
     // daemon, just when there is no memory.
-    let mut command = Command::new(&file);
+    let mut command = process::program(&file);
     command
         .args(options)
         .arg(path)
         .env("LC_ALL", "C")
         // An interrupt from the terminal is for us alone: it must not cut a swapoff short.
         .process_group(0)
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
-    let (child, restored) = process::start_program(|| command.spawn());
-    let output = child
-        .and_then(|child| child.wait_with_output())
-        .map_err(|source| SwapError::Spawn { program: file, source })?;
-    restored?;
+        .stdin(Stdio::null());
+    let output = command.output().map_err(|source| SwapError::Spawn { program: file, source })?;
     if output.status.success() {
         return Ok(());
     }

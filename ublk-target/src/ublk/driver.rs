@@ -4,12 +4,12 @@ use std::env;
 use std::fs::OpenOptions;
 use std::io;
 use std::path::Path;
-use std::process::Command;
 use std::thread::sleep;
 use std::time::Duration;
 
 use io_uring::IoUring;
 
+use crate::process;
 use crate::swap::find_program;
 
 /// Where the driver takes orders.
@@ -102,7 +102,7 @@ fn ring_advice(source: &io::Error) -> &'static str {
 fn load() -> Result<(), DriverError> {
     let reason = match find_program("modprobe", &env::var_os("PATH").unwrap_or_default()) {
         None => "there is no modprobe in PATH".to_owned(),
-        Some(modprobe) => match Command::new(modprobe).arg("ublk_drv").output() {
+        Some(modprobe) => match process::program(&modprobe).arg("ublk_drv").output() {
             Ok(output) if output.status.success() => format!("{CONTROL} did not appear"),
             Ok(output) => String::from_utf8_lossy(&output.stderr).trim().to_owned(),
             Err(error) => error.to_string(),

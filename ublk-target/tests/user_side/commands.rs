@@ -6,6 +6,7 @@ use std::process::{Command, Stdio};
 use crate::fake::{Fake, Served, assert_fails, stdout, tmem};
 use serde_json::Value;
 use tmem_ublk_target::exit::{self, Exit};
+use tmem_ublk_target::process;
 
 /// A socket that nobody serves.
 const NOWHERE: &str = "/nonexistent/control.sock";
@@ -143,4 +144,23 @@ fn run_refuses_what_cannot_work_before_it_starts() {
         assert_fails(&tmem(&socket, words), exit, reason);
     }
     assert!(!socket.exists());
+}
+
+/// What the daemon starts is started by way of our own binary, from threads that block all signals.
+#[test]
+fn a_program_that_we_become_blocks_no_signals() {
+    let become_program = |args: &'static [&str]| {
+        let start = move || {
+            let mut tmem = Command::new(env!("CARGO_BIN_EXE_tmem"));
+            tmem.arg(process::BECOME_PROGRAM).args(args).output().unwrap()
+        };
+        process::spawn("tmem-test".into(), start).unwrap().join().unwrap()
+    };
+    let output = become_program(&["/bin/grep", "SigBlk", "/proc/self/status"]);
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "SigBlk:\t0000000000000000\n");
+    for wrong in [&["/nonexistent/program"] as &[_], &[]] {
+        let output = become_program(wrong);
+        assert_eq!(output.status.code(), Some(1));
+        assert!(String::from_utf8_lossy(&output.stderr).starts_with("cannot be run: "));
+    }
 }

@@ -1,0 +1,150 @@
+//! Clients and pools: made, found and destroyed.
+//!
+//! None of it is on the I/O path. A pool's directory is part of what the pool limit covers, so that
+//! a pool is made only where there is room for one beside the pages that there are.
+
+use std::sync::Arc;
+
+use slab::Slab;
+
+use crate::directory::Directory;
+use crate::engine::{Engine, POOLS_MAX};
+use crate::error::PoolError;
+use crate::handle::{ClientId, POOL_PAGES_MAX, PoolId, PoolKind};
+use crate::pool::Pool;
+use crate::sync::Ordering;
+
+/// Clients and pools by number. Who has it locked may allocate, and so wait for memory that only
+/// swap can free: neither the I/O path nor the supply step locks it.
+#[derive(Default)]
+pub(crate) struct Registry {
+    pub(crate) clients: Slab<()>,
+    pub(crate) pools: Slab<Arc<Pool>>,
+}
+
+impl Engine {
+    /// Registers a client: an owner of pools.
+    pub fn create_client(&self) -> Result<ClientId, PoolError> {
+        let mut registry = self.registry.lock();
+        if registry.clients.len() == POOLS_MAX {
+            return Err(PoolError::TooMany { limit: POOLS_MAX });
+        }
+        Ok(ClientId(registry.clients.insert(()) as u16))
+    }
+
+    /// Destroys a client and all its pools.
+    pub fn destroy_client(&self, client: ClientId) -> Result<(), PoolError> {
+        let mut registry = self.registry.lock();
+        let known = registry.clients.try_remove(usize::from(client.0));
+        known.ok_or(PoolError::NoClient)?;
+        self.ledger.lock().forget(client);
+        let pools: Vec<_> = registry.pools.iter().map(|(_, pool)| Arc::clone(pool)).collect();
+        drop(registry);
+        for pool in pools.iter().filter(|pool| pool.client == client && pool.close()) {
+            self.destroy(pool);
+        }
+        Ok(())
+    }
+
+    /// Makes a pool of `pages` pages, numbered from zero.
+    pub fn create_pool(
+        &self,
+        client: ClientId,
+        kind: PoolKind,
+        pages: u64,
+    ) -> Result<PoolId, PoolError> {
+        if pages == 0 || pages > POOL_PAGES_MAX {
+            return Err(PoolError::Size { pages });
+        }
+        let bytes = Directory::bytes_for(pages);
+        self.make_room(client, bytes)?;
+        // Without the registry: it may take long.
+        let directory = Directory::new(pages);
+        let mut registry = self.registry.lock();
+        let directory = match directory {
+            Ok(directory) if registry.clients.contains(client.0.into()) => directory,
+            result => {
+                self.resize_directories(&registry, |all| all - bytes);
+                let source = result.err().ok_or(PoolError::NoClient)?;
+                return Err(PoolError::Memory { bytes, source });
+            }
+        };
+        if registry.pools.len() == POOLS_MAX {
+            self.resize_directories(&registry, |all| all - bytes);
+            return Err(PoolError::TooMany { limit: POOLS_MAX });
+        }
+        if kind == PoolKind::Ephemeral {
+            self.ephemeral_pools.fetch_add(1, Ordering::AcqRel);
+        }
+        let entry = registry.pools.vacant_entry();
+        let id = PoolId(entry.key() as u16);
+        let pool = Arc::new(Pool::new(id, client, kind, pages, directory));
+        entry.insert(Arc::clone(&pool));
+        for shard in &self.shards {
+            shard.0.lock().add_pool(Arc::clone(&pool));
+        }
+        Ok(id)
+    }
+
+    /// Takes a directory's bytes out of what the limit leaves for frames, and gives back the frames
+    /// that are beyond that. Refused if frames in use would have to go that cannot: the new pool
+    /// would take the room of those that there are, whose pages would be lost when they are put
+    /// again.
+    fn make_room(&self, client: ClientId, bytes: u64) -> Result<(), PoolError> {
+        let registry = self.registry.lock();
+        if !registry.clients.contains(client.0.into()) {
+            return Err(PoolError::NoClient);
+        }
+        if registry.pools.len() == POOLS_MAX {
+            return Err(PoolError::TooMany { limit: POOLS_MAX });
+        }
+        let limit = self.limit();
+        let no_room = PoolError::NoRoom { bytes, limit };
+        let directories = self.directories.load(Ordering::Acquire) + bytes;
+        let Ok(frames) = self.config.check_limit(limit, directories) else { return Err(no_room) };
+        let stats = self.sample_peaks().frames;
+        if stats.frames_persistent + stats.frames_reserve > u64::from(frames) {
+            return Err(no_room);
+        }
+        self.resize_directories(&registry, |all| all + bytes);
+        drop(registry);
+        while self.arena.allocated() > self.arena.limit()
+            && self.supply().is_ok_and(|done| done.released > 0)
+        {}
+        Ok(())
+    }
+
+    /// Changes what the directories take, and so what is left for frames.
+    fn resize_directories(&self, registry: &Registry, resize: impl FnOnce(u64) -> u64) {
+        let directories = resize(self.directories.load(Ordering::Acquire));
+        self.directories.store(directories, Ordering::Release);
+        self.apply_limit(registry, self.limit()).expect("checked before it grew, or it shrank");
+    }
+
+    /// Flushes everything in a pool and removes it.
+    pub fn destroy_pool(&self, id: PoolId) -> Result<(), PoolError> {
+        let pool = self.registry.lock().pools.get(usize::from(id.0)).cloned();
+        let pool = pool.filter(|pool| pool.close()).ok_or(PoolError::NoPool)?;
+        self.destroy(&pool);
+        Ok(())
+    }
+
+    /// Destroys a pool that the caller closed: nobody else does then, and its number is not given
+    /// to another pool before this is done.
+    fn destroy(&self, pool: &Pool) {
+        // A put that saw the pool open before this has left its shard's lock after it.
+        for shard in &self.shards {
+            drop(shard.0.lock());
+        }
+        self.flush_range(pool.id, 0, pool.pages());
+        for shard in &self.shards {
+            shard.0.lock().remove_pool(pool.id);
+        }
+        let mut registry = self.registry.lock();
+        registry.pools.remove(usize::from(pool.id.0));
+        if pool.kind == PoolKind::Ephemeral {
+            self.ephemeral_pools.fetch_sub(1, Ordering::AcqRel);
+        }
+        self.resize_directories(&registry, |all| all - pool.directory.bytes());
+    }
+}
