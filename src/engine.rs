@@ -453,12 +453,7 @@ mod tests {
     #[test]
     fn a_flipped_bit_in_a_raw_page_is_found() {
         let mut small = Small::new(PoolKind::Persistent);
-        let mut noise = [0; PAGE_SIZE];
-        let mut state = 7u64;
-        for byte in &mut noise {
-            state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-            *byte = (state >> 56) as u8;
-        }
+        let noise = partly_noise(PAGE_SIZE, 7);
         small.put(9, &noise);
         assert_eq!(small.get(9), Ok(noise));
         assert_eq!(small.engine.stats().pools.huge_pages, 1);

@@ -102,11 +102,19 @@ impl Engine {
         let no_room = PoolError::NoRoom { bytes, limit };
         let directories = self.directories.load(Ordering::Acquire) + bytes;
         let Ok(frames) = self.config.check_limit(limit, directories) else { return Err(no_room) };
-        let stats = self.sample_peaks().frames;
-        if stats.frames_persistent + stats.frames_reserve > u64::from(frames) {
+        let fits = || {
+            let now = self.sample_peaks().frames;
+            now.frames_persistent + now.frames_reserve <= u64::from(frames)
+        };
+        if !fits() {
             return Err(no_room);
         }
         self.resize_directories(&registry, |all| all + bytes);
+        // From now on no put takes more than is left; one may have done so just before.
+        if !fits() {
+            self.resize_directories(&registry, |all| all - bytes);
+            return Err(no_room);
+        }
         drop(registry);
         while self.arena.allocated() > self.arena.limit()
             && self.supply().is_ok_and(|done| done.released > 0)

@@ -261,7 +261,8 @@ impl Shard {
 
     /// What all pools count, and what those counted that are gone.
     pub(crate) fn all_counters(&self) -> impl Iterator<Item = &PoolCounters> {
-        self.store.counters.iter().chain([&self.store.retired])
+        let live = self.pools.iter().zip(&self.store.counters).filter(|(pool, _)| pool.is_some());
+        live.map(|(_, counters)| counters).chain([&self.store.retired])
     }
 
     pub(crate) fn alloc(&self) -> &AllocCounters {
@@ -313,7 +314,13 @@ impl Store {
             .and_then(|leaf| Some((leaf, self.place(pools, pool.kind, handle, packed, hand)?)));
         match place {
             Some((leaf, place)) => self.commit(pool, object, leaf, handle, place),
-            None => self.disuse(pool, object),
+            // A leaf that was made for this put goes back to the hand: with one frame more, the next
+            // try has what it needs.
+            None => {
+                if let Some(leaf) = self.disuse(pool, object) {
+                    hand.add(leaf);
+                }
+            }
         }
         pool.count_active(was_idle, object.is_idle());
         place.map(drop).ok_or(Refused::NoFrame)
@@ -443,7 +450,7 @@ impl Store {
             counters.dup_puts_replaced += 1;
             self.free_place(pool, handle, old.place());
             // The page was there before: the use counted at the start was not a new one.
-            self.disuse(pool, object);
+            self.free_page(pool, object);
         }
     }
 
@@ -511,7 +518,7 @@ impl Store {
         }
         self.set_slot(leaf, handle.index, old, Slot::EMPTY);
         self.free_place(pool, handle, old.place());
-        self.disuse(pool, object);
+        self.free_page(pool, object);
         true
     }
 
@@ -540,17 +547,24 @@ impl Store {
         freed.frame
     }
 
-    /// Counts a page less in an object; without pages it has no leaf.
-    fn disuse(&mut self, pool: &Pool, object: &Object) {
-        if object.disuse_one() > 0 {
-            return;
-        }
-        if let Some(leaf) = object.leaf() {
-            object.set_leaf(None);
+    /// Counts a page less in an object; without pages it has no leaf, whose frame is free then.
+    fn free_page(&mut self, pool: &Pool, object: &Object) {
+        if let Some(leaf) = self.disuse(pool, object) {
             self.arena.push(leaf);
-            self.leaves[pool.kind as usize] -= 1;
-            self.counters[usize::from(pool.id.0)].obj_count -= 1;
         }
+    }
+
+    /// The same, with the frame for the caller.
+    fn disuse(&mut self, pool: &Pool, object: &Object) -> Option<u32> {
+        if object.disuse_one() > 0 {
+            return None;
+        }
+        let leaf = object.leaf()?;
+        object.set_leaf(None);
+        self.arena.meta(leaf).reset(Use::Free);
+        self.leaves[pool.kind as usize] -= 1;
+        self.counters[usize::from(pool.id.0)].obj_count -= 1;
+        Some(leaf)
     }
 
     fn evict_ephemeral(&mut self, pools: &[Option<Arc<Pool>>]) -> Option<u32> {
@@ -568,7 +582,7 @@ impl Store {
             self.set_slot(leaf, owner.index, slot, Slot::EMPTY);
             self.counters(owner).orig_data_size -= PAGE_SIZE as u64;
             empty = self.free_zpage(PoolKind::Ephemeral, owner, placed);
-            self.disuse(pool, object);
+            self.free_page(pool, object);
             pool.count_active(was_idle, object.is_idle());
         }
         let counters = self.ephemeral.counters_mut();

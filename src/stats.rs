@@ -70,7 +70,7 @@ counters! {
         dup_puts_replaced,
         /// Puts refused because no frame was to be had.
         failed_puts,
-        /// Pages of writes that the front end gave up: their puts had been told to come back, or
+        /// Persistent pages of writes that the front end gave up: their puts had been told to come back, or
         /// were never made because that of another page of the write had failed.
         given_up_puts,
         /// Times that a put was told to come back because the arena had not yet grown.

@@ -1,7 +1,8 @@
 //! Supply: memory for the arena ahead of demand, and back to the system when it is not needed.
 //!
 //! The I/O path only takes frames that are free already. One thread, which no I/O depends on, calls
-//! [`Engine::supply`] when [`Engine::supply_wanted`] says so, and [`Engine::settle`] once a second.
+//! [`Engine::supply`] when [`Engine::supply_wanted`] says so, after the limit was set and now and then,
+//! and [`Engine::settle`] once a second.
 //! Below the low watermark the arena grows, up to the pool limit; what was free more than a step
 //! above that mark for a whole second is given back by and by, so that a burst does not make memory
 //! go to and fro. Above a limit that was lowered, frames are given back as they become free, and

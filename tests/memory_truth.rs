@@ -66,10 +66,12 @@ fn memory_used_is_what_the_kernel_counts() {
     };
     fill(5000);
     check("filled");
+    let filled = kernel_bytes();
     engine.flush_range(pool, 100, pages);
     engine.settle().unwrap();
     while engine.settle().unwrap().released > 0 {}
-    assert!(kernel_bytes() < limit / 4, "memory was not given back: {}", kernel_bytes());
+    let left = kernel_bytes();
+    assert!(left < filled / 3 * 2, "memory was not given back: {left} bytes of {filled}");
     check("given back");
     fill(pages);
     assert!(engine.stats().pools.failed_puts > 0, "it is not full");

@@ -241,7 +241,7 @@ fn a_pool_is_destroyed_once_however_many_try() {
             let destroy = || usize::from(engine.destroy_pool(pool).is_ok());
             let threads = [scope.spawn(destroy), scope.spawn(destroy)];
             // What was counted for the pool is in the sum before, meanwhile and afterwards.
-            while engine.pool_stats(pool).is_some() {
+            while !threads.iter().all(|thread| thread.is_finished()) {
                 assert_eq!(engine.stats().pools.succ_puts, round + 1);
             }
             threads.into_iter().map(|thread| thread.join().unwrap()).sum()
@@ -265,9 +265,11 @@ fn a_pool_may_go_while_its_pages_are_given_up() {
     for _ in 0..200 {
         let pool = engine.create_pool(client, PoolKind::Persistent, OBJECT).unwrap();
         let given_up = || engine.pool_stats(pool).map(|counters| counters.given_up_puts);
+        let stop = AtomicBool::new(false);
         std::thread::scope(|scope| {
+            let _stop = StopOnDrop(&stop);
             scope.spawn(|| {
-                while given_up().is_some() {
+                while !stop.load(Ordering::Relaxed) {
                     (0..1000).for_each(|_| engine.lose(Handle::from_page(pool, 7)));
                 }
             });

@@ -4,12 +4,6 @@ as_root() {
     if [ "$(id -u)" = 0 ]; then "$@"; else sudo "$@"; fi
 }
 
-install_packages() {
-    echo "installing: $*"
-    as_root env DEBIAN_FRONTEND=noninteractive \
-        apt-get install -y -qq --no-install-recommends "$@" >/dev/null
-}
-
 # bindgen, which libublk builds with, loads libclang. libclang-cpp, which other packages bring, is
 # another library.
 have_libclang() {
@@ -41,6 +35,8 @@ install_build_packages() {
         echo "apt-get knows no libclang1: add Debian's main component to its sources" >&2
         return 1
     }
+    echo "installing: gcc libc6-dev" $libclang
     # shellcheck disable=SC2086 # two words
-    install_packages gcc libc6-dev $libclang
+    as_root env DEBIAN_FRONTEND=noninteractive \
+        apt-get install -y -qq --no-install-recommends gcc libc6-dev $libclang >/dev/null
 }

@@ -84,6 +84,8 @@ check "and says who, and what to do" grep "swapoff $third" "$TMEM_LOG"
 check "the device still works" dd if="$third" of=/dev/null bs=64k count=4 iflag=direct status=none
 swapoff "$third"
 check "once they are done it stops by itself" wait_for 60 eval '! kill -0 $TMEM_PID 2>/dev/null'
+wait "$TMEM_PID"
+check_number "and ends well" $? -eq 0
 [ -b "$third" ] && fail "$third is still there" || pass "$third is gone"
 
 start_tmem 32M 32M

@@ -104,7 +104,7 @@ mod tests {
             (ProcessError::IoFlusher { source }.into(), Exit::Permission),
             (ServerError::from(DriverError::Missing { reason: name() }).into(), Exit::NoUblk),
             (PoolError::NoRoom { bytes: 2, limit: 1 }.into(), Exit::Size),
-            (ServerError::NotRemoved { reason: name() }.into(), Exit::Failure),
+            (ServerError::Died.into(), Exit::Failure),
         ] {
             let failure = Failure::from(error);
             assert_eq!(failure.code, code, "{failure}");

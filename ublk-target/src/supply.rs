@@ -25,7 +25,7 @@ const ACTIVE_PERIOD: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
 const QUIET_PERIOD: Timespec = Timespec { tv_sec: 8, tv_nsec: 0 };
 
 /// How long it leaves the system alone after a failure: every queue would wake it again at once.
-const FAILED_PERIOD: Duration = Duration::from_millis(100);
+const FAILED_PERIOD: Duration = Duration::from_millis(20);
 
 /// How anybody wakes the supply thread.
 ///

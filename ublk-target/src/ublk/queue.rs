@@ -24,10 +24,10 @@ use crate::supply::Waker;
 /// How long a write may wait for the arena to grow before it fails.
 const STARVED_MAX: Duration = Duration::from_secs(1);
 
-/// How long it may wait while more than half of the queue's tags wait with it. A request that has no
+/// How long it may wait while more than three quarters of the queue's tags wait with it. A request that has no
 /// tag does not reach us, and a read is worth more than a write: who reads cannot go on without the
 /// page, and what a failed write of swap has not written is still in memory.
-const CROWDED_MAX: Duration = Duration::from_millis(50);
+const CROWDED_MAX: Duration = Duration::from_millis(200);
 
 /// How long the loop waits for other I/O before it tries starved writes again.
 const STARVED_RETRY: Duration = Duration::from_millis(2);
@@ -300,7 +300,7 @@ impl Parked {
 
     /// The first, if it has waited as long as it may.
     fn first_overdue(&self, now: Instant) -> Option<(u16, Request)> {
-        let crowded = self.len > self.places.len() / 2;
+        let crowded = self.len > self.places.len() * 3 / 4;
         let limit = if crowded { CROWDED_MAX } else { STARVED_MAX };
         self.places[self.first]
             .filter(|waiting| now.saturating_duration_since(waiting.since) >= limit)
@@ -379,7 +379,7 @@ mod tests {
         let mut parked = Parked::new(4);
         let start = Instant::now();
         let request = Request::new(Op::Write, 3, 4);
-        (0..3).for_each(|tag| parked.park(tag, request, start));
+        (0..4).for_each(|tag| parked.park(tag, request, start));
         assert_eq!(parked.first_overdue(start), None);
         assert_eq!(parked.first_overdue(start + CROWDED_MAX), Some((0, request)));
         parked.pop();

@@ -79,15 +79,6 @@ pub enum ServerError {
     /// No thread for it.
     #[error("cannot start a thread: {0}")]
     Thread(#[source] io::Error),
-    /// An earlier try to remove the device failed for good.
-    #[error(
-        "the device could not be removed earlier ({reason}), and nobody serves it any more: stop \
-         the daemon, and remove the device with another tool, or restart the system"
-    )]
-    NotRemoved {
-        /// What went wrong.
-        reason: String,
-    },
     /// The control thread panicked, and has said why.
     #[error("the device's control thread died: see the daemon's log")]
     Died,
@@ -99,17 +90,8 @@ pub struct UblkServer {
     counters: Arc<[IoCounters]>,
     ended: Arc<AtomicBool>,
     commands: Sender<Command>,
-    control: Mutex<Side>,
-}
-
-/// This side of the control thread.
-enum Side {
-    /// It runs.
-    Running(Control),
-    /// It has removed the device.
-    Gone,
-    /// It ended without having removed the device, and this is why.
-    Failed(String),
+    /// None once the device is gone.
+    control: Mutex<Option<Control>>,
 }
 
 /// The far end of a control thread.
@@ -128,6 +110,9 @@ struct Live {
 
 enum Event {
     Live(Live),
+    /// It could not be stopped, and goes on.
+    Kept(ServerError),
+    /// The control thread has ended.
     Gone(Result<(), ServerError>),
 }
 
@@ -164,7 +149,7 @@ impl UblkServer {
         let live = match events.recv_timeout(START_LIMIT) {
             Ok(Event::Live(live)) => live,
             Ok(Event::Gone(Err(error))) => return Err(error),
-            Ok(Event::Gone(Ok(()))) | Err(RecvTimeoutError::Disconnected) => {
+            Ok(Event::Gone(Ok(())) | Event::Kept(_)) | Err(RecvTimeoutError::Disconnected) => {
                 return Err(ServerError::Died);
             }
             // Without a listener the control thread removes the device should it come up yet.
@@ -174,7 +159,7 @@ impl UblkServer {
                 return Err(ServerError::Stuck { step: "make a device", limit: START_LIMIT });
             }
         };
-        let control = Mutex::new(Side::Running(Control { events, thread }));
+        let control = Mutex::new(Some(Control { events, thread }));
         Ok(Self { live, counters, ended, commands, control })
     }
 
@@ -207,33 +192,33 @@ impl UblkServer {
 
     /// Stops and removes the device. Requests under way fail: make sure that nobody uses it, by a
     /// `claim` on it (an exclusive open), which is let go when the device is stopped: before Linux
-    /// 6.9 the driver does not remove a device that anybody has open. When it is `Stuck` it may be
-    /// tried again.
+    /// 6.9 the driver does not remove a device that anybody has open. After an error it goes on as
+    /// before, and it may be tried again.
     pub fn stop(&self, claim: Option<File>) -> Result<(), ServerError> {
-        let mut side = self.control.lock();
-        let control = match &*side {
-            Side::Running(control) => control,
-            Side::Gone => return Ok(()),
-            Side::Failed(reason) => return Err(ServerError::NotRemoved { reason: reason.clone() }),
-        };
+        let mut place = self.control.lock();
+        let Some(control) = place.as_ref() else { return Ok(()) };
         // Fails if the thread has ended, and then its last word is waiting.
         let _ = self.commands.send(Command::Stop(claim));
-        let gone = match control.events.recv_timeout(STOP_LIMIT) {
-            Ok(Event::Gone(gone)) => gone,
-            Ok(Event::Live(_)) | Err(RecvTimeoutError::Disconnected) => Err(ServerError::Died),
+        match control.events.recv_timeout(STOP_LIMIT) {
+            Ok(Event::Gone(Ok(()))) => {}
+            // Nobody can use it any more, so this is nothing to be stopped by.
+            Ok(Event::Gone(Err(error))) => {
+                say(format_args!("{} is stopped, but {error}", self.path()))
+            }
+            Ok(Event::Kept(error)) => return Err(error),
+            // It has panicked, and on its way out has stopped the device.
+            Ok(Event::Live(_)) | Err(RecvTimeoutError::Disconnected) => {
+                say(format_args!("{}: {}", self.path(), ServerError::Died));
+            }
             Err(RecvTimeoutError::Timeout) => {
                 return Err(ServerError::Stuck { step: "stop a device", limit: STOP_LIMIT });
             }
-        };
-        let next = match &gone {
-            Ok(()) => Side::Gone,
-            Err(error) => Side::Failed(error.to_string()),
-        };
-        if let Side::Running(control) = std::mem::replace(&mut *side, next) {
+        }
+        if let Some(control) = place.take() {
             // It has said its last word.
             let _ = control.thread.join();
         }
-        gone
+        Ok(())
     }
 }
 
@@ -249,27 +234,46 @@ impl Job {
     fn run(self, commands: Receiver<Command>, events: &Sender<Event>) -> Result<(), ServerError> {
         let ctrl = self.add()?;
         let dev = Arc::new(self.open(&ctrl)?);
-        let queues = self.start_queues(&ctrl, &dev)?;
+        let mut queues = self.start_queues(&ctrl, &dev)?;
         check(ctrl.start_dev(&dev), "start a ublk device")?;
         let path = ctrl.get_bdev_path();
         wait_for_node(&path)?;
         let info = ctrl.dev_info();
-        let live = Live { path, queues: info.nr_hw_queues, depth: info.queue_depth };
-        let mut claim = None;
-        if events.send(Event::Live(live.clone())).is_ok() {
-            match commands.recv() {
-                Ok(Command::QueueEnded) => {
-                    self.ended.store(true, Ordering::Release);
-                    say(format_args!("{} was stopped by somebody else", live.path));
-                }
-                Ok(Command::Stop(given)) => claim = given,
-                Err(_) => {}
-            }
-        }
-        queues.stop()?;
+        let (queue_count, depth) = (info.nr_hw_queues, info.queue_depth);
+        let live = Live { path: path.clone(), queues: queue_count, depth };
+        let claim = match events.send(Event::Live(live)) {
+            Ok(()) => self.serve(&path, &mut queues, &commands, events),
+            // Nobody waits for the device any more.
+            Err(_) => None,
+        };
+        queues.end()?;
         // A claim may be on its way here still: it goes with the receiver.
         drop((claim, commands, dev));
         remove(&ctrl)
+    }
+
+    /// Waits until the device is stopped, and returns the claim on it that came with the order.
+    fn serve(
+        &self,
+        path: &str,
+        queues: &mut Queues<'_>,
+        commands: &Receiver<Command>,
+        events: &Sender<Event>,
+    ) -> Option<File> {
+        loop {
+            match commands.recv() {
+                Ok(Command::QueueEnded) => {
+                    self.ended.store(true, Ordering::Release);
+                    say(format_args!("{path} was stopped by somebody else"));
+                    return None;
+                }
+                Ok(Command::Stop(claim)) => match queues.end() {
+                    Ok(()) => return claim,
+                    Err(error) => drop(events.send(Event::Kept(error))),
+                },
+                Err(_) => return None,
+            }
+        }
     }
 
     fn add(&self) -> Result<UblkCtrl, ServerError> {
@@ -382,18 +386,13 @@ struct Queues<'a> {
 }
 
 impl Queues<'_> {
-    fn stop(mut self) -> Result<(), ServerError> {
-        self.end()
-    }
-
+    /// Stops the device and waits for the threads. On an error both go on.
     fn end(&mut self) -> Result<(), ServerError> {
         if self.threads.is_empty() {
             return Ok(());
         }
-        let threads = std::mem::take(&mut self.threads);
-        // If this fails the queues go on, and waiting for them would be for ever.
         check(self.ctrl.kill_dev(), "stop a ublk device")?;
-        for thread in threads {
+        for thread in self.threads.drain(..) {
             // A panic in it would have ended the process.
             let _ = thread.join();
         }
