@@ -25,8 +25,8 @@ path_of() { tmem list --noheadings --raw --output NAME,PATH | awk -v name="$1" '
 mkdir -p /tmp/bin
 cat >/tmp/bin/mkswap <<'EOF'
 #!/bin/bash
-cut -d' ' -f9 /proc/$$/stat >/tmp/mkswap.flags
-sed -n 's/^SigBlk:[[:space:]]*//p' /proc/$$/status >/tmp/mkswap.blocked
+cut -d' ' -f9 /proc/self/stat >/tmp/mkswap.flags
+sed -n 's/^SigBlk:[[:space:]]*//p' /proc/self/status >/tmp/mkswap.blocked
 exec /usr/sbin/mkswap "$@"
 EOF
 chmod +x /tmp/bin/mkswap
