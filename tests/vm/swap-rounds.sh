@@ -34,6 +34,13 @@ for round in $(seq "$rounds"); do
     check_empty "round $round"
 done
 
+# What the rounds have freed goes back to the system by and by. The program that comes next needs it:
+# a swapoff that finds no memory is killed.
+given_back() { [ "$(stat_of frames_free)" -lt $(($(mem 10) / 4096)) ]; }
+if only_tmem "what was freed is given back"; then
+    check "what was freed is given back" wait_for 90 given_back
+fi
+
 # The cgroup's pages are swapped while the rest of the guest has memory; they return by swapoff,
 # under the eyes of the program that they belong to.
 swap_on "$DEVICE"
