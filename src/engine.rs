@@ -1,7 +1,8 @@
 //! The engine: puts, gets and flushes by handle.
 //!
 //! It routes each operation to the shard of the page's object, does the compressing outside the
-//! shard's lock, and looks for a frame in other shards when one has none. Pools come and go in
+//! shard's lock, and looks for a frame in other shards when one has none. Changing a part of a page
+//! is in [`crate::update`], what is held where in [`crate::runs`]. Pools come and go in
 //! [`crate::registry`], growing and shrinking is in [`crate::supply`], figures are in
 //! [`crate::report`].
 
@@ -9,7 +10,6 @@ use std::sync::Arc;
 
 use crate::arena::Arena;
 use crate::clock::{self, Clock};
-use crate::codec;
 use crate::error::{ConfigError, GetError, PutError};
 use crate::frame::{FRAME_GRANULES, FrameMeta};
 use crate::handle::{
@@ -17,10 +17,10 @@ use crate::handle::{
 };
 use crate::list::List;
 use crate::owners::Member;
-use crate::queue::{Ledger, Queue};
+use crate::queue::{Ledger, Queue, Restored};
 use crate::registry::Registry;
 use crate::report::Peaks;
-use crate::shard::{Hand, Packed, Refused, Shard, Unpacked};
+use crate::shard::{Hand, Packed, Refused, Shard};
 use crate::stats::PoolCounters;
 use crate::supply::Settling;
 use crate::sync::{AtomicU64, Mutex, MutexGuard, Ordering};
@@ -203,7 +203,7 @@ impl Engine {
     }
 
     /// An ephemeral frame of another shard. No lock is held meanwhile.
-    fn frame_of_others(&self, handle: Handle) -> Option<u32> {
+    pub(crate) fn frame_of_others(&self, handle: Handle) -> Option<u32> {
         if self.ephemeral_pools.load(Ordering::Acquire) == 0 {
             return None;
         }
@@ -232,25 +232,15 @@ impl Engine {
     ) -> Result<Got, GetError> {
         // The lock is a temporary of this statement: what follows runs without it.
         let (unpacked, kind) = self.shard(handle).get(handle, &mut queue.scratch, page)?;
-        let intact = match unpacked {
-            Unpacked::Corrupt => return corrupt(kind),
-            Unpacked::Miss => return Ok(Got::Miss),
-            Unpacked::Raw(header) => header.verify(handle, page),
-            Unpacked::Same(word) => {
-                codec::fill(page, word);
-                true
+        match queue.restore(handle, &unpacked, page) {
+            Restored::Hit => Ok(Got::Hit),
+            Restored::Miss => Ok(Got::Miss),
+            Restored::FoundCorrupt => corrupt(kind),
+            Restored::Corrupt => {
+                self.shard(handle).count(handle, PoolCounters::count_corrupt);
+                corrupt(kind)
             }
-            Unpacked::Zpage(header, bytes) => queue.unpack(handle, header, bytes, page),
-        };
-        if intact {
-            return Ok(Got::Hit);
         }
-        self.shard(handle).count(handle, |counters| {
-            // The pool may have been destroyed, and its number reused, since the lock was let go.
-            counters.succ_gets = counters.succ_gets.saturating_sub(1);
-            counters.corrupt_gets += 1;
-        });
-        corrupt(kind)
     }
 
     /// Gives up the put of a page: the older copy goes, and a get of the page is

@@ -122,3 +122,15 @@ pub enum GetError {
     #[error("no such page")]
     NoPage,
 }
+
+/// Why a page was not updated.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum UpdateError {
+    /// What it was could not be got. Nothing was changed.
+    #[error(transparent)]
+    Get(#[from] GetError),
+    /// What it should become could not be put.
+    #[error(transparent)]
+    Put(#[from] PutError),
+}

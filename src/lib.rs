@@ -54,22 +54,25 @@ mod queue;
 mod region;
 mod registry;
 mod report;
+mod runs;
 #[allow(unsafe_code)]
 mod shard;
 mod slot;
 mod stats;
 mod supply;
 mod sync;
+mod update;
 #[allow(unsafe_code)]
 mod zbud;
 mod zpage;
 
 pub use engine::{Config, Engine, Got, POOLS_MAX, SHARDS_MAX};
-pub use error::{ConfigError, GetError, PoolError, PutError};
+pub use error::{ConfigError, GetError, PoolError, PutError, UpdateError};
 pub use handle::{
     ClientId, Handle, OBJECT_PAGES, PAGE_SIZE, POOL_PAGES_MAX, Page, PoolId, PoolKind,
 };
 pub use histogram::Latency;
 pub use queue::Queue;
+pub use runs::Holding;
 pub use stats::{AllocCounters, ClassCounters, FrameCounts, Latencies, PoolCounters, Stats};
 pub use supply::Supplied;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crate::codec::{Codec, Lz4, OUTPUT_BYTES, fill, same_filled};
 use crate::handle::{ClientId, Handle, PAGE_SIZE, Page};
 use crate::histogram::{Histogram, Sum};
-use crate::shard::Packed;
+use crate::shard::{Packed, Unpacked};
 use crate::stats::Latencies;
 use crate::zbud::ZPAGE_BYTES_MAX;
 use crate::zpage::{Encoding, HEADER_BYTES, Header};
@@ -26,6 +26,19 @@ pub struct Queue {
 
 struct ZpageBuffer {
     bytes: [u8; HEADER_BYTES + OUTPUT_BYTES],
+}
+
+/// What became of a page that was copied out.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Restored {
+    /// It is not what was put, which nobody has counted yet.
+    Corrupt,
+    /// The shard found that it is not what was put, and has counted that.
+    FoundCorrupt,
+    /// It is there.
+    Hit,
+    /// There is no such page.
+    Miss,
 }
 
 /// What a queue measures; the statistics read it while the queue runs.
@@ -152,15 +165,24 @@ impl Queue {
         }
     }
 
+    /// Restores a page from what its shard copied out, into this queue's scratch buffer or `page`.
+    pub(crate) fn restore(&self, handle: Handle, unpacked: &Unpacked, page: &mut Page) -> Restored {
+        let intact = match *unpacked {
+            Unpacked::Corrupt => return Restored::FoundCorrupt,
+            Unpacked::Miss => return Restored::Miss,
+            Unpacked::Raw(header) => header.verify(handle, page),
+            Unpacked::Same(word) => {
+                fill(page, word);
+                true
+            }
+            Unpacked::Zpage(header, bytes) => self.unpack(handle, header, bytes, page),
+        };
+        if intact { Restored::Hit } else { Restored::Corrupt }
+    }
+
     /// Restores a page from the first `bytes` of the scratch buffer; false if they are not what
     /// was put.
-    pub(crate) fn unpack(
-        &self,
-        handle: Handle,
-        header: Header,
-        bytes: usize,
-        page: &mut Page,
-    ) -> bool {
+    fn unpack(&self, handle: Handle, header: Header, bytes: usize, page: &mut Page) -> bool {
         let payload = &self.scratch[..bytes];
         if !header.verify(handle, payload) {
             return false;

@@ -16,9 +16,10 @@ use crate::arena::Arena;
 use crate::directory::Object;
 use crate::error::GetError;
 use crate::frame::Use;
-use crate::handle::{Handle, PAGE_SIZE, Page, PoolId, PoolKind};
+use crate::handle::{Handle, OBJECT_PAGES, PAGE_SIZE, Page, PoolId, PoolKind};
 use crate::owners::{Member, Owners};
 use crate::pool::{Pool, find};
+use crate::runs::Holding;
 use crate::slot::{Place, Slot};
 use crate::stats::{AllocCounters, PoolCounters};
 use crate::zbud::{Fetched, Placed, Zbud};
@@ -169,6 +170,11 @@ impl Shard {
         Ok((self.store.get(pool, handle, scratch, page)?, pool.kind))
     }
 
+    /// What the page's pool promises; none without a pool that takes pages.
+    pub(crate) fn kind(&self, handle: Handle) -> Option<PoolKind> {
+        find(&self.pools, handle).filter(|pool| !pool.is_closing()).map(|pool| pool.kind)
+    }
+
     /// Drops a page's copy and remembers that it is lost; false if that is nothing to remember,
     /// because the page is ephemeral or its pool going.
     pub(crate) fn lose(&mut self, handle: Handle) -> bool {
@@ -218,6 +224,26 @@ impl Shard {
         }
         pool.count_active(was_idle, object.is_idle());
         found
+    }
+
+    /// What is held of a page, and of how many from there on in its object, `most` at most, it is
+    /// the same.
+    pub(crate) fn holding(&self, first: Handle, most: u32) -> Option<(Holding, u32)> {
+        let pool = find(&self.pools, first)?;
+        let object = pool.directory.object(first.object);
+        let leaf = object.leaf();
+        let holding = |index| match leaf.map(|leaf| self.store.slot(leaf, index).place()) {
+            None | Some(Place::Nowhere) if object.has_lost() && object.is_lost(index) => {
+                Holding::Data
+            }
+            None | Some(Place::Nowhere) => Holding::Nothing,
+            Some(Place::Same(0)) => Holding::Zeros,
+            Some(_) => Holding::Data,
+        };
+        let end = first.index.saturating_add(most).min(OBJECT_PAGES);
+        let found = holding(first.index);
+        let past = (first.index + 1..end).find(|&index| holding(index) != found).unwrap_or(end);
+        Some((found, past - first.index))
     }
 
     /// Counts a put that no frame was found for, here or elsewhere.

@@ -95,6 +95,13 @@ counters! {
 }
 
 impl PoolCounters {
+    /// Counts a get as one of a corrupt page that its shard has counted as a success. The pool may
+    /// have been destroyed since, and its number be another's.
+    pub(crate) fn count_corrupt(&mut self) {
+        self.succ_gets = self.succ_gets.saturating_sub(1);
+        self.corrupt_gets += 1;
+    }
+
     /// Whether the pool holds nothing: all that goes down as well as up is at zero.
     pub(crate) fn holds_nothing(&self) -> bool {
         let pages = [self.zpages, self.same_pages, self.huge_pages, self.lost_pages];

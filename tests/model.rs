@@ -35,7 +35,11 @@ fn step() -> impl Strategy<Value = Step> {
             .prop_map(|(pool, object)| Step::FlushObject { pool, object }),
         1 => (pool.clone(), page.clone(), 1..support::PAGES)
             .prop_map(|(pool, first, count)| Step::FlushRange { pool, first, count }),
-        1 => (pool.clone(), page).prop_map(|(pool, page)| Step::Lose { pool, page }),
+        1 => (pool.clone(), page.clone()).prop_map(|(pool, page)| Step::Lose { pool, page }),
+        4 => (pool.clone(), page, 0..support::PAGE_BYTES, 1..=support::PAGE_BYTES, 0u8..3)
+            .prop_map(|(pool, page, first, count, fill)| {
+                Step::Update { pool, page, first, count, fill }
+            }),
         1 => pool.prop_map(|pool| Step::Remake { pool }),
         2 => Just(Step::Supply),
         1 => Just(Step::Settle),

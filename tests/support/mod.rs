@@ -1,10 +1,11 @@
 //! A plain map beside an engine, and the steps that both take.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use tmem::{
-    ClientId, Config, Engine, GetError, Got, Handle, OBJECT_PAGES, PAGE_SIZE, Page, PoolError,
-    PoolId, PoolKind, PutError, Queue, Stats,
+    ClientId, Config, Engine, GetError, Got, Handle, Holding, OBJECT_PAGES, PAGE_SIZE, Page,
+    PoolError, PoolId, PoolKind, PutError, Queue, Stats, UpdateError,
 };
 
 /// Pools: even ones are persistent, odd ones ephemeral.
@@ -13,6 +14,9 @@ pub const POOLS: usize = 4;
 pub const OBJECTS: u32 = 3;
 /// Pages that steps touch in each pool, spread over the objects.
 pub const PAGES: u64 = 60;
+
+/// Bytes of a page.
+pub const PAGE_BYTES: usize = PAGE_SIZE;
 
 /// Bytes of a pool's directory, which is a page for so few objects.
 const DIRECTORY_BYTES: u64 = PAGE_SIZE as u64;
@@ -83,6 +87,14 @@ pub enum Step {
     Lose {
         pool: usize,
         page: u64,
+    },
+    /// Fills a part of a page with a byte.
+    Update {
+        pool: usize,
+        page: u64,
+        first: usize,
+        count: usize,
+        fill: u8,
     },
     /// Destroys the pool and makes it anew.
     Remake {
@@ -174,6 +186,9 @@ impl Model {
                 self.lost(pool, page);
                 self.failed.1 += u64::from(!is_ephemeral(pool));
             }
+            Step::Update { pool, page, first, count, fill } => {
+                self.update(pool, page, first..(first + count).min(PAGE_SIZE), fill);
+            }
             Step::Remake { pool } => {
                 self.engine.destroy_pool(self.pools[pool]).unwrap();
                 self.maps[pool].clear();
@@ -225,6 +240,56 @@ impl Model {
         if !is_ephemeral(pool) {
             self.get(pool, page);
         }
+    }
+
+    fn update(&mut self, pool: usize, page: u64, range: Range<usize>, fill: u8) {
+        let handle = self.handle(pool, page);
+        let edit = |data: &mut Page| data[range.clone()].fill(fill);
+        let updated = self.engine.update(&mut self.queue, handle, edit);
+        let held = self.maps[pool].get(&page);
+        match updated {
+            Err(UpdateError::Put(PutError::NoPage)) => assert!(is_ephemeral(pool)),
+            Err(UpdateError::Get(GetError::Lost)) => assert!(matches!(held, Some(Held::Lost))),
+            Ok(()) => {
+                let mut data = match held {
+                    None => Box::new([0; PAGE_SIZE]),
+                    Some(Held::Page(data)) => data.clone(),
+                    Some(Held::Lost) => panic!("a lost page was updated"),
+                };
+                edit(&mut data);
+                self.maps[pool].insert(page, Held::Page(data));
+            }
+            Err(UpdateError::Put(PutError::Full)) => {
+                self.check_full();
+                self.lost(pool, page);
+                self.failed.0 += 1;
+            }
+            Err(UpdateError::Put(PutError::Starved)) => {
+                assert!(self.engine.supply_wanted(), "starved for nothing");
+            }
+            Err(error) => panic!("update: {error}"),
+        }
+        if !is_ephemeral(pool) {
+            self.get(pool, page);
+            self.check_run(pool, page);
+        }
+    }
+
+    /// The run that begins at a page is as long as the map says, unless its object ends first.
+    fn check_run(&self, pool: usize, page: u64) {
+        let first = number(page);
+        let (holding, pages) = self.engine.run(self.pools[pool], first, u64::MAX).unwrap();
+        let numbers: BTreeMap<u64, &Held> =
+            self.maps[pool].iter().map(|(&page, held)| (number(page), held)).collect();
+        let expected = |at: u64| match numbers.get(&at) {
+            None => Holding::Nothing,
+            Some(Held::Page(data)) if **data == [0; PAGE_SIZE] => Holding::Zeros,
+            Some(_) => Holding::Data,
+        };
+        assert!((first..first + pages).all(|at| expected(at) == holding), "{holding:?} {pages}");
+        let past = first + pages;
+        let ends = past.is_multiple_of(u64::from(OBJECT_PAGES)) || expected(past) != holding;
+        assert!(ends, "a run of {pages} ends for nothing");
     }
 
     /// A put is refused only when a frame is nowhere to be had: not even two, which is what a put may
