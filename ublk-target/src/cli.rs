@@ -9,8 +9,9 @@ use std::str::FromStr;
 use clap::{Args, Parser, Subcommand};
 
 use crate::control::DEFAULT_SOCKET;
-use crate::daemon::{DaemonError, check_name};
+use crate::daemon::{DaemonError, FrontEnd, check_name};
 use crate::exit;
+use crate::nbd::NbdAddress;
 use crate::output;
 use crate::size::{Size, SizeError};
 use crate::table;
@@ -76,6 +77,14 @@ pub struct RunArgs {
     /// Put each swap device to use with mkswap and swapon
     #[arg(long)]
     pub swapon: bool,
+    /// What gives devices their node; with nbd it is the kernel's NBD client, and only to swap
+    /// [default: ublk]
+    #[arg(long, value_name = "FRONTEND")]
+    pub frontend: Option<FrontEnd>,
+    /// Export every device by NBD on this Unix socket, under its name [default with the nbd front
+    /// end: unix:/run/tmem/nbd.sock]
+    #[arg(long, value_name = "unix:PATH")]
+    pub nbd: Option<NbdAddress>,
     /// Read settings from a TOML file; the command line wins over it
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
@@ -257,6 +266,8 @@ mod tests {
             ("tmem set swappiness=1", "these can be set: pool-limit"),
             ("tmem set pool-limit", "KEY=VALUE"),
             ("tmem set pool-limit=", "is not a size"),
+            ("tmem run --nbd tcp:localhost:10809", "TCP"),
+            ("tmem run --frontend fuse", "ublk, nbd"),
             ("tmem del a/b", "cannot name a device"),
             ("tmem add swap --size 16E", "too large"),
             ("tmem add cache --size 1G", "cache"),

@@ -18,8 +18,9 @@ use toml::Spanned;
 
 use crate::cli::RunArgs;
 use crate::control::DEFAULT_SOCKET;
-use crate::daemon::{check_name, check_swap_bytes, pool_limit_min};
+use crate::daemon::{FrontEnd, check_name, check_swap_bytes, pool_limit_min};
 use crate::exit::{Exit, Failure};
+use crate::nbd::NbdAddress;
 use crate::size::{Human, Size, ram_bytes};
 
 /// What of the machine decides whether a setting can work.
@@ -78,6 +79,10 @@ pub struct RunConfig {
     pub control: PathBuf,
     /// Whether swap devices are put to use.
     pub swapon: bool,
+    /// What gives devices their node.
+    pub frontend: FrontEnd,
+    /// Where devices are exported by NBD; always somewhere with the front end of that name.
+    pub nbd: Option<NbdAddress>,
     /// Whether to run without the guards against deadlock if they cannot be had.
     pub best_effort: bool,
     /// The swap devices.
@@ -106,7 +111,15 @@ impl RunConfig {
         }
         check_distinct(&swaps)?;
         let control = control.map(Path::to_owned).or(file.control);
+        let frontend = args.frontend.or(file.frontend).unwrap_or_default();
+        let nbd = args.nbd.clone().or(file.nbd);
+        let nbd = match frontend {
+            FrontEnd::Ublk => nbd,
+            FrontEnd::Nbd => Some(nbd.unwrap_or_default()),
+        };
         Ok(Self {
+            frontend,
+            nbd,
             pool_limit,
             control: control.unwrap_or_else(|| DEFAULT_SOCKET.into()),
             swapon: args.swapon || file.swapon,
@@ -168,6 +181,8 @@ struct File {
     pool_limit: Option<u64>,
     control: Option<PathBuf>,
     swapon: bool,
+    frontend: Option<FrontEnd>,
+    nbd: Option<NbdAddress>,
     best_effort: bool,
     swaps: Vec<SwapSpec>,
 }
@@ -180,6 +195,8 @@ struct Written {
     control: Option<PathBuf>,
     #[serde(default)]
     swapon: bool,
+    frontend: Option<FrontEnd>,
+    nbd: Option<NbdAddress>,
     #[serde(default)]
     best_effort: bool,
     #[serde(default)]
@@ -222,6 +239,8 @@ impl File {
             swaps: swaps.collect::<Result<_, ConfigError>>()?,
             control: written.control,
             swapon: written.swapon,
+            frontend: written.frontend,
+            nbd: written.nbd,
             best_effort: written.best_effort,
         })
     }
@@ -258,6 +277,22 @@ mod tests {
         assert_eq!(config.pool_limit, 8 << 30);
         assert_eq!(config.control, PathBuf::from("/run/tmem/control.sock"));
         assert!(!config.swapon && !config.best_effort && config.swaps.is_empty());
+        assert_eq!((config.frontend, config.nbd), (FrontEnd::Ublk, None));
+    }
+
+    #[test]
+    fn the_nbd_front_end_is_always_somewhere() {
+        let args = RunArgs { frontend: Some(FrontEnd::Nbd), ..RunArgs::default() };
+        let config = RunConfig::new(&args, None, &MACHINE).unwrap();
+        assert_eq!(config.nbd, Some(NbdAddress::default()));
+        let text = "frontend = 'nbd'\nnbd = 'unix:/run/x'\n";
+        let config = with_file(RunArgs::default(), text).unwrap();
+        assert_eq!(config.frontend, FrontEnd::Nbd);
+        assert_eq!(config.nbd, Some("unix:/run/x".parse().unwrap()));
+        let args = RunArgs { frontend: Some(FrontEnd::Ublk), ..RunArgs::default() };
+        let config = with_file(args, text).unwrap();
+        assert_eq!(config.frontend, FrontEnd::Ublk);
+        assert_eq!(config.nbd, Some("unix:/run/x".parse().unwrap()));
     }
 
     #[test]
@@ -304,6 +339,8 @@ mod tests {
             ("[[swap]]\nsize = 1048577\n", Exit::Size, ["line 2: 'size'", "whole pages of 4096"]),
             ("pool-limit = '101%'\n", Exit::Size, ["line 1: 'pool-limit'", "(16G)"]),
             ("pool-limit = -1\n", Exit::Usage, ["line 1: 'pool-limit'", "negative"]),
+            ("nbd = 'tcp:x'\n", Exit::Usage, ["line 1: 'nbd'", "only Unix sockets"]),
+            ("frontend = 'x'\n", Exit::Usage, ["line 1: 'frontend'", "unknown variant"]),
             ("swapon = \n", Exit::Usage, ["line 1: 'swapon'", "tmem.toml"]),
         ] {
             let failure = with_file(RunArgs::default(), text).unwrap_err();

@@ -17,8 +17,10 @@ use tmem::{
     SHARDS_MAX, Stats,
 };
 
+use crate::attachment::{Attachment, DetachError, Node};
 use crate::device::{BlockDevice, IoStats};
 use crate::log::log;
+use crate::nbd::{KernelClient, KernelError, NbdAddress, NbdServer, NbdServerError};
 use crate::process::{self, ProcessError};
 use crate::size::ram_bytes;
 use crate::supply::{Supply, SupplyStats};
@@ -37,6 +39,18 @@ pub const SWAP_BYTES_MIN: u64 = 10 * PAGE_SIZE as u64;
 /// Largest swap device: what one pool can name.
 pub const SWAP_BYTES_MAX: u64 = POOL_PAGES_MAX * PAGE_SIZE as u64;
 
+/// By what new devices get their node.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum FrontEnd {
+    /// The kernel's ublk driver.
+    #[default]
+    Ublk,
+    /// None of their own: they are exported by NBD, and where swap is to be switched on, the
+    /// kernel's NBD client is attached to the export.
+    Nbd,
+}
+
 /// How a daemon is started.
 #[derive(Clone, Debug)]
 pub struct DaemonConfig {
@@ -48,6 +62,10 @@ pub struct DaemonConfig {
     pub best_effort: bool,
     /// Make a swap area on new swap devices and switch it on.
     pub swapon: bool,
+    /// By what new devices get their node.
+    pub frontend: FrontEnd,
+    /// Where devices are exported by NBD; the front end of that name cannot do without.
+    pub nbd: Option<NbdAddress>,
 }
 
 /// Why the daemon did not do what it was asked.
@@ -66,6 +84,23 @@ pub enum DaemonError {
     /// The device could not be made or removed.
     #[error(transparent)]
     Server(#[from] ServerError),
+    /// NBD cannot be served.
+    #[error(transparent)]
+    Nbd(#[from] NbdServerError),
+    /// The kernel's NBD client could not be attached or detached.
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+    /// NBD clients are connected.
+    #[error(
+        "the device '{name}' is in use by NBD clients ({connections} connections): disconnect them \
+         first"
+    )]
+    Clients {
+        /// The device.
+        name: String,
+        /// Their connections.
+        connections: u32,
+    },
     /// Swap could not be switched on or off.
     #[error(transparent)]
     Swap(#[from] SwapError),
@@ -153,11 +188,17 @@ pub struct DeviceInfo {
     pub name: String,
     /// What it is for: `swap`.
     pub kind: String,
-    /// Its block device node.
+    /// Its block device node, or the URI of its export if it has none.
     pub path: String,
+    /// The URI of its NBD export.
+    #[serde(default)]
+    pub uri: Option<String>,
+    /// NBD connections that use it, the kernel's included.
+    #[serde(default)]
+    pub connections: u32,
     /// Its size in bytes.
     pub bytes: u64,
-    /// Its hardware queues.
+    /// Its node's hardware queues; none without a node.
     pub queues: u32,
     /// Requests that each queue holds.
     pub depth: u32,
@@ -199,6 +240,7 @@ pub struct Daemon {
     /// What the I/O buffers of all devices may take, in bytes.
     buffer_budget: u64,
     host: Host,
+    nbd: Option<Arc<NbdServer>>,
     /// In the order in which they were added.
     devices: Mutex<Vec<Arc<Device>>>,
     /// Held while a device is added or removed.
@@ -208,7 +250,7 @@ pub struct Daemon {
 struct Device {
     name: String,
     block: Arc<BlockDevice>,
-    server: UblkServer,
+    attachment: Attachment,
     /// Whether it is for us to switch swap on it off.
     swapped_by_us: bool,
 }
@@ -229,10 +271,16 @@ impl Daemon {
         warnings.extend(check_locked(engine.is_locked(), config.best_effort)?);
         let supply =
             Supply::start(Arc::clone(&engine)).map_err(system("start the supply thread"))?;
-        let devices = Mutex::new(Vec::new());
+        let nbd = match &config.nbd {
+            None => None,
+            Some(address) => {
+                let waker = Arc::clone(supply.waker());
+                Some(Arc::new(NbdServer::start(address, waker, cpus, ram_bytes())?))
+            }
+        };
+        let (devices, turn) = (Mutex::new(Vec::new()), Mutex::new(()));
         let host = Host::default();
-        let turn = Mutex::new(());
-        Ok(Self { config, warnings, engine, supply, cpus, buffer_budget, host, devices, turn })
+        Ok(Self { config, warnings, engine, supply, cpus, buffer_budget, host, nbd, devices, turn })
     }
 
     /// What could not be had in hardening the process; empty unless best effort was asked for.
@@ -245,16 +293,15 @@ impl Daemon {
         check_swap_bytes(bytes)?;
         let _turn = self.turn.lock();
         let name = self.new_name(name)?;
-        let plan = self.plan()?;
         let block = BlockDevice::new(Arc::clone(&self.engine), bytes / PAGE_SIZE as u64)?;
         let block = Arc::new(block);
         if let Some(warning) = check_locked(self.engine.is_locked(), self.config.best_effort)? {
             log(format_args!("going on without a guard: {warning}"));
         }
-        let waker = Arc::clone(self.supply.waker());
-        let server = UblkServer::start(Arc::clone(&block), waker, plan)?;
-        let device = Arc::new(Device { name, block, server, swapped_by_us: self.config.swapon });
-        if let Err(failed) = self.set_up(&device.server) {
+        let attachment = self.attach(&name, &block)?;
+        let swapped_by_us = self.config.swapon;
+        let device = Arc::new(Device { name, block, attachment, swapped_by_us });
+        if let Err(failed) = self.set_up(&device.attachment) {
             return Err(self.undo(device, failed));
         }
         self.devices.lock().push(Arc::clone(&device));
@@ -282,7 +329,7 @@ impl Daemon {
             info: self.info(device),
             pool: device.block.pool_stats(),
             latencies: device.block.latencies(),
-            io: device.server.io_stats(),
+            io: device.attachment.io_stats(),
         };
         let devices = self.snapshot().iter().map(of).collect();
         DaemonStats { total: self.engine.stats(), supply: self.supply.stats(), devices }
@@ -313,16 +360,51 @@ impl Daemon {
         Ok(())
     }
 
+    /// Makes all by which a new device is reached.
+    fn attach(&self, name: &str, block: &Arc<BlockDevice>) -> Result<Attachment, DaemonError> {
+        // A flush of swap is for nothing.
+        let flush = !self.config.swapon;
+        let export = |nbd: &Arc<NbdServer>| Attachment::export(nbd, name, Arc::clone(block), flush);
+        match (self.config.frontend, &self.nbd) {
+            (FrontEnd::Ublk, nbd) => {
+                let waker = Arc::clone(self.supply.waker());
+                let server = UblkServer::start(Arc::clone(block), waker, self.plan()?)?;
+                let node = Node::Ublk(server);
+                Ok(match nbd {
+                    None => Attachment::new(node),
+                    Some(nbd) => export(nbd).with_node(node),
+                })
+            }
+            (FrontEnd::Nbd, None) => unreachable!("the NBD front end has an address"),
+            (FrontEnd::Nbd, Some(nbd)) => {
+                let exported = export(nbd);
+                if !self.config.swapon {
+                    return Ok(exported);
+                }
+                // As many as there are workers to serve them at the same time.
+                let connections = nbd.workers() as u16;
+                match KernelClient::attach(nbd.address(), name, block.bytes(), connections) {
+                    Ok(client) => Ok(exported.with_node(Node::Nbd(client))),
+                    Err(error) => {
+                        // Kept from it only by somebody who uses it already, and then serves him.
+                        let _ = exported.detach(None);
+                        Err(error.into())
+                    }
+                }
+            }
+        }
+    }
+
     /// What a new device needs once it is live: threads that are fit for it, and swap.
-    fn set_up(&self, server: &UblkServer) -> Result<(), DaemonError> {
+    fn set_up(&self, attachment: &Attachment) -> Result<(), DaemonError> {
         match process::verify_threads() {
             Err(warning) if self.config.best_effort => {
                 log(format_args!("going on without a guard: {warning}"));
             }
             verified => verified?,
         }
-        if self.config.swapon {
-            swap::swap_on(server.path())?;
+        if let Some(node) = attachment.node().filter(|_| self.config.swapon) {
+            swap::swap_on(node)?;
         }
         Ok(())
     }
@@ -330,10 +412,8 @@ impl Daemon {
     /// The queues of a new device.
     fn plan(&self) -> Result<QueuePlan, DaemonError> {
         // Counted anew each time, so that whatever becomes of a device, nothing is lost.
-        let plans = self.snapshot().into_iter().map(|device| QueuePlan {
-            queues: device.server.queues(),
-            depth: device.server.depth(),
-        });
+        let devices = self.snapshot();
+        let plans = devices.iter().filter_map(|device| device.attachment.plan());
         plan_beside(self.cpus, self.buffer_budget, plans)
     }
 
@@ -351,12 +431,20 @@ impl Daemon {
         self.swap_off(device)?;
         // Held until the device is stopped, so that nobody can begin to use it meanwhile.
         let claim = self.claim(device)?;
-        remove(&device.server, claim)
+        device.attachment.detach(claim).map_err(|error| match error {
+            DetachError::Clients { connections } => {
+                DaemonError::Clients { name: device.name.clone(), connections }
+            }
+            DetachError::Kernel(error) => error.into(),
+            DetachError::Ublk(error) => error.into(),
+        })
     }
 
     fn swap_off(&self, device: &Device) -> Result<(), DaemonError> {
-        let path = device.server.path();
-        if !device.swapped_by_us || device.server.has_ended() || !self.host.is_swap(path)? {
+        let Some(path) = device.live_node().filter(|_| device.swapped_by_us) else {
+            return Ok(());
+        };
+        if !self.host.is_swap(path)? {
             return Ok(());
         }
         match swap::swap_off(path) {
@@ -368,10 +456,7 @@ impl Daemon {
 
     /// Takes a device for ourselves, or says who has it. None for a device that is gone already.
     fn claim(&self, device: &Device) -> Result<Option<File>, DaemonError> {
-        if device.server.has_ended() {
-            return Ok(None);
-        }
-        let path = device.server.path();
+        let Some(path) = device.live_node() else { return Ok(None) };
         let in_use = |user| DaemonError::InUse { path: path.into(), user };
         if let Some(user) = self.host.user(path)? {
             return Err(in_use(user));
@@ -415,25 +500,26 @@ impl Daemon {
     }
 
     fn info(&self, device: &Device) -> DeviceInfo {
-        let path = device.server.path().to_owned();
+        let (queues, depth) = device.attachment.queues();
+        let is_swap = |node| self.host.is_swap(node).unwrap_or(false);
         DeviceInfo {
             name: device.name.clone(),
             kind: "swap".into(),
+            path: device.attachment.path(),
+            uri: device.attachment.uri(),
+            connections: device.attachment.connections(),
             bytes: device.block.bytes(),
-            queues: device.server.queues().into(),
-            depth: device.server.depth().into(),
-            swapped_on: self.host.is_swap(&path).unwrap_or(false),
-            path,
+            queues,
+            depth,
+            swapped_on: device.attachment.node().is_some_and(is_swap),
         }
     }
 }
 
-/// Removes a device that nobody uses, which the claim is for.
-fn remove(server: &UblkServer, claim: Option<File>) -> Result<(), DaemonError> {
-    match server.stop(claim) {
-        // Somebody else removed it: it is gone, which is what was wanted.
-        Err(_) if server.has_ended() => Ok(()),
-        result => Ok(result?),
+impl Device {
+    /// Its node, while it is there.
+    fn live_node(&self) -> Option<&str> {
+        self.attachment.node().filter(|_| !self.attachment.node_has_ended())
     }
 }
 

@@ -90,6 +90,11 @@ impl BlockDevice {
         &self.engine
     }
 
+    /// The pool that the pages are in.
+    pub(crate) fn pool(&self) -> PoolId {
+        self.pool
+    }
+
     /// What a thread needs to serve requests: see [`tmem::Engine::queue`].
     pub fn queue(&self) -> tmem::Queue {
         self.engine.queue(self.client)
@@ -314,8 +319,24 @@ pub struct IoStats {
     pub io_errors: u64,
 }
 
+impl IoStats {
+    /// Adds what was counted elsewhere.
+    pub fn add(&mut self, other: &Self) {
+        self.reads += other.reads;
+        self.writes += other.writes;
+        self.discards += other.discards;
+        self.deferred_writes += other.deferred_writes;
+        self.deferred_ns_total += other.deferred_ns_total;
+        self.deferred_ns_max = self.deferred_ns_max.max(other.deferred_ns_max);
+        self.partial_requests += other.partial_requests;
+        self.enospc_errors += other.enospc_errors;
+        self.starved_errors += other.starved_errors;
+        self.io_errors += other.io_errors;
+    }
+}
+
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
     fn run(request: &mut Request, answers: &[Result<(), PutError>]) -> Result<(), PutError> {
@@ -339,7 +360,7 @@ mod tests {
 
     /// A device of 64 pages on a pool of so many bytes above the least, of which the supply step
     /// has brought all.
-    fn device(room: u64) -> (BlockDevice, tmem::Queue) {
+    pub(crate) fn device(room: u64) -> (BlockDevice, tmem::Queue) {
         let limit = tmem::Config::limit_min(1) + room;
         let config = tmem::Config { limit, limit_max: limit, shards: 1 };
         let engine = Arc::new(Engine::new(&config).unwrap());
@@ -350,7 +371,7 @@ mod tests {
     }
 
     /// Pages that do not compress, each different.
-    fn noise(pages: usize, seed: u64) -> Vec<u8> {
+    pub(crate) fn noise(pages: usize, seed: u64) -> Vec<u8> {
         let mut state = seed | 1;
         let next = || {
             state ^= state << 13;

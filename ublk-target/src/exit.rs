@@ -31,6 +31,8 @@ pub enum Exit {
     NoUblk,
     /// Another daemon serves the control socket.
     Running,
+    /// The kernel offers no usable NBD client.
+    NoNbd,
     /// Something failed at run time. A peer's code that we do not know is read as this one.
     #[serde(other)]
     Failure,
@@ -38,7 +40,7 @@ pub enum Exit {
 
 impl Exit {
     /// Every code, in the order of their numbers.
-    pub const ALL: [Exit; 11] = [
+    pub const ALL: [Exit; 12] = [
         Exit::Ok,
         Exit::Failure,
         Exit::Usage,
@@ -50,6 +52,7 @@ impl Exit {
         Exit::Size,
         Exit::NoUblk,
         Exit::Running,
+        Exit::NoNbd,
     ];
 
     /// The process's exit status.
@@ -66,6 +69,7 @@ impl Exit {
             Exit::Size => 8,
             Exit::NoUblk => 9,
             Exit::Running => 10,
+            Exit::NoNbd => 11,
         }
     }
 
@@ -82,7 +86,8 @@ impl Exit {
             Exit::NameTaken => "a device of that name exists",
             Exit::Size => "size or limit out of bounds",
             Exit::NoUblk => "the kernel offers no usable ublk",
-            Exit::Running => "another daemon serves the control socket",
+            Exit::Running => "another daemon serves the socket",
+            Exit::NoNbd => "the kernel offers no usable NBD client",
         }
     }
 }

@@ -5,6 +5,8 @@
 //! ([`output`]) and how it ends ([`exit`]); [`service`] is where it meets the [`daemon`].
 #![deny(unsafe_code)]
 
+mod attachment;
+mod bytes;
 pub mod cli;
 pub mod commands;
 pub mod config;
@@ -14,12 +16,16 @@ pub mod device;
 pub mod doctor;
 pub mod exit;
 mod log;
+mod module;
+pub mod nbd;
 mod notify;
 pub mod output;
 pub mod process;
+mod program;
 pub mod run;
 pub mod service;
 pub mod size;
+pub mod socket;
 pub mod supply;
 pub mod swap;
 pub mod table;

@@ -28,7 +28,21 @@ pub const DEVICE_COLUMNS: &[Column<DeviceInfo>] = &[
         cell: |device| Cell::Word(device.name.clone()),
     },
     Column { name: "TYPE", help: "swap", cell: |device| Cell::Word(device.kind.clone()) },
-    Column { name: "PATH", help: "device node", cell: |device| Cell::Word(device.path.clone()) },
+    Column {
+        name: "PATH",
+        help: "device node, or the URI of a device that has none",
+        cell: |device| Cell::Word(device.path.clone()),
+    },
+    Column {
+        name: "URI",
+        help: "where it is exported by NBD",
+        cell: |device| device.uri.clone().map_or(Cell::None, Cell::Word),
+    },
+    Column {
+        name: "CONNECTIONS",
+        help: "NBD connections that use it, the kernel's included",
+        cell: |device| Cell::Count(device.connections.into()),
+    },
     Column {
         name: "DISKSIZE",
         help: "most data that the device holds",
@@ -354,6 +368,8 @@ mod tests {
             name: "swap0".into(),
             kind: "swap".into(),
             path: "/dev/ublkb0".into(),
+            uri: None,
+            connections: 0,
             bytes: 4 << 30,
             queues: 2,
             depth: 128,

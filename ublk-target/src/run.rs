@@ -16,10 +16,11 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use crate::config::RunConfig;
-use crate::control::{Listener, Operations, Server};
+use crate::control::{Operations, Server};
 use crate::exit::{Exit, Failure};
 use crate::log::log;
 use crate::notify;
+use crate::socket::Listener;
 
 /// How soon a stop that was refused is tried again. The wait doubles each time, up to
 /// [`RETRY_MAX`]: a swapoff that fails for want of memory is work for the whole machine.
@@ -47,7 +48,7 @@ pub fn run<S: Service + 'static>(
     let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP, SIGQUIT])
         .map_err(|error| system("handle signals", &error))?;
     // First of all, for it tells whether there is a daemon already.
-    let listener = Listener::bind(&config.control)?;
+    let listener = Listener::bind(&config.control, "--control")?;
     let service = Arc::new(start(config)?);
     let server = match Server::start(listener, service.clone()) {
         Ok(server) => server,

@@ -8,7 +8,9 @@ use crate::control::Operations;
 use crate::daemon::{Daemon, DaemonConfig, DaemonError, DaemonStats, DeviceInfo};
 use crate::exit::{Exit, Failure};
 use crate::log::log;
+use crate::nbd::{KernelError, NbdServerError};
 use crate::process::ProcessError;
+use crate::program::ProgramError;
 use crate::run::Service;
 use crate::size::ram_bytes;
 use crate::ublk::{DriverError, ServerError};
@@ -21,6 +23,8 @@ pub fn start(config: &RunConfig) -> Result<Daemon, Failure> {
         limit_max: ram_bytes(),
         best_effort: config.best_effort,
         swapon: config.swapon,
+        frontend: config.frontend,
+        nbd: config.nbd.clone(),
     })?;
     for warning in daemon.warnings() {
         log(format_args!("going on without a guard: {warning}"));
@@ -58,9 +62,13 @@ impl Service for Daemon {
 
 impl From<DaemonError> for Failure {
     fn from(error: DaemonError) -> Self {
+        let error = match error {
+            DaemonError::Nbd(NbdServerError::Bind(error)) => return error.into(),
+            error => error,
+        };
         let code = match &error {
             DaemonError::BadName { .. } => Exit::Usage,
-            DaemonError::InUse { .. } => Exit::InUse,
+            DaemonError::Clients { .. } | DaemonError::InUse { .. } => Exit::InUse,
             DaemonError::NameTaken { .. } => Exit::NameTaken,
             DaemonError::NoDevice { .. } => Exit::NotFound,
             DaemonError::SizeOutOfBounds { .. } | DaemonError::SizeNotPages { .. } => Exit::Size,
@@ -79,6 +87,9 @@ impl From<DaemonError> for Failure {
                 | ServerError::Refused { denied: true, .. },
             ) => Exit::Permission,
             DaemonError::Server(ServerError::Driver(_)) => Exit::NoUblk,
+            DaemonError::Kernel(
+                KernelError::Missing { .. } | KernelError::Program(ProgramError::Missing { .. }),
+            ) => Exit::NoNbd,
             _ => Exit::Failure,
         };
         Failure::new(code, error)
@@ -105,6 +116,9 @@ mod tests {
             (ServerError::from(DriverError::Missing { reason: name() }).into(), Exit::NoUblk),
             (PoolError::NoRoom { bytes: 2, limit: 1 }.into(), Exit::Size),
             (ServerError::Died.into(), Exit::Failure),
+            (DaemonError::Clients { name: name(), connections: 2 }, Exit::InUse),
+            (KernelError::Missing { reason: name() }.into(), Exit::NoNbd),
+            (KernelError::NoDevice.into(), Exit::Failure),
         ] {
             let failure = Failure::from(error);
             assert_eq!(failure.code, code, "{failure}");

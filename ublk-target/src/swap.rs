@@ -1,56 +1,28 @@
 //! Swap areas on our devices: made, switched on and off with util-linux, and who uses them.
 //!
-//! mkswap, swapon and swapoff do I/O to the device that we serve, so they are run by threads that
-//! no I/O depends on. Nothing here removes a device or forces anything. Paths of the host are
+//! Nothing here removes a device or forces anything. Paths of the host are
 //! under a root, so that tests bring a directory tree.
 
-use std::env;
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::fmt;
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::ffi::OsStringExt;
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
-use std::os::unix::process::CommandExt;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 
-use crate::process;
+use crate::program::{self, ProgramError};
 
 /// Priority of our swap: above swap on disks, whose default is negative.
 const PRIORITY: &str = "100";
-
-/// Where util-linux is on systems that leave it out of a service's PATH.
-const SBIN: &str = "/usr/local/sbin:/usr/sbin:/sbin";
 
 /// Why a swap area could not be switched on or off, or its users not be found.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SwapError {
-    /// The program is not installed.
-    #[error("there is no {program} in PATH or {SBIN}: install util-linux")]
-    NoProgram {
-        /// The program.
-        program: &'static str,
-    },
-    /// The program is there and could not be started.
-    #[error("cannot run {}: {source}", program.display())]
-    Spawn {
-        /// The program.
-        program: PathBuf,
-        /// Why it does not run.
-        source: io::Error,
-    },
-    /// The program failed.
-    #[error("{program} {path} failed: {said}{}", hint(program))]
-    Failed {
-        /// The program.
-        program: &'static str,
-        /// The device.
-        path: String,
-        /// What it said.
-        said: String,
-    },
+    /// One of util-linux's programs did not do it.
+    #[error(transparent)]
+    Program(#[from] ProgramError),
     /// A file of the host that tells who uses a device could not be read.
     #[error("cannot read {path} ({source}): without it nobody knows who uses the device")]
     Read {
@@ -59,13 +31,6 @@ pub enum SwapError {
         /// The error.
         source: io::Error,
     },
-}
-
-fn hint(program: &str) -> &'static str {
-    match program {
-        "swapoff" => "; its pages must fit into memory or other swap: stop programs or add swap",
-        _ => "",
-    }
 }
 
 /// Who uses a device.
@@ -173,51 +138,13 @@ pub fn claim(path: &str) -> io::Result<File> {
 /// Makes a swap area on `path` and switches it on, telling the kernel to discard what it frees:
 /// that is the only way in which we learn of it.
 pub fn swap_on(path: &str) -> Result<(), SwapError> {
-    run("mkswap", &[], path)?;
-    run("swapon", &["--priority", PRIORITY, "--discard=pages"], path)
+    program::run("mkswap", [path], path)?;
+    Ok(program::run("swapon", ["--priority", PRIORITY, "--discard=pages", path], path)?)
 }
 
 /// Switches swap on `path` off; takes as long as it takes to read all of it back.
 pub fn swap_off(path: &str) -> Result<(), SwapError> {
-    run("swapoff", &[], path)
-}
-
-fn run(program: &'static str, options: &[&str], path: &str) -> Result<(), SwapError> {
-    let given = env::var_os("PATH").unwrap_or_default();
-    let file = find_program(program, &given).ok_or(SwapError::NoProgram { program })?;
-    // With a path, and PATH as it is, std does not fork: a fork copies all page tables of the
-    // daemon, just when there is no memory.
-    let mut command = process::program(&file);
-    command
-        .args(options)
-        .arg(path)
-        .env("LC_ALL", "C")
-        // An interrupt from the terminal is for us alone: it must not cut a swapoff short.
-        .process_group(0)
-        .stdin(Stdio::null());
-    let output = command.output().map_err(|source| SwapError::Spawn { program: file, source })?;
-    if output.status.success() {
-        return Ok(());
-    }
-    let stderr = String::from_utf8_lossy(&output.stderr);
-    let said = match stderr.trim() {
-        "" => output.status.to_string(),
-        text => text.to_owned(),
-    };
-    Err(SwapError::Failed { program, path: path.into(), said })
-}
-
-/// The program's file: the first in `path` or in [`SBIN`] that can be run.
-pub fn find_program(program: &str, path: &OsStr) -> Option<PathBuf> {
-    env::split_paths(path)
-        .chain(env::split_paths(SBIN))
-        // What a relative directory has depends on where we happen to be.
-        .filter(|directory| directory.is_absolute())
-        .map(|directory| directory.join(program))
-        .find(|file| {
-            fs::metadata(file)
-                .is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
-        })
+    Ok(program::run("swapoff", [path], path)?)
 }
 
 /// Undoes the kernel's octal escapes of blanks and backslashes in file names.
@@ -313,38 +240,5 @@ mod tests {
     fn not_knowing_is_an_error() {
         let host = Host { root: "/nonexistent".into() };
         assert!(matches!(host.user(PATH), Err(SwapError::Read { .. })));
-    }
-
-    #[test]
-    fn programs_are_found_by_absolute_path_or_said_to_be_missing() {
-        let tree = Tree::new("path", NO_SWAPS, "");
-        let root = &tree.0.root;
-        for file in ["a/tmem-tool", "b/tmem-tool"] {
-            tree.write(file, "#!/bin/sh\n");
-        }
-        fs::set_permissions(root.join("b/tmem-tool"), fs::Permissions::from_mode(0o755)).unwrap();
-        let path = env::join_paths([Path::new(""), &root.join("a"), &root.join("b")]).unwrap();
-        assert_eq!(find_program("tmem-tool", &path), Some(root.join("b/tmem-tool")));
-        assert_eq!(find_program("tmem-tool", OsStr::new("")), None);
-        let message = run("tmem-tool", &[], PATH).unwrap_err().to_string();
-        assert!(message.contains("install util-linux"), "{message}");
-    }
-
-    #[test]
-    fn a_program_that_cannot_start_is_not_called_missing() {
-        let source = io::Error::from_raw_os_error(libc::ENOMEM);
-        let message = SwapError::Spawn { program: "/sbin/mkswap".into(), source }.to_string();
-        assert!(message.starts_with("cannot run /sbin/mkswap: "), "{message}");
-        assert!(!message.contains("util-linux"), "{message}");
-    }
-
-    #[test]
-    fn a_program_that_fails_is_quoted() {
-        let error = run("mkswap", &[], "/nonexistent/device").unwrap_err();
-        let message = error.to_string();
-        assert!(
-            message.contains("/nonexistent/device") || message.contains("util-linux"),
-            "{message}"
-        );
     }
 }

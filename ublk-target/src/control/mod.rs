@@ -5,14 +5,12 @@
 //! busy or stuck without a device noticing.
 
 mod client;
-mod listener;
 mod operations;
 mod protocol;
 mod report;
 mod server;
 
 pub use client::{Client, ClientError};
-pub use listener::{BindError, Listener};
 pub use operations::Operations;
 pub use protocol::{REQUEST_MAX, RESPONSE_MAX, Request, VERSION};
 pub use report::{REPORT_VERSION, report};

@@ -97,6 +97,8 @@ mod tests {
             name: name.into(),
             kind: "swap".into(),
             path: "/dev/ublkb0".into(),
+            uri: None,
+            connections: 0,
             bytes: 1 << 30,
             queues: 1,
             depth: 128,

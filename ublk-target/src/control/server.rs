@@ -16,13 +16,13 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 
-use super::listener::Listener;
 use super::operations::Operations;
 use super::protocol::{REQUEST_MAX, Request, Response};
 use super::report::report;
 use crate::daemon::{check_name, check_swap_bytes};
 use crate::exit::{Exit, Failure};
 use crate::process::spawn;
+use crate::socket::Listener;
 
 /// Clients whose request is being read at a time, and changes that may wait for their worker.
 pub const CLIENTS_MAX: usize = 8;

@@ -1,23 +1,14 @@
 //! Finds the kernel's ublk driver, loads it once if it is not there, and says what is missing.
 
-use std::env;
 use std::fs::OpenOptions;
 use std::io;
-use std::path::Path;
-use std::thread::sleep;
-use std::time::Duration;
 
 use io_uring::IoUring;
 
-use crate::process;
-use crate::swap::find_program;
+use crate::module;
 
 /// Where the driver takes orders.
 const CONTROL: &str = "/dev/ublk-control";
-
-/// How often to look for [`CONTROL`] after the module is loaded, and how long to wait between.
-const LOOKS: u32 = 20;
-const LOOK_PERIOD: Duration = Duration::from_millis(50);
 
 /// Why the driver cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -63,9 +54,7 @@ pub enum DriverError {
 
 /// Makes sure that the driver is there and may be used. Runs `modprobe` if it is not there.
 pub fn ensure() -> Result<(), DriverError> {
-    if !Path::new(CONTROL).exists() {
-        load()?;
-    }
+    module::ensure("ublk_drv", CONTROL).map_err(|reason| DriverError::Missing { reason })?;
     let release = rustix::system::uname().release().to_string_lossy().into_owned();
     if let Some(how) = broken(&release) {
         return Err(DriverError::Broken { release, how });
@@ -88,7 +77,8 @@ pub fn broken(release: &str) -> Option<&'static str> {
         .then_some("is known to crash when a ublk device is added")
 }
 
-fn ring_advice(source: &io::Error) -> &'static str {
+/// What to do where io_uring cannot be used.
+pub fn ring_advice(source: &io::Error) -> &'static str {
     match source.kind() {
         io::ErrorKind::PermissionDenied => {
             "run 'sysctl kernel.io_uring_disabled=1', which leaves it to root, and allow it in the \
@@ -97,24 +87,6 @@ fn ring_advice(source: &io::Error) -> &'static str {
         io::ErrorKind::Unsupported => "use a kernel with CONFIG_IO_URING",
         _ => "free some memory, or raise the limit of locked memory",
     }
-}
-
-fn load() -> Result<(), DriverError> {
-    let reason = match find_program("modprobe", &env::var_os("PATH").unwrap_or_default()) {
-        None => "there is no modprobe in PATH".to_owned(),
-        Some(modprobe) => match process::program(&modprobe).arg("ublk_drv").output() {
-            Ok(output) if output.status.success() => format!("{CONTROL} did not appear"),
-            Ok(output) => String::from_utf8_lossy(&output.stderr).trim().to_owned(),
-            Err(error) => error.to_string(),
-        },
-    };
-    for _ in 0..LOOKS {
-        if Path::new(CONTROL).exists() {
-            return Ok(());
-        }
-        sleep(LOOK_PERIOD);
-    }
-    Err(DriverError::Missing { reason })
 }
 
 #[cfg(test)]

@@ -7,6 +7,6 @@ mod ring;
 mod server;
 mod sizing;
 
-pub use driver::{DriverError, broken};
+pub use driver::{DriverError, broken, ring_advice};
 pub use server::{ServerError, UblkServer};
 pub use sizing::{QueuePlan, buffer_budget, plan};

@@ -11,8 +11,9 @@ use std::time::{Duration, Instant};
 use std::{fs, thread};
 
 use crate::fake::{Fake, Served, assert_fails, stdout};
-use tmem_ublk_target::control::{CLIENTS_MAX, Client, Listener, Operations, REQUEST_MAX, Request};
+use tmem_ublk_target::control::{CLIENTS_MAX, Client, Operations, REQUEST_MAX, Request};
 use tmem_ublk_target::exit::{Exit, Failure};
+use tmem_ublk_target::socket::Listener;
 
 /// How soon a healthy daemon answers, on a machine that is busy with other tests.
 const PROMPT: Duration = Duration::from_secs(3);
@@ -194,7 +195,7 @@ fn the_server_trusts_no_client() {
 #[test]
 fn a_second_daemon_is_refused_and_the_first_goes_on() {
     let mut served = Served::start(Fake::default());
-    let failure = Failure::from(Listener::bind(&served.socket).unwrap_err());
+    let failure = Failure::from(Listener::bind(&served.socket, "--control").unwrap_err());
     assert_eq!(failure.code, Exit::Running);
     let pid = format!("(pid {})", std::process::id());
     assert!(failure.message.contains(&pid), "{failure}");

@@ -6,11 +6,12 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
-use tmem_ublk_target::control::{Listener, Operations, Server};
+use tmem_ublk_target::control::{Operations, Server};
 use tmem_ublk_target::daemon::{DaemonStats, DeviceInfo, DeviceStats};
 use tmem_ublk_target::device::IoStats;
 use tmem_ublk_target::exit::{Exit, Failure};
 use tmem_ublk_target::run::Service;
+use tmem_ublk_target::socket::Listener;
 
 /// A daemon that remembers devices and serves none. One that is named `busy` cannot be removed,
 /// and with one that is named `mounted` the daemon cannot be shut down.
@@ -43,7 +44,17 @@ impl Operations for Fake {
         }
         let path = format!("/dev/ublkb{}", devices.len());
         let kind = "swap".to_owned();
-        let info = DeviceInfo { name, kind, path, bytes, queues: 2, depth: 128, swapped_on: true };
+        let info = DeviceInfo {
+            name,
+            kind,
+            path,
+            uri: None,
+            connections: 0,
+            bytes,
+            queues: 2,
+            depth: 128,
+            swapped_on: true,
+        };
         devices.push(info.clone());
         Ok(info)
     }
@@ -116,7 +127,7 @@ impl Served {
         let home = tempfile::tempdir().unwrap();
         let socket = home.path().join("control.sock");
         let fake = Arc::new(fake);
-        let listener = Listener::bind(&socket).unwrap();
+        let listener = Listener::bind(&socket, "--control").unwrap();
         let server = Some(Server::start(listener, fake.clone()).unwrap());
         Self { fake, socket, server, _home: home }
     }

@@ -13,6 +13,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 use tmem_ublk_target::config::{RunConfig, SwapSpec};
 use tmem_ublk_target::control::Client;
+use tmem_ublk_target::daemon::FrontEnd;
 use tmem_ublk_target::exit::{Exit, Failure};
 use tmem_ublk_target::run::run;
 
@@ -30,6 +31,8 @@ fn fake_daemon() {
     let names = env::var(DEVICES).unwrap();
     let swap = |name: &str| SwapSpec { bytes: 1 << 30, name: Some(name.to_owned()) };
     let config = RunConfig {
+        frontend: FrontEnd::Ublk,
+        nbd: None,
         pool_limit: 1 << 30,
         control: socket.into(),
         swapon: false,

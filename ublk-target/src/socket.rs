@@ -1,4 +1,4 @@
-//! The control socket in the file system: made, guarded, removed.
+//! A listening socket in the file system: made, guarded, removed.
 //!
 //! The socket has mode 0600 from the moment its name exists: the mode is set on the unbound socket,
 //! and bind gives it to the name. A lock on a file beside it says which daemon the name belongs to,
@@ -19,13 +19,16 @@ use crate::exit::{Exit, Failure};
 /// Connections that the kernel keeps for us until we accept them.
 const BACKLOG: i32 = 64;
 
-/// Why the control socket could not be made.
+/// Which option names the socket, for what messages say.
+pub type OptionName = &'static str;
+
+/// Why a socket could not be made.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum BindError {
     /// Another daemon has the socket.
     #[error(
-        "another tmem daemon{} serves {}: stop it first, or choose another socket with --control",
+        "another tmem daemon{} serves {}: stop it first, or choose another socket with {option}",
         pid.map(|pid| format!(" (pid {pid})")).unwrap_or_default(), path.display()
     )]
     Running {
@@ -33,18 +36,25 @@ pub enum BindError {
         path: PathBuf,
         /// Its process, if it could be found out.
         pid: Option<u32>,
+        /// The option.
+        option: OptionName,
     },
     /// The path is taken by something that is no socket.
     #[error(
-        "{} exists and is not a socket: remove it, or choose another path with --control",
-        .0.display()
+        "{} exists and is not a socket: remove it, or choose another path with {option}",
+        path.display()
     )]
-    NotASocket(PathBuf),
+    NotASocket {
+        /// The path.
+        path: PathBuf,
+        /// The option.
+        option: OptionName,
+    },
     /// The path cannot name a socket.
     #[error("{} cannot name a socket: use an absolute path of at most 107 bytes", .0.display())]
     BadPath(PathBuf),
     /// A system call failed.
-    #[error("cannot {action} {}: {source}{}", path.display(), advice(source))]
+    #[error("cannot {action} {}: {source}{}", path.display(), advice(source, option))]
     Io {
         /// What was tried.
         action: &'static str,
@@ -52,13 +62,17 @@ pub enum BindError {
         path: PathBuf,
         /// The system call's error.
         source: io::Error,
+        /// The option.
+        option: OptionName,
     },
 }
 
-fn advice(source: &io::Error) -> &'static str {
+fn advice(source: &io::Error, option: OptionName) -> String {
     match source.kind() {
-        io::ErrorKind::PermissionDenied => ": run as root, or choose another socket with --control",
-        _ => "",
+        io::ErrorKind::PermissionDenied => {
+            format!(": run as root, or choose another socket with {option}")
+        }
+        _ => String::new(),
     }
 }
 
@@ -66,7 +80,7 @@ impl From<BindError> for Failure {
     fn from(error: BindError) -> Self {
         let code = match &error {
             BindError::Running { .. } => Exit::Running,
-            BindError::NotASocket(_) | BindError::BadPath(_) => Exit::Usage,
+            BindError::NotASocket { .. } | BindError::BadPath(_) => Exit::Usage,
             BindError::Io { source, .. } => match source.kind() {
                 io::ErrorKind::PermissionDenied => Exit::Permission,
                 _ => Exit::Failure,
@@ -76,26 +90,27 @@ impl From<BindError> for Failure {
     }
 }
 
-/// A control socket that is bound, locked and listening. Dropping it removes the name.
+/// A socket that is bound, locked and listening. Dropping it removes the name.
 #[derive(Debug)]
 pub struct Listener {
-    pub(super) socket: UnixListener,
+    pub(crate) socket: UnixListener,
     path: PathBuf,
     /// Holds the lock for as long as it is open.
     _lock: File,
 }
 
 impl Listener {
-    /// Makes the socket at `path`, and its directory with mode 0755 if there is none. Clients that
-    /// connect wait until the listener is served.
-    pub fn bind(path: &Path) -> Result<Self, BindError> {
+    /// Makes the socket at `path`, which `option` names, and its directory with mode 0755 if there
+    /// is none. Clients that connect wait until the listener is served. It does not block.
+    pub fn bind(path: &Path, option: OptionName) -> Result<Self, BindError> {
         let address = SocketAddrUnix::new(path).ok().filter(|_| path.is_absolute());
         let address = address.ok_or_else(|| BindError::BadPath(path.to_owned()))?;
         let directory = path.parent().ok_or_else(|| BindError::BadPath(path.to_owned()))?;
+        let on = |action, path: &Path| on(action, path, option);
         make_directory(directory).map_err(on("make the directory", directory))?;
-        let lock = lock(path)?;
-        remove_stale(path)?;
-        let socket = listen(&address).map_err(on("bind the control socket", path))?;
+        let lock = lock(path, option)?;
+        remove_stale(path, option)?;
+        let socket = listen(&address).map_err(on("bind the socket", path))?;
         Ok(Self { socket, path: path.to_owned(), _lock: lock })
     }
 
@@ -128,7 +143,8 @@ fn make_directory(directory: &Path) -> io::Result<()> {
 }
 
 /// Locks the file beside the socket and writes our process id into it.
-fn lock(socket: &Path) -> Result<File, BindError> {
+fn lock(socket: &Path, option: OptionName) -> Result<File, BindError> {
+    let on = |action, path: &Path| on(action, path, option);
     let mut path = socket.as_os_str().to_owned();
     path.push(".lock");
     let path = PathBuf::from(path);
@@ -142,7 +158,7 @@ fn lock(socket: &Path) -> Result<File, BindError> {
             let mut pid = String::new();
             let read = file.take(16).read_to_string(&mut pid);
             let pid = read.ok().and_then(|_| pid.trim().parse().ok());
-            return Err(BindError::Running { path: socket.to_owned(), pid });
+            return Err(BindError::Running { path: socket.to_owned(), pid, option });
         }
         Err(TryLockError::Error(error)) => return Err(on("lock", &path)(error)),
     }
@@ -152,12 +168,13 @@ fn lock(socket: &Path) -> Result<File, BindError> {
 }
 
 /// Removes a socket that a dead daemon left. The caller holds the lock, so nobody serves it.
-fn remove_stale(path: &Path) -> Result<(), BindError> {
+fn remove_stale(path: &Path, option: OptionName) -> Result<(), BindError> {
+    let on = |action, path: &Path| on(action, path, option);
     match fs::symlink_metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(error) => Err(on("look at", path)(error)),
         Ok(metadata) if !metadata.file_type().is_socket() => {
-            Err(BindError::NotASocket(path.to_owned()))
+            Err(BindError::NotASocket { path: path.to_owned(), option })
         }
         Ok(_) => fs::remove_file(path).map_err(on("remove the stale socket", path)),
     }
@@ -174,9 +191,13 @@ fn listen(address: &SocketAddrUnix) -> io::Result<UnixListener> {
 }
 
 /// Turns a system call's error into ours.
-fn on(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> BindError {
+fn on(
+    action: &'static str,
+    path: &Path,
+    option: OptionName,
+) -> impl FnOnce(io::Error) -> BindError + use<> {
     let path = path.to_owned();
-    move |source| BindError::Io { action, path, source }
+    move |source| BindError::Io { action, path, source, option }
 }
 
 #[cfg(test)]
@@ -193,7 +214,7 @@ mod tests {
     fn the_socket_is_the_owners_and_its_directory_is_made() {
         let home = tempfile::tempdir().unwrap();
         let path = home.path().join("a/b/control.sock");
-        let listener = Listener::bind(&path).unwrap();
+        let listener = Listener::bind(&path, "--control").unwrap();
         assert_eq!(mode(&path), 0o600);
         assert_eq!(mode(&home.path().join("a")), 0o755);
         assert_eq!(mode(&home.path().join("a/b")), 0o755);
@@ -219,14 +240,14 @@ mod tests {
     fn a_second_daemon_is_refused_with_the_pid_of_the_first() {
         let home = tempfile::tempdir().unwrap();
         let path = home.path().join("s");
-        let first = Listener::bind(&path).unwrap();
-        match Listener::bind(&path) {
+        let first = Listener::bind(&path, "--control").unwrap();
+        match Listener::bind(&path, "--control") {
             Err(BindError::Running { pid, .. }) => assert_eq!(pid, Some(std::process::id())),
             other => panic!("{other:?}"),
         }
         UnixStream::connect(&path).unwrap();
         drop(first);
-        Listener::bind(&path).unwrap();
+        Listener::bind(&path, "--control").unwrap();
     }
 
     #[test]
@@ -235,7 +256,7 @@ mod tests {
         let path = home.path().join("s");
         drop(UnixListener::bind(&path).unwrap());
         assert!(UnixStream::connect(&path).is_err());
-        let _listener = Listener::bind(&path).unwrap();
+        let _listener = Listener::bind(&path, "--control").unwrap();
         UnixStream::connect(&path).unwrap();
     }
 
@@ -244,7 +265,7 @@ mod tests {
         let home = tempfile::tempdir().unwrap();
         let path = home.path().join("s");
         fs::write(&path, "precious").unwrap();
-        assert!(matches!(Listener::bind(&path), Err(BindError::NotASocket(_))));
+        assert!(matches!(Listener::bind(&path, "--control"), Err(BindError::NotASocket { .. })));
         assert_eq!(fs::read(&path).unwrap(), b"precious");
     }
 
@@ -252,7 +273,7 @@ mod tests {
     fn paths_that_cannot_be_bound() {
         let long = PathBuf::from(format!("/tmp/{}", "x".repeat(200)));
         for path in [long.as_path(), Path::new("relative"), Path::new("/")] {
-            let failure = Failure::from(Listener::bind(path).unwrap_err());
+            let failure = Failure::from(Listener::bind(path, "--control").unwrap_err());
             assert!(failure.code != Exit::Ok && !failure.message.contains('\n'), "{failure}");
         }
     }

@@ -1,0 +1,195 @@
+//! How a device is reached: by ublk, by NBD, or by both.
+//!
+//! One device has at most one node (`/dev/ublkbN`, `/dev/nbdN`), and at most one export. The engine
+//! does not know of either, and the daemon knows no more than what is here.
+
+use std::fs::File;
+use std::sync::Arc;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use crate::device::{BlockDevice, IoStats};
+use crate::nbd::{CONNECTION_DEPTH, Export, KernelClient, KernelError, NbdServer};
+use crate::ublk::{QueuePlan, ServerError, UblkServer};
+
+/// How long connections may take to end once the kernel has let go of them, and how often to look.
+const END_LIMIT: Duration = Duration::from_secs(5);
+const LOOK_PERIOD: Duration = Duration::from_millis(10);
+
+/// Why a device could not be detached. It goes on as before.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum DetachError {
+    /// Clients are connected.
+    #[error("NBD clients are connected to it ({connections} connections): disconnect them first")]
+    Clients {
+        /// Their connections.
+        connections: u32,
+    },
+    /// The kernel's client.
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+    /// The ublk driver.
+    #[error(transparent)]
+    Ublk(#[from] ServerError),
+}
+
+/// What stands between the kernel and a device.
+pub enum Node {
+    /// A ublk block device.
+    Ublk(UblkServer),
+    /// The kernel's NBD client on the device's export.
+    Nbd(KernelClient),
+}
+
+impl Node {
+    fn path(&self) -> &str {
+        match self {
+            Node::Ublk(server) => server.path(),
+            Node::Nbd(client) => client.path(),
+        }
+    }
+
+    fn has_ended(&self) -> bool {
+        match self {
+            Node::Ublk(server) => server.has_ended(),
+            Node::Nbd(client) => client.has_ended(),
+        }
+    }
+}
+
+/// See the module's description.
+pub struct Attachment {
+    node: Option<Node>,
+    export: Option<(Arc<NbdServer>, Arc<Export>)>,
+}
+
+impl Attachment {
+    /// A device that is reached by its node alone.
+    pub fn new(node: Node) -> Self {
+        Self { node: Some(node), export: None }
+    }
+
+    /// Exports a device under `name`; it has no node yet.
+    pub fn export(
+        server: &Arc<NbdServer>,
+        name: &str,
+        device: Arc<BlockDevice>,
+        flush: bool,
+    ) -> Self {
+        let export = Arc::new(Export::new(name, device, server.workers(), flush));
+        server.add(Arc::clone(&export));
+        Self { node: None, export: Some((Arc::clone(server), export)) }
+    }
+
+    /// The same device with a node.
+    pub fn with_node(self, node: Node) -> Self {
+        Self { node: Some(node), ..self }
+    }
+
+    /// Its node, if it has one.
+    pub fn node(&self) -> Option<&str> {
+        self.node.as_ref().map(Node::path)
+    }
+
+    /// True once its node is gone though nobody told us to remove it.
+    pub fn node_has_ended(&self) -> bool {
+        self.node.as_ref().is_some_and(Node::has_ended)
+    }
+
+    /// The URI of its export, if it has one.
+    pub fn uri(&self) -> Option<String> {
+        self.export.as_ref().map(|(server, export)| server.address().uri(export.name()))
+    }
+
+    /// Where it is reached first of all: its node, or else its export.
+    pub fn path(&self) -> String {
+        self.node().map(str::to_owned).or_else(|| self.uri()).unwrap_or_default()
+    }
+
+    /// NBD connections that use it, the kernel's included.
+    pub fn connections(&self) -> u32 {
+        self.export.as_ref().map_or(0, |(_, export)| export.visitors())
+    }
+
+    /// Queues of its node, and requests that each holds.
+    pub fn queues(&self) -> (u32, u32) {
+        match &self.node {
+            None => (0, 0),
+            Some(Node::Ublk(server)) => (server.queues().into(), server.depth().into()),
+            Some(Node::Nbd(client)) => (client.connections().into(), CONNECTION_DEPTH),
+        }
+    }
+
+    /// The queues for which it has I/O buffers of ublk's budget.
+    pub fn plan(&self) -> Option<QueuePlan> {
+        match &self.node {
+            Some(Node::Ublk(server)) => {
+                Some(QueuePlan { queues: server.queues(), depth: server.depth() })
+            }
+            _ => None,
+        }
+    }
+
+    /// What was done by way of all of it.
+    pub fn io_stats(&self) -> IoStats {
+        let mut sum = self.export.as_ref().map_or_else(IoStats::default, |(_, e)| e.io_stats());
+        if let Some(Node::Ublk(server)) = &self.node {
+            sum.add(&server.io_stats());
+        }
+        sum
+    }
+
+    /// Detaches the device from all that reaches it, or, if somebody uses it, from nothing. `claim`
+    /// is held on the node until it is gone. May be tried again after an error.
+    pub fn detach(&self, claim: Option<File>) -> Result<(), DetachError> {
+        match &self.node {
+            None => self.close()?,
+            Some(Node::Ublk(server)) => {
+                self.close()?;
+                match server.stop(claim) {
+                    Ok(()) => {}
+                    // Somebody else removed it: it is gone, which is what was wanted.
+                    Err(_) if server.has_ended() => {}
+                    Err(error) => {
+                        if let Some((_, export)) = &self.export {
+                            export.reopen();
+                        }
+                        return Err(error.into());
+                    }
+                }
+            }
+            Some(Node::Nbd(client)) => {
+                let connections = self.connections();
+                if connections > client.connections().into() {
+                    return Err(DetachError::Clients { connections });
+                }
+                client.detach()?;
+                drop(claim);
+                self.close_soon()?;
+            }
+        }
+        if let Some((server, export)) = &self.export {
+            server.remove(export);
+        }
+        Ok(())
+    }
+
+    /// Keeps NBD clients out, if there are none.
+    fn close(&self) -> Result<(), DetachError> {
+        let closed = self.export.as_ref().map_or(Ok(()), |(_, export)| export.close());
+        closed.map_err(|connections| DetachError::Clients { connections })
+    }
+
+    /// The same, once the connections have ended that the kernel has let go of.
+    fn close_soon(&self) -> Result<(), DetachError> {
+        let deadline = Instant::now() + END_LIMIT;
+        loop {
+            match self.close() {
+                Err(error) if Instant::now() >= deadline => return Err(error),
+                Err(_) => sleep(LOOK_PERIOD),
+                Ok(()) => return Ok(()),
+            }
+        }
+    }
+}

@@ -1,0 +1,216 @@
+//! The exports: which devices clients may use, under which names, and who does.
+//!
+//! An export that somebody visits is not closed, and one that is closed takes no visitors: that is
+//! how a device is never pulled away from under a client. Nothing here allocates once an export is
+//! there.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use parking_lot::{Mutex, MutexGuard};
+use tmem::POOLS_MAX;
+
+use crate::device::{BlockDevice, IoCounters, IoStats};
+
+/// Set in an export's count of visitors once it is closed.
+const CLOSED: u32 = 1 << 31;
+
+/// A device under a name.
+pub struct Export {
+    name: String,
+    device: Arc<BlockDevice>,
+    flush: bool,
+    visitors: AtomicU32,
+    workers: Box<[PerWorker]>,
+}
+
+/// What a worker thread serves an export with; each has its own, so that nobody waits for a lock.
+struct PerWorker {
+    queue: Mutex<tmem::Queue>,
+    counters: IoCounters,
+}
+
+impl Export {
+    /// An export for so many workers. Whether it offers FLUSH is no promise either way: there is
+    /// no volatile cache.
+    pub fn new(name: &str, device: Arc<BlockDevice>, workers: usize, flush: bool) -> Self {
+        let per_worker =
+            || PerWorker { queue: Mutex::new(device.queue()), counters: IoCounters::default() };
+        let workers = std::iter::repeat_with(per_worker).take(workers).collect();
+        Self { name: name.to_owned(), device, flush, visitors: AtomicU32::new(0), workers }
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The device.
+    pub fn device(&self) -> &BlockDevice {
+        &self.device
+    }
+
+    /// Whether it offers FLUSH and FUA.
+    pub fn offers_flush(&self) -> bool {
+        self.flush
+    }
+
+    /// The engine queue of a worker.
+    pub fn queue(&self, worker: usize) -> MutexGuard<'_, tmem::Queue> {
+        self.workers[worker].queue.lock()
+    }
+
+    /// The counters of a worker.
+    pub fn counters(&self, worker: usize) -> &IoCounters {
+        &self.workers[worker].counters
+    }
+
+    /// What all workers did.
+    pub fn io_stats(&self) -> IoStats {
+        let mut sum = IoStats::default();
+        self.workers.iter().for_each(|worker| worker.counters.add_to(&mut sum));
+        sum
+    }
+
+    /// How many connections use it.
+    pub fn visitors(&self) -> u32 {
+        self.visitors.load(Ordering::Acquire) & !CLOSED
+    }
+
+    /// Closes it, so that nobody can begin to use it; or says how many use it.
+    pub fn close(&self) -> Result<(), u32> {
+        let closed = self.visitors.compare_exchange(0, CLOSED, Ordering::AcqRel, Ordering::Acquire);
+        match closed {
+            Ok(_) | Err(CLOSED) => Ok(()),
+            Err(visitors) => Err(visitors),
+        }
+    }
+
+    /// Opens it again.
+    pub fn reopen(&self) {
+        // Whoever closed it is the only one who does.
+        let _ = self.visitors.compare_exchange(CLOSED, 0, Ordering::AcqRel, Ordering::Acquire);
+    }
+
+    fn admit(&self) -> bool {
+        let one_more = |visitors| (visitors & CLOSED == 0).then_some(visitors + 1);
+        self.visitors.fetch_update(Ordering::AcqRel, Ordering::Acquire, one_more).is_ok()
+    }
+}
+
+/// A connection's use of an export, from the end of the negotiation until it is dropped.
+pub struct Visit {
+    export: Arc<Export>,
+}
+
+impl Visit {
+    /// What is used.
+    pub fn export(&self) -> &Export {
+        &self.export
+    }
+}
+
+impl Drop for Visit {
+    fn drop(&mut self) {
+        self.export.visitors.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// All exports of a server.
+pub struct Exports {
+    list: Mutex<Vec<Arc<Export>>>,
+}
+
+impl Default for Exports {
+    fn default() -> Self {
+        // Each has a pool, so that this is never too small, and no worker waits for memory that is
+        // got under the lock.
+        Self { list: Mutex::new(Vec::with_capacity(POOLS_MAX)) }
+    }
+}
+
+impl Exports {
+    /// Adds an export.
+    pub fn add(&self, export: Arc<Export>) {
+        let mut list = self.list.lock();
+        assert!(list.len() < POOLS_MAX, "more exports than pools");
+        list.push(export);
+    }
+
+    /// Removes an export.
+    pub fn remove(&self, export: &Arc<Export>) {
+        let mut list = self.list.lock();
+        let at = list.iter().position(|other| Arc::ptr_eq(other, export));
+        let removed = at.map(|at| list.remove(at));
+        // What else it frees is not for the lock to wait for.
+        drop(list);
+        drop(removed);
+    }
+
+    /// Calls `look` with the export that `name` means: the one of that name, or with an empty name
+    /// the only one there is.
+    pub fn with<T>(&self, name: &[u8], look: impl FnOnce(&Export) -> T) -> Option<T> {
+        find(&self.list.lock(), name).map(|export| look(export))
+    }
+
+    /// Begins a visit to the export that `name` means, unless it is closed.
+    pub fn visit(&self, name: &[u8]) -> Option<Visit> {
+        let list = self.list.lock();
+        let export = find(&list, name).filter(|export| export.admit())?;
+        Some(Visit { export: Arc::clone(export) })
+    }
+
+    /// Calls `look` with each export.
+    pub fn for_each(&self, look: impl FnMut(&Export)) {
+        self.list.lock().iter().map(AsRef::as_ref).for_each(look);
+    }
+}
+
+fn find<'a>(list: &'a [Arc<Export>], name: &[u8]) -> Option<&'a Arc<Export>> {
+    match list {
+        [only] if name.is_empty() => Some(only),
+        list => list.iter().find(|export| export.name.as_bytes() == name),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::tests::device;
+
+    fn export(name: &str) -> Arc<Export> {
+        let (device, _) = device(1 << 20);
+        Arc::new(Export::new(name, Arc::new(device), 1, true))
+    }
+
+    #[test]
+    fn names_find_their_exports_and_no_name_the_only_one() {
+        let exports = Exports::default();
+        let name = |asked: &[u8]| exports.with(asked, |export| export.name().to_owned());
+        assert_eq!(name(b""), None);
+        exports.add(export("a"));
+        assert_eq!(name(b"").as_deref(), Some("a"));
+        let b = export("b");
+        exports.add(Arc::clone(&b));
+        assert_eq!(name(b""), None);
+        assert_eq!(name(b"b").as_deref(), Some("b"));
+        assert_eq!(name(b"c"), None);
+        exports.remove(&b);
+        assert_eq!(name(b"b"), None);
+        assert_eq!(name(b"").as_deref(), Some("a"));
+    }
+
+    #[test]
+    fn what_is_visited_stays_open_and_what_is_closed_is_not_visited() {
+        let exports = Exports::default();
+        let a = export("a");
+        exports.add(Arc::clone(&a));
+        let visits = [exports.visit(b"a").unwrap(), exports.visit(b"").unwrap()];
+        assert_eq!((a.visitors(), a.close()), (2, Err(2)));
+        drop(visits);
+        assert_eq!((a.visitors(), a.close(), a.close()), (0, Ok(()), Ok(())));
+        assert!(exports.visit(b"a").is_none());
+        a.reopen();
+        assert!(exports.visit(b"a").is_some());
+    }
+}

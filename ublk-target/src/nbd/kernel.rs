@@ -1,0 +1,183 @@
+//! The kernel's own NBD client on one of our exports: how a kernel without ublk gets a block device.
+//!
+//! `nbd-client` makes the connections, hands them to the kernel and ends; from then on nobody stands
+//! between the kernel and us. Requests have no time limit: a daemon that is stopped for a while is
+//! late, and not dead.
+
+use std::ffi::OsString;
+use std::path::Path;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use super::address::NbdAddress;
+use crate::module;
+use crate::program::{self, ProgramError};
+
+/// Devices that are looked at for a free one: the driver makes 16 unless told otherwise.
+const DEVICES_MAX: u32 = 256;
+
+/// Requests that the driver has under way on one connection.
+pub const CONNECTION_DEPTH: u32 = 128;
+
+/// How long the kernel may take to let go of its connections, and how often to look.
+const DETACH_LIMIT: Duration = Duration::from_secs(10);
+const LOOK_PERIOD: Duration = Duration::from_millis(20);
+
+/// Why the kernel's client could not be attached or detached.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum KernelError {
+    /// The kernel has no NBD client.
+    #[error(
+        "the kernel's NBD client is not there and `modprobe nbd` did not help ({reason}): install \
+         the kernel's modules package, or use a kernel with CONFIG_BLK_DEV_NBD"
+    )]
+    Missing {
+        /// What modprobe said.
+        reason: String,
+    },
+    /// All its devices are in use.
+    #[error("every /dev/nbd* is in use: free one, or load the module with a larger nbds_max")]
+    NoDevice,
+    /// `nbd-client` did not do it.
+    #[error(transparent)]
+    Program(#[from] ProgramError),
+    /// The device did not get the size that it should have.
+    #[error("{path} did not become a device of {bytes} bytes: look into the kernel's log")]
+    NotReady {
+        /// The device.
+        path: String,
+        /// The size that it should have.
+        bytes: u64,
+    },
+    /// The kernel was told to let go and did not.
+    #[error("{path} did not let go of its connections in {DETACH_LIMIT:?}: try again")]
+    Stuck {
+        /// The device.
+        path: String,
+    },
+}
+
+/// A `/dev/nbdN` that is connected to an export.
+#[derive(Debug)]
+pub struct KernelClient {
+    path: String,
+    connections: u16,
+    /// What the driver shows for as long as the connections are those that we asked for.
+    owner: Option<String>,
+}
+
+impl KernelClient {
+    /// Connects a free device with so many connections to the export `name` of `bytes` bytes.
+    pub fn attach(
+        address: &NbdAddress,
+        name: &str,
+        bytes: u64,
+        connections: u16,
+    ) -> Result<Self, KernelError> {
+        module::ensure("nbd", "/dev/nbd0").map_err(|reason| KernelError::Missing { reason })?;
+        let mut failed = None;
+        for number in 0..DEVICES_MAX {
+            let path = format!("/dev/nbd{number}");
+            if !Path::new(&path).exists() {
+                break;
+            }
+            if owner(&path).is_some() {
+                continue;
+            }
+            match program::run("nbd-client", arguments(address, name, &path, connections), &path) {
+                Ok(()) => {
+                    let client = Self { owner: owner(&path), path, connections };
+                    return client.wait_until_ready(bytes);
+                }
+                // Somebody else took it in this moment, and what is left of us at it is theirs.
+                Err(error @ ProgramError::Failed { .. }) if owner(&path).is_some() => {
+                    failed = Some(error);
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Err(failed.map_or(KernelError::NoDevice, KernelError::from))
+    }
+
+    /// The device's node.
+    pub fn path(&self) -> &str {
+        &self.path
+    }
+
+    /// Its connections.
+    pub fn connections(&self) -> u16 {
+        self.connections
+    }
+
+    /// Whether somebody else has disconnected it.
+    pub fn has_ended(&self) -> bool {
+        self.owner.is_none() || owner(&self.path) != self.owner
+    }
+
+    /// Disconnects the device. Requests under way fail: make sure that nobody uses it.
+    pub fn detach(&self) -> Result<(), KernelError> {
+        if self.has_ended() {
+            return Ok(());
+        }
+        program::run("nbd-client", ["-d", &self.path], &self.path)?;
+        let deadline = Instant::now() + DETACH_LIMIT;
+        while !self.has_ended() {
+            if Instant::now() >= deadline {
+                return Err(KernelError::Stuck { path: self.path.clone() });
+            }
+            sleep(LOOK_PERIOD);
+        }
+        Ok(())
+    }
+
+    fn wait_until_ready(self, bytes: u64) -> Result<Self, KernelError> {
+        let deadline = Instant::now() + DETACH_LIMIT;
+        let size = attribute(&self.path, "size");
+        let is_ready = || {
+            let sectors = std::fs::read_to_string(&size).ok()?.trim().parse::<u64>().ok()?;
+            (sectors * 512 == bytes).then_some(())
+        };
+        while is_ready().is_none() {
+            if Instant::now() >= deadline {
+                let error = KernelError::NotReady { path: self.path.clone(), bytes };
+                // It is not what it should be, whether or not it can be disconnected.
+                let _ = self.detach();
+                return Err(error);
+            }
+            sleep(LOOK_PERIOD);
+        }
+        Ok(self)
+    }
+}
+
+fn arguments(address: &NbdAddress, name: &str, path: &str, connections: u16) -> Vec<OsString> {
+    let connections = connections.to_string();
+    let mut arguments = vec![OsString::from("-unix"), address.path().into()];
+    let rest = [path, "-N", name, "-b", "4096", "-C", &connections, "-timeout", "0"];
+    arguments.extend(rest.map(OsString::from));
+    arguments
+}
+
+/// The process that connected a device, which the driver shows for as long as it is connected.
+fn owner(path: &str) -> Option<String> {
+    std::fs::read_to_string(attribute(path, "pid")).ok()
+}
+
+fn attribute(path: &str, name: &str) -> String {
+    format!("/sys/block/{}/{name}", path.trim_start_matches("/dev/"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_client_is_told_everything_that_matters() {
+        let address = "unix:/run/a b".parse().unwrap();
+        let arguments = arguments(&address, "swap0", "/dev/nbd3", 4);
+        let text: Vec<_> = arguments.iter().map(|argument| argument.to_str().unwrap()).collect();
+        let expected = "-unix|/run/a b|/dev/nbd3|-N|swap0|-b|4096|-C|4|-timeout|0";
+        assert_eq!(text.join("|"), expected);
+    }
+}

@@ -1,0 +1,29 @@
+//! The NBD front end: devices exported over a Unix socket, and the kernel's own client on them.
+//!
+//! From the bytes upwards: [`wire`] has the layouts, [`request`] judges requests, [`negotiation`]
+//! and [`session`] are the two halves of a connection, [`protocol`] is a connection without its
+//! socket; [`worker`] moves the bytes with io_uring, [`server`] accepts connections, [`exports`]
+//! says what there is to connect to. [`kernel`] attaches the kernel's client.
+//!
+//! Unix sockets only. Under memory pressure the kernel drops packets for a TCP server on the same
+//! machine, the very packets that would free memory; and nothing of NBD is authenticated.
+
+mod address;
+mod buffer;
+mod exports;
+mod kernel;
+mod negotiation;
+mod protocol;
+mod request;
+mod ring;
+mod server;
+mod session;
+#[allow(missing_docs, reason = "they are the specification's names")]
+mod wire;
+mod worker;
+
+pub use address::{AddressError, NbdAddress};
+pub use exports::{Export, Exports};
+pub use kernel::{CONNECTION_DEPTH, KernelClient, KernelError};
+pub use protocol::{Progress, Protocol};
+pub use server::{NbdServer, NbdServerError};

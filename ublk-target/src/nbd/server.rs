@@ -1,0 +1,300 @@
+//! The NBD server: its socket, its workers, and who may connect.
+//!
+//! One thread accepts connections, gives each its memory and a worker, and takes both back: none
+//! of that is the workers' to wait for. There are so many connections at most, and their buffers stay
+//! within the budget that ublk's buffers have, too; who comes when all places are taken is sent away
+//! at once.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread::{JoinHandle, sleep};
+use std::time::{Duration, Instant};
+
+use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+
+use super::address::NbdAddress;
+use super::buffer::BUFFER_BYTES;
+use super::exports::{Export, Exports};
+use super::protocol::Protocol;
+use super::ring::Link;
+use super::worker::{Worker, WorkerContext};
+use crate::process;
+use crate::socket::{BindError, Listener};
+use crate::supply::Waker;
+use crate::ublk::buffer_budget;
+
+/// Workers at most: more than serve what memory can deliver would only wait for each other.
+const WORKERS_MAX: usize = 8;
+
+/// Connections at most, whatever the memory.
+const CONNECTIONS_MAX: usize = 64;
+
+/// Connections that there may be on the smallest machine.
+const CONNECTIONS_MIN: usize = 8;
+
+/// How long to leave the listener alone after the system could not give us a connection.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Why there is no NBD server.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum NbdServerError {
+    /// Its socket could not be made.
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    /// A thread, or what it needs, could not be had.
+    #[error("cannot {what}: {source}")]
+    System {
+        /// What was attempted.
+        what: &'static str,
+        /// The error.
+        source: io::Error,
+    },
+    /// A worker could not set up its io_uring.
+    #[error("io_uring cannot be used ({source}): {}", crate::ublk::ring_advice(source))]
+    Ring {
+        /// The error.
+        source: io::Error,
+    },
+}
+
+/// A server at work. Dropping it ends all connections.
+pub struct NbdServer {
+    address: NbdAddress,
+    exports: Arc<Exports>,
+    stop: Arc<AtomicBool>,
+    acceptor_wake: Arc<OwnedFd>,
+    worker_wakes: Vec<Arc<OwnedFd>>,
+    workers: usize,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl NbdServer {
+    /// Makes the socket at `address`, for its owner alone, and serves it with a worker for each
+    /// CPU. There are no exports yet.
+    pub fn start(
+        address: &NbdAddress,
+        waker: Arc<Waker>,
+        cpus: usize,
+        ram_bytes: u64,
+    ) -> Result<Self, NbdServerError> {
+        let listener = Listener::bind(address.path(), "--nbd")?;
+        let system = |what| move |source| NbdServerError::System { what, source };
+        let new_wake = || {
+            let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
+            let wake = eventfd(0, flags).map_err(io::Error::from);
+            wake.map(Arc::new).map_err(system("make an eventfd"))
+        };
+        let most = connections_max(ram_bytes);
+        let exports = Arc::new(Exports::default());
+        let (retired, returns) = sync_channel(most);
+        let mut server = Self {
+            address: address.clone(),
+            exports: Arc::clone(&exports),
+            stop: Arc::default(),
+            acceptor_wake: new_wake()?,
+            worker_wakes: Vec::new(),
+            workers: cpus.clamp(1, WORKERS_MAX),
+            threads: Vec::new(),
+        };
+        // From here on an error drops the server, which ends what has been started.
+        let mut desks = Vec::new();
+        for number in 0..server.workers {
+            let (departures, arrivals) = sync_channel(most);
+            let wake = new_wake()?;
+            let context = WorkerContext {
+                arrivals,
+                retired: retired.clone(),
+                retired_wake: Arc::clone(&server.acceptor_wake),
+                wake: Arc::clone(&wake),
+                stop: Arc::clone(&server.stop),
+                waker: Arc::clone(&waker),
+            };
+            server.threads.push(start_worker(number, context, most)?);
+            server.worker_wakes.push(Arc::clone(&wake));
+            desks.push(Desk { departures, wake, open: 0 });
+        }
+        let wake = Arc::clone(&server.acceptor_wake);
+        let stop = Arc::clone(&server.stop);
+        let acceptor = Acceptor { listener, exports, returns, desks, most, wake, stop };
+        let thread = process::spawn("tmem-nbd-accept".into(), move || acceptor.run());
+        server.threads.push(thread.map_err(system("start the NBD server's thread"))?);
+        Ok(server)
+    }
+
+    /// Where it is served.
+    pub fn address(&self) -> &NbdAddress {
+        &self.address
+    }
+
+    /// How many workers an export must be made for.
+    pub fn workers(&self) -> usize {
+        self.workers
+    }
+
+    /// Lets clients use an export.
+    pub fn add(&self, export: Arc<Export>) {
+        self.exports.add(export);
+    }
+
+    /// Removes an export, which its owner has closed.
+    pub fn remove(&self, export: &Arc<Export>) {
+        self.exports.remove(export);
+    }
+}
+
+impl Drop for NbdServer {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Release);
+        for wake in self.worker_wakes.iter().chain([&self.acceptor_wake]) {
+            ring_bell(wake);
+        }
+        for thread in self.threads.drain(..) {
+            // A worker that panicked has ended the process, and the acceptor has said so itself.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Connections that there may be at a time.
+fn connections_max(ram_bytes: u64) -> usize {
+    let affordable = buffer_budget(ram_bytes) / (2 * BUFFER_BYTES as u64);
+    (affordable as usize).clamp(CONNECTIONS_MIN, CONNECTIONS_MAX)
+}
+
+/// Starts a worker's thread and waits until it can work.
+fn start_worker(
+    number: usize,
+    context: WorkerContext,
+    places: usize,
+) -> Result<JoinHandle<()>, NbdServerError> {
+    let (ready, readiness) = sync_channel(1);
+    let body = move || {
+        // The ring belongs to the thread that makes it.
+        let worker = Worker::new(context, places);
+        let (worker, report) = match worker {
+            Ok(worker) => (Some(worker), Ok(())),
+            Err(error) => (None, Err(error)),
+        };
+        // Its reader waits for nothing else.
+        let _ = ready.send(report);
+        if let Some(worker) = worker {
+            worker.run();
+        }
+    };
+    let thread = process::spawn_essential(format!("tmem-nbd{number}"), body);
+    let what = "start an NBD worker";
+    let thread = thread.map_err(|source| NbdServerError::System { what, source })?;
+    match readiness.recv() {
+        Ok(Ok(())) => Ok(thread),
+        Ok(Err(source)) => Err(NbdServerError::Ring { source }),
+        Err(_) => {
+            let source = io::Error::other("it ended at once");
+            Err(NbdServerError::System { what, source })
+        }
+    }
+}
+
+/// What the acceptor knows of a worker.
+struct Desk {
+    departures: SyncSender<Link>,
+    wake: Arc<OwnedFd>,
+    /// Connections that it serves.
+    open: usize,
+}
+
+/// The thread that accepts.
+struct Acceptor {
+    listener: Listener,
+    exports: Arc<Exports>,
+    returns: Receiver<Link>,
+    desks: Vec<Desk>,
+    most: usize,
+    wake: Arc<OwnedFd>,
+    stop: Arc<AtomicBool>,
+}
+
+impl Acceptor {
+    fn run(mut self) {
+        while !self.stop.load(Ordering::Acquire) {
+            let mut fds = [
+                PollFd::from_borrowed_fd(self.wake.as_fd(), PollFlags::IN),
+                PollFd::from_borrowed_fd(self.listener.socket.as_fd(), PollFlags::IN),
+            ];
+            if poll(&mut fds, None).is_err() {
+                // For want of kernel memory only: look again a little later.
+                sleep(ACCEPT_PAUSE);
+            }
+            let mut count = [0; 8];
+            // Would block unless somebody rang; the count itself says nothing.
+            let _ = rustix::io::read(&self.wake, &mut count);
+            self.take_back();
+            if !self.accept() {
+                sleep(ACCEPT_PAUSE);
+            }
+        }
+    }
+
+    /// Frees what connections had that are over.
+    fn take_back(&mut self) {
+        while let Ok(link) = self.returns.try_recv() {
+            self.desks[link.worker].open -= 1;
+        }
+    }
+
+    /// Accepts whoever connects; false when the system cannot give us more connections now.
+    fn accept(&mut self) -> bool {
+        // As many as there are places for, and then those that are over are looked for again.
+        for _ in 0..self.most {
+            match self.listener.socket.accept() {
+                Ok((stream, _)) => self.admit(stream),
+                Err(error) => match error.kind() {
+                    io::ErrorKind::WouldBlock => return true,
+                    io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted => {}
+                    _ => return false,
+                },
+            }
+        }
+        true
+    }
+
+    /// Gives a connection to the worker that has the fewest, if there is a place for it.
+    fn admit(&mut self, stream: UnixStream) {
+        let open: usize = self.desks.iter().map(|desk| desk.open).sum();
+        let least = (0..self.desks.len()).min_by_key(|&number| self.desks[number].open);
+        let Some(number) = least.filter(|_| open < self.most) else { return };
+        // io_uring hands back at once what would block on a socket that does not.
+        if stream.set_nonblocking(false).is_err() {
+            return;
+        }
+        let protocol = Protocol::new(Arc::clone(&self.exports), number);
+        let link = Link::new(stream.into(), protocol, number, Instant::now());
+        let desk = &mut self.desks[number];
+        // There is room for all connections; a worker that is gone takes none.
+        if desk.departures.try_send(link).is_ok() {
+            desk.open += 1;
+            ring_bell(&desk.wake);
+        }
+    }
+}
+
+fn ring_bell(wake: &OwnedFd) {
+    // Fails only if the count is at its maximum, and then whoever waits is awake.
+    let _ = rustix::io::write(wake, &1_u64.to_le_bytes());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn connections_fit_the_memory() {
+        assert_eq!(connections_max(64 << 30), 64);
+        assert_eq!(connections_max(256 << 20), 31);
+        assert_eq!(connections_max(0), 8);
+    }
+}

@@ -1,0 +1,606 @@
+//! The transmission: requests and their replies, on one connection.
+//!
+//! Sans I/O: bytes come out of the inbox and go into the outbox, and where more of either is needed
+//! it says so. Guarantees: a request is answered after it is effective, in the order in which they
+//! came; data that could not be read is never sent as if it had been; what one call does is
+//! bounded by [`EFFORT`], whatever a request asks for, so that no client holds up the others.
+
+use std::time::{Duration, Instant};
+
+use rustix::io::Errno;
+use tmem::{Holding, PAGE_SIZE};
+use zerocopy::{FromBytes, IntoBytes};
+
+use super::buffer::{DATA_BYTES, Inbox, Outbox};
+use super::exports::{Export, Visit};
+use super::negotiation::Agreement;
+use super::request::{Command, Request, Terms, Verdict, judge};
+use super::wire::{
+    BASE_ALLOCATION_ID, CHUNK_MAGIC, ChunkHeader, Error, ErrorChunk, Extent, RequestHeader,
+    SIMPLE_REPLY_MAGIC, SimpleReply, chunk, extent,
+};
+use crate::bytes::{Part, Stored};
+use crate::device::{self, Op, Outcome};
+
+/// What one call of [`Session::advance`] may do, in pages read or written; a request costs one too.
+const EFFORT: usize = 256;
+
+/// Pages that a trim drops for the effort of one: dropping takes a tenth of a put.
+const TRIM_PAGES: u64 = 8;
+
+/// How long a write may wait for memory before it fails.
+const STARVED_MAX: Duration = Duration::from_secs(1);
+
+/// How long it may wait while other requests wait behind it: a read is worth more than a write.
+const CROWDED_MAX: Duration = Duration::from_millis(200);
+
+/// Extents that one reply names.
+const EXTENTS_MAX: usize = 256;
+
+/// Room for the longest reply that has no data from the device.
+const REPLY_BYTES_MAX: usize =
+    size_of::<ChunkHeader>() + size_of::<u32>() + EXTENTS_MAX * size_of::<Extent>();
+
+/// What precedes a chunk's data.
+const DATA_HEADER_BYTES: usize = size_of::<ChunkHeader>() + size_of::<u64>();
+
+const _: () =
+    assert!(DATA_HEADER_BYTES + DATA_BYTES + REPLY_BYTES_MAX <= super::buffer::BUFFER_BYTES);
+
+/// Why a session cannot go on by itself.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Progress {
+    /// Nothing: it has done enough for one call.
+    Busy,
+    /// The connection ends once everything is sent.
+    End,
+    /// Everything must be sent first.
+    Flush,
+    /// More must come in first.
+    Hungry,
+    /// A write waits for memory: call again soon.
+    Starved,
+}
+
+/// A client and its export.
+pub struct Session {
+    visit: Visit,
+    terms: Terms,
+    doing: Doing,
+}
+
+/// What is under way.
+#[derive(Clone, Copy)]
+enum Doing {
+    /// A request comes next.
+    Nothing,
+    Read(Reading),
+    /// Data of a refused write is skipped; the answer is in the outbox's way only afterwards.
+    Skip {
+        cookie: u64,
+        error: Error,
+        left: u32,
+    },
+    Store(Storing),
+}
+
+/// A read that is too long for one buffer.
+#[derive(Clone, Copy)]
+struct Reading {
+    cookie: u64,
+    at: u64,
+    left: u32,
+    how: Manner,
+}
+
+#[derive(Clone, Copy, Eq, PartialEq)]
+enum Manner {
+    /// The reply's header says that all is well, so all is looked at before it is sent. So many
+    /// bytes are to be looked at still.
+    Checking { left: u32, in_chunk: bool },
+    /// Several chunks, of which each can be an error.
+    Chunks,
+    /// Data that follows a header.
+    Raw,
+}
+
+/// A write, a trim or a zeroing.
+#[derive(Clone, Copy)]
+struct Storing {
+    cookie: u64,
+    at: u64,
+    left: u32,
+    what: Store,
+    failed: Option<Error>,
+    starved_since: Option<Instant>,
+}
+
+#[derive(Clone, Copy, Eq, PartialEq)]
+enum Store {
+    Data,
+    /// Zeros, by dropping pages where they are whole.
+    Holes,
+    /// Pages are dropped, and what is not whole is left alone.
+    Trim,
+    /// Zeros that are stored.
+    Zeros,
+}
+
+impl Store {
+    /// What it counts as.
+    fn op(self) -> Op {
+        match self {
+            Store::Data => Op::Write,
+            Store::Trim => Op::Discard,
+            Store::Holes | Store::Zeros => Op::WriteZeroes,
+        }
+    }
+}
+
+/// What a session works with in one call.
+pub struct Desk<'a> {
+    /// Number of the worker thread that calls.
+    pub worker: usize,
+    /// What came in.
+    pub inbox: &'a mut Inbox,
+    /// What goes out.
+    pub outbox: &'a mut Outbox,
+    /// The present.
+    pub now: Instant,
+}
+
+impl Session {
+    /// A session on what was agreed upon.
+    pub fn new(agreement: Agreement) -> Self {
+        Self { visit: agreement.visit, terms: agreement.terms, doing: Doing::Nothing }
+    }
+
+    /// Goes on as far as possible, within bounds.
+    pub fn advance(&mut self, desk: &mut Desk<'_>) -> Progress {
+        let mut effort = EFFORT;
+        loop {
+            if effort == 0 {
+                return Progress::Busy;
+            }
+            let step = match self.doing {
+                Doing::Nothing => self.take_request(desk),
+                Doing::Read(reading) => self.read_on(desk, reading, &mut effort),
+                Doing::Skip { cookie, error, left } => self.skip(desk, cookie, error, left),
+                Doing::Store(storing) => self.store_on(desk, storing, &mut effort),
+            };
+            if let Some(progress) = step {
+                return progress;
+            }
+            effort = effort.saturating_sub(1);
+        }
+    }
+
+    /// Whether there is work for the supply step of the engine.
+    pub fn supply_wanted(&self) -> bool {
+        self.export().device().engine().supply_wanted()
+    }
+
+    fn export(&self) -> &Export {
+        self.visit.export()
+    }
+
+    fn take_request(&mut self, desk: &mut Desk<'_>) -> Option<Progress> {
+        if desk.outbox.room() < REPLY_BYTES_MAX {
+            return Some(Progress::Flush);
+        }
+        let Ok((header, _)) = RequestHeader::read_from_prefix(desk.inbox.unread()) else {
+            return Some(Progress::Hungry);
+        };
+        desk.inbox.consume(size_of::<RequestHeader>());
+        match judge(&header, &self.terms) {
+            Verdict::HangUp => Some(Progress::End),
+            Verdict::Refused { cookie, in_chunks, error, skip } => {
+                let request = device::Request::new(Op::Read, 0, 0);
+                let outcome = Outcome::Failed(Errno::INVAL);
+                self.export().counters(desk.worker).ended(&request, outcome);
+                if skip > 0 {
+                    self.doing = Doing::Skip { cookie, error, left: skip };
+                } else {
+                    self.refuse(desk.outbox, cookie, in_chunks, error);
+                }
+                None
+            }
+            Verdict::Good(request) => self.begin(desk, request),
+        }
+    }
+
+    fn begin(&mut self, desk: &mut Desk<'_>, request: Request) -> Option<Progress> {
+        let Request { command, cookie, offset, length } = request;
+        let what = match command {
+            Command::Disconnect => return Some(Progress::End),
+            Command::BlockStatus { one } => {
+                self.block_status(desk.outbox, &request, one);
+                return None;
+            }
+            Command::Cache | Command::Flush => {
+                simple_reply(desk.outbox, cookie, None);
+                return None;
+            }
+            Command::Read { in_one } => {
+                self.export().counters(desk.worker).came(Op::Read);
+                let is_long = length as usize > DATA_BYTES;
+                let how = match self.terms.structured {
+                    true if !(in_one && is_long) => Manner::Chunks,
+                    structured => Manner::Checking {
+                        // What fits is read before anything is said of it.
+                        left: if is_long { length } else { 0 },
+                        in_chunk: structured,
+                    },
+                };
+                self.doing = Doing::Read(Reading { cookie, at: offset, left: length, how });
+                return None;
+            }
+            Command::Trim => Store::Trim,
+            Command::Write => Store::Data,
+            Command::WriteZeroes { no_hole: false } => Store::Holes,
+            Command::WriteZeroes { no_hole: true } => Store::Zeros,
+        };
+        self.export().counters(desk.worker).came(what.op());
+        let (failed, starved_since) = (None, None);
+        let storing = Storing { cookie, at: offset, left: length, what, failed, starved_since };
+        self.doing = Doing::Store(storing);
+        None
+    }
+
+    fn skip(
+        &mut self,
+        desk: &mut Desk<'_>,
+        cookie: u64,
+        error: Error,
+        left: u32,
+    ) -> Option<Progress> {
+        let count = desk.inbox.unread().len().min(left as usize);
+        desk.inbox.consume(count);
+        let left = left - count as u32;
+        self.doing = Doing::Skip { cookie, error, left };
+        if left > 0 {
+            return Some(Progress::Hungry);
+        }
+        simple_reply(desk.outbox, cookie, Some(error));
+        self.doing = Doing::Nothing;
+        None
+    }
+
+    fn read_on(
+        &mut self,
+        desk: &mut Desk<'_>,
+        reading: Reading,
+        effort: &mut usize,
+    ) -> Option<Progress> {
+        match reading.how {
+            Manner::Checking { left: 0, in_chunk: false }
+                if reading.left as usize <= DATA_BYTES =>
+            {
+                self.read_short(desk, reading, effort)
+            }
+            Manner::Checking { left, in_chunk } => {
+                self.check(desk, reading, left, in_chunk, effort)
+            }
+            Manner::Chunks => self.read_chunk(desk, reading, effort),
+            Manner::Raw => self.read_raw(desk, reading, effort),
+        }
+    }
+
+    /// A simple reply that fits: read first, and answered with what came of it.
+    fn read_short(
+        &mut self,
+        desk: &mut Desk<'_>,
+        reading: Reading,
+        effort: &mut usize,
+    ) -> Option<Progress> {
+        let Reading { cookie, at, left, .. } = reading;
+        if desk.outbox.room() < size_of::<SimpleReply>() + left as usize {
+            return Some(Progress::Flush);
+        }
+        let mark = desk.outbox.mark();
+        simple_reply(desk.outbox, cookie, None);
+        if self.fetch(desk, at, left, effort).is_err() {
+            desk.outbox.take_back(mark);
+            simple_reply(desk.outbox, cookie, Some(Error::Io));
+        }
+        self.doing = Doing::Nothing;
+        None
+    }
+
+    /// Looks at some of what is to be sent in one piece, and begins to send when all is well.
+    fn check(
+        &mut self,
+        desk: &mut Desk<'_>,
+        reading: Reading,
+        left: u32,
+        in_chunk: bool,
+        effort: &mut usize,
+    ) -> Option<Progress> {
+        let Reading { cookie, at, .. } = reading;
+        if desk.outbox.room() < DATA_HEADER_BYTES + DATA_BYTES {
+            return Some(Progress::Flush);
+        }
+        if left > 0 {
+            let count = left.min(DATA_BYTES as u32);
+            let mark = desk.outbox.mark();
+            let from = at + u64::from(reading.left - left);
+            let fetched = self.fetch(desk, from, count, effort);
+            desk.outbox.take_back(mark);
+            if fetched.is_err() {
+                self.refuse(desk.outbox, cookie, true, Error::Io);
+                self.doing = Doing::Nothing;
+                return None;
+            }
+            let how = Manner::Checking { left: left - count, in_chunk };
+            self.doing = Doing::Read(Reading { how, ..reading });
+            return None;
+        }
+        if in_chunk {
+            data_header(desk.outbox, cookie, at, reading.left, true);
+        } else {
+            simple_reply(desk.outbox, cookie, None);
+        }
+        self.doing = Doing::Read(Reading { how: Manner::Raw, ..reading });
+        None
+    }
+
+    /// Sends data that was looked at. If it cannot be read now, the client must not take what it
+    /// gets for data: the connection ends.
+    fn read_raw(
+        &mut self,
+        desk: &mut Desk<'_>,
+        mut reading: Reading,
+        effort: &mut usize,
+    ) -> Option<Progress> {
+        let count = (reading.left as usize).min(desk.outbox.room()).min(DATA_BYTES);
+        // Not in small pieces, unless it is the last.
+        if count < PAGE_SIZE && count < reading.left as usize {
+            return Some(Progress::Flush);
+        }
+        if self.fetch(desk, reading.at, count as u32, effort).is_err() {
+            return Some(Progress::End);
+        }
+        reading.at += count as u64;
+        reading.left -= count as u32;
+        self.doing = if reading.left > 0 { Doing::Read(reading) } else { Doing::Nothing };
+        None
+    }
+
+    /// Sends one chunk of a structured reply.
+    fn read_chunk(
+        &mut self,
+        desk: &mut Desk<'_>,
+        mut reading: Reading,
+        effort: &mut usize,
+    ) -> Option<Progress> {
+        let count = reading.left.min(DATA_BYTES as u32);
+        if desk.outbox.room() < DATA_HEADER_BYTES + count as usize {
+            return Some(Progress::Flush);
+        }
+        let is_last = count == reading.left;
+        let mark = desk.outbox.mark();
+        if count == 0 {
+            chunk_header(desk.outbox, reading.cookie, chunk::NONE, true, 0);
+        } else {
+            data_header(desk.outbox, reading.cookie, reading.at, count, is_last);
+        }
+        if self.fetch(desk, reading.at, count, effort).is_err() {
+            desk.outbox.take_back(mark);
+            self.refuse(desk.outbox, reading.cookie, true, Error::Io);
+            self.doing = Doing::Nothing;
+            return None;
+        }
+        reading.at += u64::from(count);
+        reading.left -= count;
+        self.doing = if is_last { Doing::Nothing } else { Doing::Read(reading) };
+        None
+    }
+
+    /// Appends data of the device to the outbox.
+    fn fetch(
+        &self,
+        desk: &mut Desk<'_>,
+        at: u64,
+        count: u32,
+        effort: &mut usize,
+    ) -> Result<(), Errno> {
+        let export = self.export();
+        let data = desk.outbox.append(count as usize);
+        *effort = effort.saturating_sub(data.len() / PAGE_SIZE);
+        let mut queue = export.queue(desk.worker);
+        let read = export.device().read_bytes(&mut queue, at, data);
+        if let Err(errno) = read {
+            let request = device::Request::new(Op::Read, 0, 0);
+            export.counters(desk.worker).ended(&request, Outcome::Failed(errno));
+        }
+        read
+    }
+
+    fn store_on(
+        &mut self,
+        desk: &mut Desk<'_>,
+        mut storing: Storing,
+        effort: &mut usize,
+    ) -> Option<Progress> {
+        let mut stop = None;
+        while storing.left > 0 && stop.is_none() {
+            if *effort == 0 {
+                stop = Some(Progress::Busy);
+                break;
+            }
+            *effort -= 1;
+            stop = self.store_some(desk, &mut storing);
+        }
+        if stop.is_none() {
+            self.doing = Doing::Nothing;
+            simple_reply(desk.outbox, storing.cookie, storing.failed);
+        } else {
+            self.doing = Doing::Store(storing);
+        }
+        stop
+    }
+
+    /// Stores into one page, or drops several.
+    fn store_some(&self, desk: &mut Desk<'_>, storing: &mut Storing) -> Option<Progress> {
+        let device = self.export().device();
+        let part = Part::first(storing.at, storing.left.into());
+        let is_data = storing.what == Store::Data;
+        if is_data && desk.inbox.unread().len() < part.bytes() {
+            return Some(Progress::Hungry);
+        }
+        let mut count = part.bytes();
+        let stored = match storing.what {
+            Store::Data | Store::Zeros if storing.failed.is_some() => {
+                // Nothing of it reads as what it was before.
+                device.lose_at(&part);
+                Stored::Done
+            }
+            Store::Trim if !part.is_whole() => Stored::Done,
+            Store::Holes | Store::Trim if part.is_whole() => {
+                let pages = (u64::from(storing.left) / PAGE_SIZE as u64).min(TRIM_PAGES);
+                device.discard_pages(part.page, pages);
+                count = pages as usize * PAGE_SIZE;
+                Stored::Done
+            }
+            Store::Data => {
+                let data = &desk.inbox.unread()[..count];
+                device.write_part(&mut self.export().queue(desk.worker), &part, data)
+            }
+            Store::Holes | Store::Trim | Store::Zeros => {
+                device.zero_part(&mut self.export().queue(desk.worker), &part)
+            }
+        };
+        if let Some(progress) = self.note(desk, storing, &part, stored) {
+            return Some(progress);
+        }
+        if is_data {
+            desk.inbox.consume(count);
+        }
+        storing.at += count as u64;
+        storing.left -= count as u32;
+        None
+    }
+
+    /// Notes how storing into a part went; where it is to be tried again, says so.
+    fn note(
+        &self,
+        desk: &Desk<'_>,
+        storing: &mut Storing,
+        part: &Part,
+        stored: Stored,
+    ) -> Option<Progress> {
+        let counters = self.export().counters(desk.worker);
+        let request = device::Request::new(storing.what.op(), 0, 0);
+        match stored {
+            Stored::Done => {}
+            Stored::Failed(errno) => {
+                counters.ended(&request, Outcome::Failed(errno));
+                storing.failed = Some(error_of(errno));
+            }
+            Stored::Starved => {
+                let since = *storing.starved_since.get_or_insert_with(|| {
+                    counters.ended(&request, Outcome::Starved);
+                    desk.now
+                });
+                let own = if storing.what == Store::Data { storing.left as usize } else { 0 };
+                let is_crowded = desk.inbox.unread().len() > own;
+                let limit = if is_crowded { CROWDED_MAX } else { STARVED_MAX };
+                if desk.now.saturating_duration_since(since) < limit {
+                    return Some(Progress::Starved);
+                }
+                self.export().device().lose_at(part);
+                counters.ended(&request, Outcome::TimedOut);
+                storing.failed = Some(Error::NoSpace);
+            }
+        }
+        if let Some(since) = storing.starved_since.take() {
+            counters.waited(desk.now.saturating_duration_since(since));
+        }
+        None
+    }
+
+    /// Says what is a hole, from the request's first byte on and perhaps not to its last.
+    fn block_status(&self, outbox: &mut Outbox, request: &Request, one: bool) {
+        let (mut extents, mut count) = ([(0_u32, 0_u32); EXTENTS_MAX], 0);
+        let (mut at, mut left) = (request.offset, u64::from(request.length));
+        let most = if one { 1 } else { EXTENTS_MAX };
+        // Neighbours of one state are one extent, and each turn looks at many pages: enough turns
+        // are made to fill a reply, and no more.
+        for _ in 0..EXTENTS_MAX {
+            let Some((holding, bytes)) = self.export().device().run_at(at, left) else { break };
+            let flags = flags_of(holding);
+            if count > 0 && extents[count - 1].1 == flags {
+                extents[count - 1].0 += bytes as u32;
+            } else if count < most {
+                extents[count] = (bytes as u32, flags);
+                count += 1;
+            } else {
+                break;
+            }
+            (at, left) = (at + bytes, left - bytes);
+            if left == 0 {
+                break;
+            }
+        }
+        if count == 0 {
+            // The pool is going, and the connection with it.
+            return self.refuse(outbox, request.cookie, true, Error::Io);
+        }
+        let length = size_of::<u32>() + count * size_of::<Extent>();
+        chunk_header(outbox, request.cookie, chunk::BLOCK_STATUS, true, length);
+        outbox.push(&zerocopy::big_endian::U32::new(BASE_ALLOCATION_ID));
+        for (length, flags) in &extents[..count] {
+            outbox.push(&Extent { length: (*length).into(), flags: (*flags).into() });
+        }
+    }
+
+    /// Answers with an error. A request whose answer comes in chunks gets it in one.
+    fn refuse(&self, outbox: &mut Outbox, cookie: u64, in_chunks: bool, error: Error) {
+        if !(in_chunks && self.terms.structured) {
+            return simple_reply(outbox, cookie, Some(error));
+        }
+        chunk_header(outbox, cookie, chunk::ERROR, true, size_of::<ErrorChunk>());
+        outbox.push(&ErrorChunk { error: (error as u32).into(), message_length: 0.into() });
+    }
+}
+
+fn simple_reply(outbox: &mut Outbox, cookie: u64, error: Option<Error>) {
+    outbox.push(&SimpleReply {
+        magic: SIMPLE_REPLY_MAGIC.into(),
+        error: error.map_or(0, |error| error as u32).into(),
+        cookie: cookie.into(),
+    });
+}
+
+fn chunk_header(outbox: &mut Outbox, cookie: u64, kind: u16, is_last: bool, length: usize) {
+    outbox.push(&ChunkHeader {
+        magic: CHUNK_MAGIC.into(),
+        flags: if is_last { chunk::DONE } else { 0 }.into(),
+        kind: kind.into(),
+        cookie: cookie.into(),
+        length: (length as u32).into(),
+    });
+}
+
+/// What precedes so many bytes of data from `offset` on.
+fn data_header(outbox: &mut Outbox, cookie: u64, offset: u64, bytes: u32, is_last: bool) {
+    let length = size_of::<u64>() + bytes as usize;
+    chunk_header(outbox, cookie, chunk::OFFSET_DATA, is_last, length);
+    outbox.push(zerocopy::big_endian::U64::new(offset).as_bytes());
+}
+
+fn flags_of(holding: Holding) -> u32 {
+    match holding {
+        Holding::Data => 0,
+        Holding::Nothing => extent::HOLE | extent::ZERO,
+        Holding::Zeros => extent::ZERO,
+    }
+}
+
+fn error_of(errno: Errno) -> Error {
+    match errno {
+        Errno::NOSPC => Error::NoSpace,
+        Errno::INVAL => Error::Invalid,
+        _ => Error::Io,
+    }
+}

@@ -1,0 +1,224 @@
+//! A worker: one thread, one io_uring, and the connections that it serves.
+//!
+//! Guarantees: once the thread runs, no allocation, no lock but the engine's and those that nobody
+//! else wants, no system call but io_uring's own (but for waking up to a new connection), and no wait
+//! but for I/O. A client that sends nothing, takes nothing or asks for much holds up nobody else:
+//! each has its turn, and a turn is bounded. Connections come from the server's thread and go back
+//! there, which frees their memory. A worker that cannot go on takes the process down, for the kernel
+//! may swap to what it serves.
+
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender};
+use std::time::{Duration, Instant};
+
+use super::protocol::Progress;
+use super::ring::{Link, Ring, Token};
+use crate::process;
+use crate::supply::Waker;
+
+/// How long a client may take to choose an export.
+const NEGOTIATION_MAX: Duration = Duration::from_secs(10);
+
+/// How often to look for those that take longer, while there are any.
+const NEGOTIATION_PERIOD: Duration = Duration::from_secs(1);
+
+/// How long to wait for other I/O before waiting writes are tried again.
+const STARVED_RETRY: Duration = Duration::from_millis(2);
+
+/// Entries of a ring beside those of its links: the two signals, the watch.
+const EXTRA_ENTRIES: usize = 8;
+
+/// Entries that a link can need at a time: receive, send, and a cancellation of each.
+const LINK_ENTRIES: usize = 4;
+
+/// What a worker works with.
+pub struct WorkerContext {
+    /// Connections that come.
+    pub arrivals: Receiver<Link>,
+    /// Connections that go.
+    pub retired: SyncSender<Link>,
+    /// Wakes whoever takes those that go.
+    pub retired_wake: Arc<OwnedFd>,
+    /// Wakes the worker when a connection comes or it is to stop.
+    pub wake: Arc<OwnedFd>,
+    /// Whether it is to stop.
+    pub stop: Arc<AtomicBool>,
+    /// Wakes the supply thread.
+    pub waker: Arc<Waker>,
+}
+
+/// See the module's description.
+pub struct Worker {
+    context: WorkerContext,
+    ring: Ring,
+    places: Box<[Option<Place>]>,
+}
+
+/// A connection's place.
+struct Place {
+    link: Link,
+    state: State,
+}
+
+#[derive(Clone, Copy, Eq, PartialEq)]
+enum State {
+    /// It goes once everything is sent.
+    Ending,
+    /// It goes as soon as the kernel lets go of it.
+    Over,
+    /// It goes on.
+    Open,
+    /// Its write waits for memory.
+    Starved,
+}
+
+impl Worker {
+    /// A worker with places for so many connections, on the thread that will run it.
+    pub fn new(context: WorkerContext, places: usize) -> std::io::Result<Self> {
+        let ring = Ring::new((places * LINK_ENTRIES + EXTRA_ENTRIES) as u32)?;
+        let places = std::iter::repeat_with(|| None).take(places).collect();
+        Ok(Self { context, ring, places })
+    }
+
+    /// Serves connections until it is told to stop and all are gone.
+    pub fn run(mut self) {
+        self.ring.watch(self.context.wake.as_raw_fd());
+        loop {
+            let is_stopping = self.context.stop.load(Ordering::Acquire);
+            let limit = self.turn(is_stopping);
+            if is_stopping && self.places.iter().all(Option::is_none) {
+                return;
+            }
+            if let Err(error) = self.ring.wait(limit) {
+                process::fatal(format_args!("io_uring failed: {error}"));
+            }
+            while let Some((token, result)) = self.ring.completed() {
+                self.complete(token, result);
+            }
+        }
+    }
+
+    /// Gives each connection its turn, and says how long there is nothing to do but I/O.
+    fn turn(&mut self, is_stopping: bool) -> Option<Duration> {
+        let now = Instant::now();
+        let mut limit: Option<Duration> = None;
+        for slot in 0..self.places.len() {
+            let Some(place) = &mut self.places[slot] else { continue };
+            if is_stopping && place.state != State::Over {
+                place.state = State::Over;
+                place.link.cancel(&mut self.ring, slot);
+            }
+            let wanted = place.turn(&mut self.ring, &self.context.waker, slot, now);
+            limit = [limit, wanted].into_iter().flatten().min();
+            if place.state == State::Over && !place.link.is_busy() {
+                self.retire(slot);
+            }
+        }
+        limit
+    }
+
+    fn complete(&mut self, token: Token, result: i32) {
+        let (slot, goes_on) = match token {
+            Token::Ignored => return,
+            Token::Woken => return self.welcome(),
+            Token::Receive(slot) => (slot, self.place(slot).link.received(result)),
+            Token::Send(slot) => (slot, self.place(slot).link.sent(result)),
+        };
+        if !goes_on && self.place(slot).state != State::Over {
+            let place = self.places[slot].as_mut().expect("it has just been there");
+            place.state = State::Over;
+            place.link.cancel(&mut self.ring, slot);
+        }
+    }
+
+    fn place(&mut self, slot: usize) -> &mut Place {
+        self.places[slot].as_mut().expect("a connection stays while the kernel works on it")
+    }
+
+    /// Takes in connections that have come.
+    fn welcome(&mut self) {
+        let mut count = [0; 8];
+        // Would block if it was spurious; the count itself says nothing.
+        let _ = rustix::io::read(&self.context.wake, &mut count);
+        self.ring.watch(self.context.wake.as_raw_fd());
+        while let Ok(link) = self.context.arrivals.try_recv() {
+            // The server knows how many places there are.
+            let free = self.places.iter_mut().find(|place| place.is_none());
+            let free = free.expect("a connection came that there is no place for");
+            *free = Some(Place { link, state: State::Open });
+        }
+    }
+
+    /// Lets a connection go.
+    fn retire(&mut self, slot: usize) {
+        let Some(mut place) = self.places[slot].take() else { return };
+        if let Some(protocol) = place.link.protocol() {
+            protocol.end();
+        }
+        // There is room for all connections, so that it fails only if nobody is there to take it;
+        // then it is freed here.
+        let _ = self.context.retired.try_send(place.link);
+        self.ring.signal(self.context.retired_wake.as_raw_fd());
+    }
+}
+
+impl Place {
+    /// Goes on as far as possible, and says how long there is nothing to do but I/O.
+    fn turn(
+        &mut self,
+        ring: &mut Ring,
+        waker: &Waker,
+        slot: usize,
+        now: Instant,
+    ) -> Option<Duration> {
+        let in_time = self.is_in_time(now);
+        if !in_time && self.state != State::Over {
+            self.state = State::Over;
+            self.link.cancel(ring, slot);
+        }
+        let waiting = self.link.is_negotiating().then_some(NEGOTIATION_PERIOD);
+        let Some(protocol) = self.link.protocol() else { return waiting };
+        if matches!(self.state, State::Ending | State::Over) {
+            if protocol.outbox.is_empty() {
+                self.state = State::Over;
+            }
+            if self.state == State::Ending {
+                self.link.send(ring, slot);
+            }
+            return waiting;
+        }
+        // What a partial send has left goes first.
+        let progress =
+            if protocol.outbox.sent_in_part() { Progress::Flush } else { protocol.advance(now) };
+        let has_output = !protocol.outbox.is_empty();
+        // Whoever wins the claim wakes the supply thread for all.
+        if protocol.supply_wanted() && waker.claim() {
+            ring.signal(waker.fd());
+        }
+        self.state = match progress {
+            Progress::End if has_output => State::Ending,
+            Progress::End => State::Over,
+            Progress::Starved => State::Starved,
+            Progress::Busy | Progress::Flush | Progress::Hungry => State::Open,
+        };
+        if has_output {
+            self.link.send(ring, slot);
+        }
+        match progress {
+            Progress::Hungry => {
+                self.link.receive(ring, slot);
+                waiting
+            }
+            Progress::Starved if !has_output => Some(STARVED_RETRY),
+            Progress::Busy if !has_output => Some(Duration::ZERO),
+            _ => waiting,
+        }
+    }
+
+    fn is_in_time(&self, now: Instant) -> bool {
+        !self.link.is_negotiating()
+            || now.saturating_duration_since(self.link.since) < NEGOTIATION_MAX
+    }
+}
