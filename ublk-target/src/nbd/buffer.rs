@@ -88,11 +88,6 @@ impl Outbox {
         self.sent == self.end
     }
 
-    /// Whether some of what there is was sent, and not all.
-    pub fn sent_in_part(&self) -> bool {
-        self.sent > 0
-    }
-
     /// Notes that the first `count` bytes were sent.
     ///
     /// # Panics

@@ -227,6 +227,12 @@ impl Link {
         result > 0 || is_passing(result)
     }
 
+    /// Whether something is to be sent still. Must not be sending.
+    pub fn has_unsent(&self) -> bool {
+        assert!(!self.sending, "what is being sent is not looked at");
+        !self.protocol.outbox.is_empty()
+    }
+
     /// Cancels whatever the kernel does.
     pub fn cancel(&self, ring: &mut Ring, slot: usize) {
         if self.receiving {

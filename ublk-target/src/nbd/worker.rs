@@ -124,13 +124,24 @@ impl Worker {
             Token::Ignored => return,
             Token::Woken => return self.welcome(),
             Token::Receive(slot) => (slot, self.place(slot).link.received(result)),
-            Token::Send(slot) => (slot, self.place(slot).link.sent(result)),
+            Token::Send(slot) => (slot, self.sent(slot, result)),
         };
         if !goes_on && self.place(slot).state != State::Over {
             let place = self.places[slot].as_mut().expect("it has just been there");
             place.state = State::Over;
             place.link.cancel(&mut self.ring, slot);
         }
+    }
+
+    /// Takes the result of a send, and sends what it has left: the connection may be receiving
+    /// meanwhile, and has no turn then.
+    fn sent(&mut self, slot: usize, result: i32) -> bool {
+        let place = self.places[slot].as_mut().expect("it stays while it sends");
+        let goes_on = place.link.sent(result);
+        if goes_on && place.state != State::Over && place.link.has_unsent() {
+            place.link.send(&mut self.ring, slot);
+        }
+        goes_on
     }
 
     fn place(&mut self, slot: usize) -> &mut Place {
@@ -181,17 +192,11 @@ impl Place {
         let waiting = self.link.is_negotiating().then_some(NEGOTIATION_PERIOD);
         let Some(protocol) = self.link.protocol() else { return waiting };
         if matches!(self.state, State::Ending | State::Over) {
-            if protocol.outbox.is_empty() {
-                self.state = State::Over;
-            }
-            if self.state == State::Ending {
-                self.link.send(ring, slot);
-            }
+            // What was to be sent has been, or cannot be.
+            self.state = State::Over;
             return waiting;
         }
-        // What a partial send has left goes first.
-        let progress =
-            if protocol.outbox.sent_in_part() { Progress::Flush } else { protocol.advance(now) };
+        let progress = protocol.advance(now);
         let has_output = !protocol.outbox.is_empty();
         // Whoever wins the claim wakes the supply thread for all.
         if protocol.supply_wanted() && waker.claim() {
