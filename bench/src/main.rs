@@ -1,21 +1,27 @@
-//! Benchmarks of the tmem engine: how much time it takes beside bare compression and kernel zram,
-//! and how much memory it takes where kernel zram would take so much.
+//! Benchmarks of tmem: measures the engine, gathers what was measured elsewhere, and makes the page
+//! of figures from it. `scripts/bench` runs all of it in turn.
 //!
 //! ```text
 //! cargo run --release -p tmem-bench -- engine [--quick] [--json FILE] [--samples FILE]
 //! cargo run --release -p tmem-bench -- density [--quick] [--json FILE] [--samples FILE]
+//! tmem-bench collect --suite device --platform uml --samples FILE.jsonl --output FILE.json
+//! tmem-bench page FOLDER
 //! ```
 //!
 //! The first two work on pages of real processes, which are gathered on the first run and kept in
 //! `target/bench-pages`. They compare with zram only as root.
 
+mod aims;
 mod bare;
 mod contenders;
 mod density;
 mod gather;
 mod numbers;
+mod page;
+mod plot;
 mod process;
 mod report;
+mod results;
 mod samples;
 mod speed;
 mod timing;
@@ -32,6 +38,7 @@ use serde::Serialize;
 
 use crate::gather::{PageSet, Source, page_set};
 use crate::report::{Machine, note};
+use crate::results::{Platform, Results, Suite};
 use crate::samples::{Line, NotRun};
 use crate::speed::Effort;
 
@@ -54,6 +61,10 @@ enum What {
     Engine(Common),
     /// Memory against kernel zram.
     Density(Common),
+    /// Makes a results file of sample files.
+    Collect(Collect),
+    /// Writes the page and the plots for the results files in a folder.
+    Page { folder: PathBuf },
 }
 
 #[derive(Args)]
@@ -64,7 +75,7 @@ struct Common {
     /// Writes the figures to a file.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// Writes every round's figures to a file.
+    /// Writes every round's figures to a file for `collect`.
     #[arg(long, value_name = "FILE")]
     samples: Option<PathBuf>,
     /// The folder of the page set; gathered there if it has none.
@@ -79,6 +90,24 @@ struct Common {
     limit: u64,
 }
 
+#[derive(Args)]
+struct Collect {
+    #[arg(long)]
+    suite: Suite,
+    #[arg(long)]
+    platform: Platform,
+    /// Release of the kernel that was measured on, if it is not the one that runs here.
+    #[arg(long, value_name = "RELEASE")]
+    kernel: Option<String>,
+    /// The samples are of a quick run.
+    #[arg(long)]
+    quick: bool,
+    #[arg(long, value_name = "FILE", num_args = 1.., required = true)]
+    samples: Vec<PathBuf>,
+    #[arg(long, value_name = "FILE")]
+    output: PathBuf,
+}
+
 /// Everything that a run found out.
 #[derive(Serialize)]
 struct Report<T> {
@@ -91,7 +120,7 @@ struct Report<T> {
     not_run: Vec<NotRun>,
 }
 
-/// What a kind of measurement gives: figures for the report, samples, and who is missing.
+/// What a kind of measurement gives: figures for the report, lines for `collect`, and who is missing.
 struct Measured<T> {
     figures: T,
     lines: Vec<Line>,
@@ -114,6 +143,15 @@ fn main() -> Result<()> {
             density::print(&figures[0]);
             Ok(Measured { lines: density::lines(&figures), figures, not_run })
         }),
+        What::Collect(collect) => {
+            let mut lines = Vec::new();
+            for path in &collect.samples {
+                lines.extend(samples::read(path)?);
+            }
+            let Collect { suite, platform, kernel, quick, .. } = collect;
+            Results::collect(suite, platform, kernel, quick, lines)?.write(&collect.output)
+        }
+        What::Page { folder } => page::write(&folder),
     }
 }
 
