@@ -261,6 +261,9 @@ impl<'a> Bench<'a> {
         let mut neighbours: Vec<_> = (0..self.pages.len()).collect();
         neighbours.sort_unstable_by_key(|&at| numbers[at]);
         for _ in 0..self.rounds {
+            // By other pages than the last time.
+            let shift = self.random.below(neighbours.len() / REQUEST) * REQUEST;
+            neighbours.rotate_left(shift);
             self.held.clone_from(&neighbours);
             let steps = self.steps(Order::Sequential);
             self.round(&mut samples, Work::PutRequest, &steps);
