@@ -132,7 +132,11 @@ fn suite(results: &Results) -> String {
     if machine.kernel != machine.host_kernel {
         let _ = write!(page, "; the host's: {}", machine.host_kernel);
     }
-    let _ = writeln!(page, "\n- tmem {}", machine.revision);
+    let part = match results.platform {
+        Platform::Uml => key(results.platform),
+        _ => key(results.suite),
+    };
+    let _ = writeln!(page, "\n- tmem {}; again by `scripts/bench {part}`", machine.revision);
     for missing in &results.not_run {
         let case = missing.case.as_ref().map_or(String::new(), |case| format!(" in {case}"));
         let _ =
@@ -243,9 +247,14 @@ fn cases<'a>(results: &'a Results, metric: &Series) -> Vec<Vec<&'a Series>> {
 }
 
 fn plot_name(results: &Results, metric: &Series) -> String {
-    let names = (results.suite.to_possible_value(), results.platform.to_possible_value());
-    let (Some(suite), Some(platform)) = names else { unreachable!("no value is hidden") };
-    format!("{}-{}-{}.svg", suite.get_name(), platform.get_name(), metric.metric)
+    let (suite, platform) = (key(results.suite), key(results.platform));
+    format!("{suite}-{platform}-{}.svg", metric.metric)
+}
+
+/// The name that the command line knows.
+fn key(value: impl ValueEnum) -> String {
+    let value = value.to_possible_value().expect("no value is hidden");
+    value.get_name().to_owned()
 }
 
 fn suite_name(suite: Suite) -> &'static str {
@@ -387,6 +396,7 @@ mod tests {
             "|  | tmem-ublk | 0.00 | 0.00 - 0.00 | 1 |  |",
             "- **did not run:** nbdkit-zstd: nbdkit has no such allocator",
             "kernel measured on: 6.12.0-test; the host's: ",
+            "; again by `scripts/bench device`",
         ] {
             assert!(page.contains(row), "{row}\n{page}");
         }
