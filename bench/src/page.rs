@@ -301,8 +301,8 @@ fn about(results: &Results) -> &'static str {
         }
         (_, Platform::QemuKvm) => "Times are those of a virtual machine.",
         (_, Platform::Uml) => {
-            "The kernel is a process of the host: code runs as fast as on the host, system calls and \
-             wake-ups are slower."
+            "The kernel is a process of the host with one processor: code runs as fast as on the \
+             host, system calls and wake-ups are slower, and nothing runs side by side."
         }
         (_, Platform::Host) => "Times are the host's.",
     }
