@@ -5,7 +5,7 @@
 
 use std::ops::Range;
 
-use tmem::{ClientId, Engine, Got, Handle, PAGE_SIZE, Page, PoolId, Queue};
+use tmem::{ClientId, Engine, Got, Handle, PAGE_SIZE, Page, PoolId, Queue, SHARDS_MAX};
 
 use crate::bare::{C, Flex, Payloads};
 use crate::zram::Zram;
@@ -182,6 +182,12 @@ impl Contender for DirectZram<'_> {
         let written = self.zram.write(steps[0].position as u64, pages);
         written.expect("zram takes what it has room for");
     }
+}
+
+/// Shards of the engine: as many as the daemon has with a queue for each processor.
+pub fn shards() -> usize {
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    processors.next_power_of_two().min(SHARDS_MAX)
 }
 
 /// Keeps the compiler from leaving out what made the bytes.

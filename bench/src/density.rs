@@ -11,14 +11,11 @@ use serde::Serialize;
 use tmem::{Config, Engine, Got, Handle, PAGE_SIZE, Page, PoolId, PoolKind, PutError, Queue};
 
 use crate::bare::{HEADER_BYTES, Payloads, is_compressible, is_same_filled};
-use crate::contenders::Buffer;
+use crate::contenders::{Buffer, shards};
 use crate::numbers::Random;
 use crate::report::{Table, cell, mib};
 use crate::samples::{BYTES_PER_BYTE, Line, NotRun};
 use crate::zram::Zram;
-
-/// Shards: as many as the daemon has for two queues.
-const SHARDS: usize = 2;
 
 /// Times that half of all places change.
 const CHURN: usize = 10;
@@ -290,7 +287,7 @@ struct Store {
 
 impl Store {
     fn new(pages: usize, limit: u64) -> Result<Self> {
-        let engine = Engine::new(&Config { limit, limit_max: limit, shards: SHARDS })?;
+        let engine = Engine::new(&Config { limit, limit_max: limit, shards: shards() })?;
         let client = engine.create_client()?;
         let pool = engine.create_pool(client, PoolKind::Persistent, pages as u64)?;
         let store = Self { queue: engine.queue(client), engine, pool };

@@ -11,7 +11,7 @@ use serde::Serialize;
 use tmem::{ClientId, Config, Engine, Handle, Page, PoolId, PoolKind, PutError};
 
 use crate::bare::{Payloads, is_compressible};
-use crate::contenders::{BareC, BareFlex, Buffer, Contender, DirectZram, Step, Tmem};
+use crate::contenders::{BareC, BareFlex, Buffer, Contender, DirectZram, Step, Tmem, shards};
 use crate::numbers::Random;
 use crate::report::{Table, cell};
 use crate::samples::{Line, NotRun, TIME_PER_PAGE};
@@ -20,9 +20,6 @@ use crate::timing::{
     thread_round, time,
 };
 use crate::zram::Zram;
-
-/// Shards: as many as the daemon has for two queues.
-const SHARDS: usize = 2;
 
 /// Rounds of random overwriting before a store that has been used for long is measured.
 const WARM_ROUNDS: usize = 4;
@@ -77,7 +74,8 @@ pub fn run(pages: &[Page], effort: &Effort, limit: u64) -> Result<(Vec<Case>, Ve
         if suffix.is_empty() {
             bench.requests(&chosen, &mut add)?;
             bench.mixed(&mut add)?;
-            for threads in thread_counts(std::thread::available_parallelism()?.get()) {
+            let processors = std::thread::available_parallelism()?.get();
+            for threads in thread_counts(processors, pages.len() / PHASE) {
                 bench.threads(threads, &mut add)?;
             }
         }
@@ -133,9 +131,9 @@ fn choose(count: usize, most: usize) -> Vec<usize> {
     random.permutation(chosen.len()).into_iter().map(|at| chosen[at]).collect()
 }
 
-/// 1, 2, 4 and so on up to the number of processors, and that number.
-fn thread_counts(processors: usize) -> Vec<usize> {
-    let most = processors.max(THREADS_LEAST);
+/// 1, 2, 4 and so on up to the number of processors, and that number; no more than there is work for.
+fn thread_counts(processors: usize, phases: usize) -> Vec<usize> {
+    let most = processors.max(THREADS_LEAST).min(phases);
     let mut counts: Vec<_> = (0..).map(|power| 1 << power).take_while(|&n| n < most).collect();
     counts.push(most);
     counts
@@ -167,7 +165,7 @@ struct Bench<'a> {
 
 impl<'a> Bench<'a> {
     fn new(pages: &'a [Page], zram: Option<&'a Zram>, rounds: usize, limit: u64) -> Result<Self> {
-        let engine = Engine::new(&Config { limit, limit_max: limit, shards: SHARDS })?;
+        let engine = Engine::new(&Config { limit, limit_max: limit, shards: shards() })?;
         let client = engine.create_client()?;
         let pool = engine.create_pool(client, PoolKind::Persistent, pages.len() as u64)?;
         let payloads = [Payloads::of(pages)?, Payloads::of(pages)?];
@@ -300,9 +298,6 @@ impl<'a> Bench<'a> {
         let count = self.contenders().len();
         let (mut puts, mut gets) = (Samples::new(count), Samples::new(count));
         let share = self.pages.len() / threads / PHASE * PHASE;
-        if share == 0 {
-            bail!("{} pages are too few for {threads} threads", self.pages.len());
-        }
         for _ in 0..self.rounds {
             let mut positions = self.random.permutation(self.pages.len());
             positions.truncate(share * threads);
@@ -447,9 +442,10 @@ mod tests {
     }
 
     #[test]
-    fn threads_are_powers_of_two_up_to_the_processors() {
-        assert_eq!(thread_counts(1), [1, 2, 4]);
-        assert_eq!(thread_counts(6), [1, 2, 4, 6]);
-        assert_eq!(thread_counts(8), [1, 2, 4, 8]);
+    fn threads_are_powers_of_two_up_to_the_processors_and_the_work() {
+        assert_eq!(thread_counts(1, 100), [1, 2, 4]);
+        assert_eq!(thread_counts(6, 100), [1, 2, 4, 6]);
+        assert_eq!(thread_counts(8, 100), [1, 2, 4, 8]);
+        assert_eq!(thread_counts(64, 20), [1, 2, 4, 8, 16, 20]);
     }
 }
