@@ -1,20 +1,28 @@
-//! Benchmarks of the tmem engine: how much time it adds to bare compression, and how much memory
-//! it takes where kernel zram would take so much.
+//! Benchmarks of tmem: measures the engine, gathers what was measured elsewhere, and makes the page
+//! of figures from it. `scripts/bench` runs all of it in turn.
 //!
 //! ```text
-//! cargo run --release -p tmem-bench -- engine [--quick] [--json FILE]
-//! cargo run --release -p tmem-bench -- density [--quick] [--json FILE]
+//! cargo run --release -p tmem-bench -- engine [--quick] [--json FILE] [--samples FILE]
+//! cargo run --release -p tmem-bench -- density [--quick] [--json FILE] [--samples FILE]
+//! tmem-bench collect --suite device --platform uml --samples FILE.jsonl --output FILE.json
+//! tmem-bench page FOLDER
 //! ```
 //!
-//! Both work on pages of real processes, which are gathered on the first run and kept in
-//! `target/bench-pages`. `density` compares with zram only as root.
+//! The first two work on pages of real processes, which are gathered on the first run and kept in
+//! `target/bench-pages`. They compare with zram only as root.
 
+mod aims;
 mod bare;
+mod contenders;
 mod density;
 mod gather;
 mod numbers;
+mod page;
+mod plot;
 mod process;
 mod report;
+mod results;
+mod samples;
 mod speed;
 mod timing;
 mod workloads;
@@ -30,12 +38,17 @@ use serde::Serialize;
 
 use crate::gather::{PageSet, Source, page_set};
 use crate::report::{Machine, note};
+use crate::results::{Platform, Results, Suite};
+use crate::samples::{Line, NotRun};
 use crate::speed::Effort;
 
-const QUICK: Effort = Effort { pages: 4096, rounds: 3 };
+const QUICK: Effort = Effort { pages: 4096, rounds: 5 };
 const FULL: Effort = Effort { pages: usize::MAX, rounds: 9 };
 
-/// Measures the tmem engine.
+/// Rounds of `density`, each of which churns in another way.
+const DENSITY_ROUNDS: u64 = 5;
+
+/// Measures tmem.
 #[derive(Parser)]
 struct Arguments {
     #[command(subcommand)]
@@ -44,20 +57,27 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum What {
-    /// Time of puts and gets against bare lz4.
+    /// Time of puts and gets against bare lz4, and against zram by direct I/O.
     Engine(Common),
     /// Memory against kernel zram.
     Density(Common),
+    /// Makes a results file of sample files.
+    Collect(Collect),
+    /// Writes the page and the plots for the results files in a folder.
+    Page { folder: PathBuf },
 }
 
 #[derive(Args)]
 struct Common {
-    /// Fewer pages and rounds.
+    /// Fewer rounds, and for `engine` fewer pages.
     #[arg(long)]
     quick: bool,
     /// Writes the figures to a file.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Writes every round's figures to a file for `collect`.
+    #[arg(long, value_name = "FILE")]
+    samples: Option<PathBuf>,
     /// The folder of the page set; gathered there if it has none.
     #[arg(long, value_name = "FOLDER",
           default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/../target/bench-pages"))]
@@ -70,6 +90,24 @@ struct Common {
     limit: u64,
 }
 
+#[derive(Args)]
+struct Collect {
+    #[arg(long)]
+    suite: Suite,
+    #[arg(long)]
+    platform: Platform,
+    /// Release of the kernel that was measured on, if it is not the one that runs here.
+    #[arg(long, value_name = "RELEASE")]
+    kernel: Option<String>,
+    /// The samples are of a quick run.
+    #[arg(long)]
+    quick: bool,
+    #[arg(long, value_name = "FILE", num_args = 1.., required = true)]
+    samples: Vec<PathBuf>,
+    #[arg(long, value_name = "FILE")]
+    output: PathBuf,
+}
+
 /// Everything that a run found out.
 #[derive(Serialize)]
 struct Report<T> {
@@ -79,6 +117,14 @@ struct Report<T> {
     sources: Vec<Source>,
     limit: u64,
     figures: T,
+    not_run: Vec<NotRun>,
+}
+
+/// What a kind of measurement gives: figures for the report, lines for `collect`, and who is missing.
+struct Measured<T> {
+    figures: T,
+    lines: Vec<Line>,
+    not_run: Vec<NotRun>,
 }
 
 fn main() -> Result<()> {
@@ -86,26 +132,34 @@ fn main() -> Result<()> {
         What::Engine(common) => {
             let effort = if common.quick { QUICK } else { FULL };
             report(&common, |set| {
-                let cases = speed::run(&set.pages, &effort, common.limit << 20)?;
-                speed::print(&cases);
-                Ok(cases)
+                let (figures, not_run) = speed::run(&set.pages, &effort, common.limit << 20)?;
+                speed::print(&figures);
+                Ok(Measured { lines: speed::lines(&figures), figures, not_run })
             })
         }
         What::Density(common) => report(&common, |set| {
-            let count =
-                if common.quick { QUICK.pages.min(set.pages.len()) } else { set.pages.len() };
-            // From all workloads, and no two neighbours apart that need not be.
-            let step = set.pages.len() / count;
-            let pages: Vec<_> = set.pages.iter().step_by(step).take(count).copied().collect();
-            let points = density::run(&pages, common.limit << 20)?;
-            density::print(&points);
-            Ok(points)
+            let rounds = if common.quick { 1 } else { DENSITY_ROUNDS };
+            let (figures, not_run) = density::run(&set.pages, rounds, common.limit << 20)?;
+            density::print(&figures[0]);
+            Ok(Measured { lines: density::lines(&figures), figures, not_run })
         }),
+        What::Collect(collect) => {
+            let mut lines = Vec::new();
+            for path in &collect.samples {
+                lines.extend(samples::read(path)?);
+            }
+            let Collect { suite, platform, kernel, quick, .. } = collect;
+            Results::collect(suite, platform, kernel, quick, lines)?.write(&collect.output)
+        }
+        What::Page { folder } => page::write(&folder),
     }
 }
 
 /// Runs one kind of measurement on the page set, between what all have in common.
-fn report<T: Serialize>(common: &Common, run: impl FnOnce(&PageSet) -> Result<T>) -> Result<()> {
+fn report<T: Serialize>(
+    common: &Common,
+    run: impl FnOnce(&PageSet) -> Result<Measured<T>>,
+) -> Result<()> {
     let machine = Machine::new();
     let set = page_set(&common.pages, common.with_zero_pages)?;
     machine.print();
@@ -113,7 +167,14 @@ fn report<T: Serialize>(common: &Common, run: impl FnOnce(&PageSet) -> Result<T>
         note(format!("  {:>6} pages of {}, {} all zero", source.pages, source.name, source.zero));
     }
     note(format!("{} pages, {} all-zero pages left out", set.pages.len(), set.zero_left_out));
-    let figures = run(&set)?;
+    let Measured { figures, mut lines, not_run } = run(&set)?;
+    for missing in &not_run {
+        note(format!("{} did not run: {}", missing.contender, missing.not_run));
+    }
+    if let Some(path) = &common.samples {
+        lines.extend(not_run.iter().cloned().map(Line::NotRun));
+        samples::write(path, &lines)?;
+    }
     let Some(path) = &common.json else { return Ok(()) };
     let report = Report {
         machine,
@@ -122,6 +183,7 @@ fn report<T: Serialize>(common: &Common, run: impl FnOnce(&PageSet) -> Result<T>
         sources: set.sources,
         limit: common.limit << 20,
         figures,
+        not_run,
     };
     let file = File::create(path).with_context(|| format!("creating {}", path.display()))?;
     serde_json::to_writer_pretty(BufWriter::new(file), &report)?;

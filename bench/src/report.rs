@@ -3,19 +3,22 @@
 use std::fmt::Display;
 use std::process::Command;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// The machine and the moment, without which a figure means nothing.
-#[derive(Serialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct Machine {
-    date: String,
-    cpu: String,
-    cpus: usize,
-    memory_mib: u64,
-    kernel: String,
-    /// Tasks ready to run, averaged over a minute, before the run: what else went on.
-    load: String,
-    zbud: &'static str,
+    pub date: String,
+    pub cpu: String,
+    pub cpus: usize,
+    pub memory_mib: u64,
+    /// The kernel that was measured on: this machine's, or one that runs on it.
+    pub kernel: String,
+    pub host_kernel: String,
+    /// Tasks ready to run, averaged over a minute: what else went on.
+    pub load: String,
+    /// The commit that was measured, and whether it was changed; nothing outside a repository.
+    pub revision: String,
 }
 
 impl Machine {
@@ -25,25 +28,42 @@ impl Machine {
             let line = text.lines().find_map(|line| line.strip_prefix(name));
             line.unwrap_or("").trim_start_matches([' ', '\t', ':']).trim().to_owned()
         };
-        let date = Command::new("date").args(["-u", "+%Y-%m-%d %H:%M UTC"]).output();
-        let date = date.map(|out| String::from_utf8_lossy(&out.stdout).trim().to_owned());
         let memory = field(&read("/proc/meminfo"), "MemTotal");
+        let kernel = read("/proc/sys/kernel/osrelease").trim().to_owned();
         Self {
-            date: date.unwrap_or_default(),
+            date: said(Command::new("date").args(["-u", "+%Y-%m-%d %H:%M UTC"])),
             cpu: field(&read("/proc/cpuinfo"), "model name"),
             cpus: std::thread::available_parallelism().map_or(1, usize::from),
             memory_mib: memory.trim_end_matches(" kB").parse().unwrap_or(0) / 1024,
-            kernel: read("/proc/sys/kernel/osrelease").trim().to_owned(),
+            host_kernel: kernel.clone(),
+            kernel,
             load: read("/proc/loadavg").split(' ').next().unwrap_or("").to_owned(),
-            zbud: if cfg!(feature = "seed-zbud") { "seed-zbud" } else { "default" },
+            revision: said(Command::new("git").args([
+                "-C",
+                env!("CARGO_MANIFEST_DIR"),
+                "describe",
+                "--always",
+                "--dirty",
+            ])),
         }
     }
 
     pub fn print(&self) {
+        let zbud = if cfg!(feature = "seed-zbud") { "seed-zbud" } else { "default" };
         println!(
-            "{} | {} x {} | {} MiB | Linux {} | load {} | zbud: {}",
-            self.date, self.cpus, self.cpu, self.memory_mib, self.kernel, self.load, self.zbud
+            "{} | {} x {} | {} MiB | Linux {} | load {} | zbud: {zbud}",
+            self.date, self.cpus, self.cpu, self.memory_mib, self.kernel, self.load
         );
+    }
+}
+
+/// What a program says; nothing if it fails.
+fn said(command: &mut Command) -> String {
+    match command.output() {
+        Ok(output) if output.status.success() => {
+            String::from_utf8_lossy(&output.stdout).trim().to_owned()
+        }
+        _ => String::new(),
     }
 }
 

@@ -1,32 +1,37 @@
-//! Speed: puts and gets through the engine against bare compression and decompression.
+//! Speed: puts and gets through the engine, beside bare compression and decompression and beside
+//! kernel zram, which a process reaches by system calls.
 //!
-//! Every case runs on the same pages for all contestants: lz4_flex with the engine's options is
-//! the base, the engine comes second, the C library third.
+//! Every case runs on the same pages for all contenders; lz4_flex with the engine's options is the
+//! base of what is printed. What a round stores is read back and compared, untimed, by all.
 
-use std::sync::{Barrier, Mutex};
+use std::sync::Barrier;
 
 use anyhow::{Context, Result, bail};
 use serde::Serialize;
-use tmem::{
-    ClientId, Config, Engine, Got, Handle, PAGE_SIZE, Page, PoolId, PoolKind, PutError, Queue,
-};
+use tmem::{ClientId, Config, Engine, Handle, Page, PoolId, PoolKind, PutError};
 
-use crate::bare::{C, Flex, Payloads, is_compressible};
+use crate::bare::{Payloads, is_compressible};
+use crate::contenders::{BareC, BareFlex, Buffer, Contender, DirectZram, Step, Tmem, shards};
 use crate::numbers::Random;
 use crate::report::{Table, cell};
-use crate::timing::{BATCH, Contestant, Samples, Step, Timing, apart, round, time};
-
-/// Shards: as many as the daemon has for two queues.
-const SHARDS: usize = 2;
-
-const NAMES: [&str; 3] = ["lz4_flex", "engine", "C lz4"];
+use crate::samples::{Line, NotRun, TIME_PER_PAGE};
+use crate::timing::{
+    BATCH, MIX, MIX_PUTS, PHASE, REQUEST, Samples, Timing, Work, add_thread_round, round,
+    thread_round, time,
+};
+use crate::zram::Zram;
 
 /// Rounds of random overwriting before a store that has been used for long is measured.
 const WARM_ROUNDS: usize = 4;
 
-const THREADS: usize = 2;
-/// Pages that each thread does between two meetings with the other.
-const THREAD_PHASE: usize = 16 * BATCH;
+/// A page set is a multiple of every batch's size.
+const SET_UNIT: usize = REQUEST * MIX / 2;
+
+const _: () = assert!(SET_UNIT.is_multiple_of(BATCH));
+const _: () = assert!(SET_UNIT.is_multiple_of(REQUEST) && SET_UNIT.is_multiple_of(MIX));
+
+/// As many threads are tried at least, however few processors there are.
+const THREADS_LEAST: usize = 4;
 
 /// How much is done.
 pub struct Effort {
@@ -41,39 +46,41 @@ pub struct Case {
     pub timings: Vec<Timing>,
 }
 
-/// Runs all cases: over pages that compress, and over all.
-pub fn run(pages: &[Page], effort: &Effort, limit: u64) -> Result<Vec<Case>> {
-    let mut random = Random::new(1);
-    let order = random.permutation(pages.len());
-    let chosen: Vec<Page> = order.iter().take(effort.pages).map(|&at| pages[at]).collect();
-    let payloads = Payloads::of(&chosen)?;
-    let compress = |at: &usize| is_compressible(&chosen[*at], payloads.get(*at));
-    let compressible: Vec<Page> = (0..chosen.len()).filter(compress).map(|at| chosen[at]).collect();
+/// Runs all cases on all pages, and those with one thread on the pages that compress. Without a
+/// zram device there are figures of the others.
+pub fn run(pages: &[Page], effort: &Effort, limit: u64) -> Result<(Vec<Case>, Vec<NotRun>)> {
+    let chosen = choose(pages.len(), effort.pages);
+    let all: Vec<Page> = chosen.iter().map(|&at| pages[at]).collect();
+    let payloads = Payloads::of(&all)?;
+    let compress = |&at: &usize| is_compressible(&all[at], payloads.get(at));
+    let compressible = (0..all.len()).filter(compress).map(|at| chosen[at]).collect();
     let mut cases = Vec::new();
-    for (set, pages) in [("compressible", &compressible), ("all", &chosen)] {
-        if pages.len() < BATCH * 16 {
-            bail!("{} {set} pages are too few", pages.len());
+    let zram = Zram::new("lz4", chosen.len() as u64);
+    let not_run = zram.as_ref().err().map(|error| NotRun::new("zram-lz4", error));
+    let zram = zram.ok();
+    for (suffix, mut chosen) in [("", chosen), ("-compressible", compressible)] {
+        chosen.truncate(chosen.len() / SET_UNIT * SET_UNIT);
+        if chosen.is_empty() {
+            bail!("the set has too few pages");
         }
-        let mut bench = Bench::new(pages, effort.rounds, limit)?;
+        let pages: Vec<Page> = chosen.iter().map(|&at| pages[at]).collect();
+        let mut bench = Bench::new(&pages, zram.as_ref(), effort.rounds, limit)?;
         let mut add = |name: &str, timings| {
-            let name = format!("{name}, {set}");
+            let name = format!("{name}{suffix}");
             eprintln!("measured {name}");
             cases.push(Case { name, timings });
         };
-        for (name, order) in [("sequential", Order::Sequential), ("random", Order::Random)] {
-            let (puts, gets, flushes) = bench.fresh(order)?;
-            add(&format!("put {name}"), puts);
-            add(&format!("get {name}"), gets);
-            add(&format!("flush {name}"), flushes);
+        bench.one_thread(&mut add)?;
+        if suffix.is_empty() {
+            bench.requests(&chosen, &mut add)?;
+            bench.mixed(&mut add)?;
+            let processors = std::thread::available_parallelism()?.get();
+            for threads in thread_counts(processors, pages.len() / PHASE) {
+                bench.threads(threads, &mut add)?;
+            }
         }
-        let (puts, gets) = bench.churn()?;
-        add("put overwriting", puts);
-        add("get after that", gets);
-        let (puts, gets) = bench.threads()?;
-        add(&format!("put, {THREADS} threads"), puts);
-        add(&format!("get, {THREADS} threads"), gets);
     }
-    Ok(cases)
+    Ok((cases, not_run.into_iter().collect()))
 }
 
 /// Prints the cases as a table.
@@ -102,55 +109,115 @@ pub fn print(cases: &[Case]) {
     table.print();
 }
 
+/// The mean of every round, in the order in which they were measured.
+pub fn lines(cases: &[Case]) -> Vec<Line> {
+    let mut lines = Vec::new();
+    for case in cases {
+        for round in 0..case.timings[0].rounds_ns.len() {
+            lines.extend(case.timings.iter().map(|timing| {
+                TIME_PER_PAGE.line(&case.name, timing.name, timing.rounds_ns[round])
+            }));
+        }
+    }
+    lines
+}
+
+/// Numbers of pages in no order, taken from all over the set as requests' worths of neighbours.
+fn choose(count: usize, most: usize) -> Vec<usize> {
+    let mut random = Random::new(1);
+    let mut requests = random.permutation(count / REQUEST);
+    requests.truncate(most / REQUEST);
+    let chosen: Vec<_> = requests.iter().flat_map(|at| at * REQUEST..(at + 1) * REQUEST).collect();
+    random.permutation(chosen.len()).into_iter().map(|at| chosen[at]).collect()
+}
+
+/// 1, 2, 4 and so on up to the number of processors, and that number; no more than there is work for.
+fn thread_counts(processors: usize, phases: usize) -> Vec<usize> {
+    let most = processors.max(THREADS_LEAST).min(phases);
+    let mut counts: Vec<_> = (0..).map(|power| 1 << power).take_while(|&n| n < most).collect();
+    counts.push(most);
+    counts
+}
+
 #[derive(Clone, Copy)]
 enum Order {
     Sequential,
     Random,
 }
 
-/// An engine, the pages, and the pages' payloads: a copy for each bare contestant, so that none
-/// finds in the cache what another has just read.
+/// Where a case's timings go, with its name.
+type Add<'a> = &'a mut dyn FnMut(&str, Vec<Timing>);
+
+/// An engine, perhaps a zram device, the pages, and the pages' payloads: a copy for each bare
+/// contender, so that none finds in the cache what another has just read.
 struct Bench<'a> {
     engine: Engine,
     client: ClientId,
     pool: PoolId,
+    zram: Option<&'a Zram>,
     pages: &'a [Page],
     payloads: [Payloads; 2],
+    /// What page of the set each position holds, once the stores are filled.
+    held: Vec<usize>,
     rounds: usize,
     random: Random,
 }
 
 impl<'a> Bench<'a> {
-    fn new(pages: &'a [Page], rounds: usize, limit: u64) -> Result<Self> {
-        let engine = Engine::new(&Config { limit, limit_max: limit, shards: SHARDS })?;
+    fn new(pages: &'a [Page], zram: Option<&'a Zram>, rounds: usize, limit: u64) -> Result<Self> {
+        let engine = Engine::new(&Config { limit, limit_max: limit, shards: shards() })?;
         let client = engine.create_client()?;
         let pool = engine.create_pool(client, PoolKind::Persistent, pages.len() as u64)?;
         let payloads = [Payloads::of(pages)?, Payloads::of(pages)?];
-        let bench = Self { engine, client, pool, pages, payloads, rounds, random: Random::new(2) };
+        let (held, random) = ((0..pages.len()).collect(), Random::new(2));
+        let bench = Self { engine, client, pool, zram, pages, payloads, held, rounds, random };
         // All memory that a round needs is there before the first that counts.
-        let mut queue = bench.engine.queue(client);
-        let steps: Vec<_> = (0..pages.len()).map(same).collect();
-        bench.put_all(&mut queue, &steps)?;
+        bench.put_all(&bench.steps_of(0..pages.len()))?;
         bench.engine.flush_range(bench.pool, 0, pages.len() as u64);
+        bench.clear_zram()?;
         Ok(bench)
     }
 
-    fn handle(&self, position: usize) -> Handle {
-        Handle::from_page(self.pool, position as u64)
+    /// The contenders, for one thread. The base is the first.
+    fn contenders(&self) -> Vec<Box<dyn Contender + '_>> {
+        let mut contenders: Vec<Box<dyn Contender + '_>> = vec![
+            Box::new(BareFlex::new(&self.payloads[0])),
+            Box::new(Tmem::new(&self.engine, self.client, self.pool)),
+            Box::new(BareC::new(&self.payloads[1])),
+        ];
+        if let Some(zram) = self.zram {
+            contenders.push(Box::new(DirectZram::new(zram)));
+        }
+        contenders
     }
 
-    /// Fills an empty pool, gets all of it, and flushes it page by page, round after round.
-    fn fresh(&mut self, order: Order) -> Result<(Vec<Timing>, Vec<Timing>, Vec<Timing>)> {
-        let mut queue = self.engine.queue(self.client);
-        let (mut puts, mut gets) = (Samples::new(NAMES.len()), Samples::new(NAMES.len()));
+    /// Puts and gets of single pages: of stores that are filled and emptied in each round, then of
+    /// stores that have been overwritten for a while. The stores are full after it.
+    fn one_thread(&mut self, add: Add<'_>) -> Result<()> {
+        for (name, order) in [("seq", Order::Sequential), ("random", Order::Random)] {
+            let [puts, gets, flushes] = self.fresh(order)?;
+            add(&format!("put-{name}"), puts);
+            add(&format!("get-{name}"), gets);
+            add(&format!("flush-{name}"), flushes);
+        }
+        let [puts, gets] = self.churn()?;
+        add("put-over", puts);
+        add("get-over", gets);
+        Ok(())
+    }
+
+    /// Fills an empty pool, gets all of it, and flushes it page by page, round after round. How
+    /// fast zram would be told that a page is free cannot be seen from a process.
+    fn fresh(&mut self, order: Order) -> Result<[Vec<Timing>; 3]> {
+        let count = self.contenders().len();
+        let (mut puts, mut gets) = (Samples::new(count), Samples::new(count));
         let mut flushes = Samples::new(1);
         for _ in 0..self.rounds {
             let steps = self.steps(order);
-            self.put_round(&mut puts, &steps, &mut queue);
-            self.put_all(&mut queue, steps.chunks_exact(BATCH).remainder())?;
+            self.round(&mut puts, Work::Put, &steps);
             let steps = self.steps(order);
-            self.get_round(&mut gets, &steps, &mut queue);
-            self.check(&mut queue, &steps)?;
+            self.round(&mut gets, Work::Get, &steps);
+            self.check(&steps)?;
             flushes.start_round();
             for batch in self.steps(order).chunks(BATCH) {
                 let nanoseconds = time(batch, || {
@@ -160,161 +227,174 @@ impl<'a> Bench<'a> {
                 });
                 flushes.add(0, nanoseconds);
             }
+            self.clear_zram()?;
         }
-        Ok((puts.timings(&NAMES), gets.timings(&NAMES), flushes.timings(&["engine"])))
+        Ok([self.timings(&puts), self.timings(&gets), flushes.timings(&["tmem"])])
     }
 
     /// Overwrites pages by other pages of the set, in random order, after that has been going on
     /// for a while; and gets pages in between.
-    fn churn(&mut self) -> Result<(Vec<Timing>, Vec<Timing>)> {
-        let mut queue = self.engine.queue(self.client);
-        let (mut puts, mut gets) = (Samples::new(NAMES.len()), Samples::new(NAMES.len()));
-        let count = self.pages.len();
+    fn churn(&mut self) -> Result<[Vec<Timing>; 2]> {
+        let count = self.contenders().len();
+        let (mut puts, mut gets) = (Samples::new(count), Samples::new(count));
         for number in 0..WARM_ROUNDS + self.rounds {
-            let contents = self.random.permutation(count);
-            let positions = self.random.permutation(count).into_iter();
-            let steps: Vec<_> = positions.zip(contents).map(Step::from).collect();
+            let positions = self.random.permutation(self.pages.len());
+            let steps = self.other_contents(&positions);
             if number < WARM_ROUNDS {
-                self.put_all(&mut queue, &steps)?;
+                self.put_all(&steps)?;
                 continue;
             }
-            self.put_round(&mut puts, &steps, &mut queue);
-            self.put_all(&mut queue, steps.chunks_exact(BATCH).remainder())?;
-            let order = self.random.permutation(count);
-            let steps: Vec<_> = order.into_iter().map(|at| steps[at]).collect();
-            self.get_round(&mut gets, &steps, &mut queue);
-            self.check(&mut queue, &steps)?;
+            self.round(&mut puts, Work::Put, &steps);
+            let steps = self.steps(Order::Random);
+            self.round(&mut gets, Work::Get, &steps);
+            self.check(&steps)?;
         }
-        Ok((puts.timings(&NAMES), gets.timings(&NAMES)))
+        Ok([self.timings(&puts), self.timings(&gets)])
+    }
+
+    /// Overwrites pages in order, 32 to a request, which were neighbours in memory: what the kernel
+    /// writes when it swaps out. `numbers` are those of our pages in the whole set.
+    fn requests(&mut self, numbers: &[usize], add: Add<'_>) -> Result<()> {
+        let mut samples = Samples::new(self.contenders().len());
+        let mut neighbours: Vec<_> = (0..self.pages.len()).collect();
+        neighbours.sort_unstable_by_key(|&at| numbers[at]);
+        for _ in 0..self.rounds {
+            // By other pages than the last time.
+            let shift = self.random.below(neighbours.len() / REQUEST) * REQUEST;
+            neighbours.rotate_left(shift);
+            self.held.clone_from(&neighbours);
+            let steps = self.steps(Order::Sequential);
+            self.round(&mut samples, Work::PutRequest, &steps);
+            self.check(&steps)?;
+        }
+        add("put-batch32", self.timings(&samples));
+        Ok(())
+    }
+
+    /// Seven gets and three puts of ten, at random places.
+    fn mixed(&mut self, add: Add<'_>) -> Result<()> {
+        let mut samples = Samples::new(self.contenders().len());
+        for _ in 0..self.rounds {
+            let mut positions = self.random.permutation(self.pages.len());
+            let puts = positions.split_off(positions.len() / MIX * (MIX - MIX_PUTS.len()));
+            let mut gets = self.steps_of(positions).into_iter();
+            let mut puts = self.other_contents(&puts).into_iter();
+            let steps: Vec<_> = (0..self.pages.len())
+                .filter_map(|at| match MIX_PUTS.contains(&(at % MIX)) {
+                    true => puts.next(),
+                    false => gets.next(),
+                })
+                .collect();
+            self.round(&mut samples, Work::Mixed, &steps);
+            self.check(&steps)?;
+        }
+        add("mixed-70-30", self.timings(&samples));
+        Ok(())
+    }
+
+    /// Threads with a queue each, first putting, then getting, each its own part of the pages. All
+    /// do the same thing at the same time.
+    fn threads(&mut self, threads: usize, add: Add<'_>) -> Result<()> {
+        let count = self.contenders().len();
+        let (mut puts, mut gets) = (Samples::new(count), Samples::new(count));
+        let share = self.pages.len() / threads / PHASE * PHASE;
+        for _ in 0..self.rounds {
+            let mut positions = self.random.permutation(self.pages.len());
+            positions.truncate(share * threads);
+            let steps = self.other_contents(&positions);
+            self.thread_rounds(&mut puts, Work::Put, &steps, threads);
+            self.thread_rounds(&mut gets, Work::Get, &steps, threads);
+            self.check(&steps)?;
+        }
+        add(&format!("put-threads-{threads}"), self.timings(&puts));
+        add(&format!("get-threads-{threads}"), self.timings(&gets));
+        Ok(())
+    }
+
+    fn round(&self, samples: &mut Samples, work: Work, steps: &[Step]) {
+        round(samples, work, steps, self.pages, &mut self.contenders(), || self.supply());
+    }
+
+    fn thread_rounds(&self, samples: &mut Samples, work: Work, steps: &[Step], threads: usize) {
+        let barrier = Barrier::new(threads);
+        let one = |steps| {
+            let mut contenders = self.contenders();
+            thread_round(work, steps, self.pages, &mut contenders, &barrier, || self.supply())
+        };
+        let spans: Vec<_> = std::thread::scope(|scope| {
+            let shares = steps.chunks(steps.len() / threads);
+            let started: Vec<_> = shares.map(|steps| scope.spawn(|| one(steps))).collect();
+            started.into_iter().map(|thread| thread.join().expect("a thread panicked")).collect()
+        });
+        add_thread_round(samples, self.contenders().len(), &spans);
     }
 
     fn steps(&mut self, order: Order) -> Vec<Step> {
-        let count = self.pages.len();
         match order {
-            Order::Sequential => (0..count).map(same).collect(),
-            Order::Random => self.random.permutation(count).into_iter().map(same).collect(),
-        }
-    }
-
-    fn put_round(&self, samples: &mut Samples, steps: &[Step], queue: &mut Queue) {
-        let (mut flex, mut c) = (Flex::new(), C::new());
-        let mut contestants: [Contestant<'_>; 3] = [
-            Box::new(|_, pages| pages.iter().for_each(|page| used(flex.compress(page)))),
-            Box::new(|steps, pages| self.put(queue, steps, pages)),
-            Box::new(|_, pages| pages.iter().for_each(|page| used(c.compress(page)))),
-        ];
-        round(samples, steps, Some(self.pages), &mut contestants, || self.supply());
-    }
-
-    fn get_round(&self, samples: &mut Samples, steps: &[Step], queue: &mut Queue) {
-        let (mut page, mut other, mut third) = ([0; PAGE_SIZE], [0; PAGE_SIZE], [0; PAGE_SIZE]);
-        let mut contestants: [Contestant<'_>; 3] = [
-            Box::new(|steps, _| decompress(&self.payloads[0], steps, Flex::decompress, &mut page)),
-            Box::new(|steps, _| self.get(queue, steps, &mut other)),
-            Box::new(|steps, _| decompress(&self.payloads[1], steps, C::decompress, &mut third)),
-        ];
-        round(samples, steps, None, &mut contestants, || ());
-    }
-
-    fn put(&self, queue: &mut Queue, steps: &[Step], pages: &[Page]) {
-        for (step, page) in steps.iter().zip(pages) {
-            let result = self.engine.put(queue, self.handle(step.position), page);
-            assert_eq!(result, Ok(()), "the limit is too low for the set");
-        }
-    }
-
-    fn get(&self, queue: &mut Queue, steps: &[Step], page: &mut Page) {
-        for step in steps {
-            let got = self.engine.get(queue, self.handle(step.position), page);
-            assert_eq!(got, Ok(Got::Hit));
-            used(page);
-        }
-    }
-
-    /// Two threads with a queue each, first putting, then getting, each its own half of the pages.
-    /// Both do the same thing at the same time.
-    fn threads(&mut self) -> Result<(Vec<Timing>, Vec<Timing>)> {
-        let (mut puts, mut gets) = (Samples::new(2), Samples::new(2));
-        for _ in 0..self.rounds {
-            let steps = self.steps(Order::Random);
-            let share = steps.len() / THREADS / THREAD_PHASE * THREAD_PHASE;
-            if share == 0 {
-                bail!("{} pages are too few for {THREADS} threads", steps.len());
+            Order::Sequential => self.steps_of(0..self.pages.len()),
+            Order::Random => {
+                let positions = self.random.permutation(self.pages.len());
+                self.steps_of(positions)
             }
-            let barrier = Barrier::new(THREADS);
-            let all = Mutex::new((&mut puts, &mut gets));
-            std::thread::scope(|scope| {
-                for steps in steps.chunks(share).take(THREADS) {
-                    scope.spawn(|| {
-                        let (put, get) = self.thread_round(steps, &barrier);
-                        let mut all = all.lock().expect("no thread panicked");
-                        all.0.append(put);
-                        all.1.append(get);
-                    });
-                }
-            });
-            let mut queue = self.engine.queue(self.client);
-            self.check(&mut queue, &steps[..share * THREADS])?;
         }
-        Ok((puts.timings(&NAMES[..2]), gets.timings(&NAMES[..2])))
     }
 
-    fn thread_round(&self, steps: &[Step], barrier: &Barrier) -> (Samples, Samples) {
+    /// Steps to these positions, with what they hold.
+    fn steps_of(&self, positions: impl IntoIterator<Item = usize>) -> Vec<Step> {
+        let step = |position| Step { position, content: self.held[position] };
+        positions.into_iter().map(step).collect()
+    }
+
+    /// Steps that put other pages of the set to these positions.
+    fn other_contents(&mut self, positions: &[usize]) -> Vec<Step> {
+        for (position, content) in positions.iter().zip(self.random.permutation(self.pages.len())) {
+            self.held[*position] = content;
+        }
+        self.steps_of(positions.iter().copied())
+    }
+
+    fn timings(&self, samples: &Samples) -> Vec<Timing> {
+        let names: Vec<_> = self.contenders().iter().map(|one| one.name()).collect();
+        samples.timings(&names)
+    }
+
+    fn handle(&self, position: usize) -> Handle {
+        Handle::from_page(self.pool, position as u64)
+    }
+
+    /// Puts to the stores untimed.
+    fn put_all(&self, steps: &[Step]) -> Result<()> {
         let mut queue = self.engine.queue(self.client);
-        let (mut flex, mut page) = (Flex::new(), [0; PAGE_SIZE]);
-        let (mut puts, mut gets) = (Samples::new(2), Samples::new(2));
-        puts.start_round();
-        gets.start_round();
-        let phase = |samples: &mut Samples, at, steps: &[Step], work: &mut dyn FnMut()| {
-            barrier.wait();
-            samples.add(at, time(steps, work));
-        };
-        let parts: Vec<_> = steps.chunks(THREAD_PHASE).collect();
-        let of = |number, at| parts[apart(number, at, 2, parts.len())];
-        let pages_of = |steps: &[Step]| -> Vec<Page> {
-            steps.iter().map(|step| self.pages[step.content]).collect()
-        };
-        for number in 0..parts.len() {
-            let (first, second) = (pages_of(of(number, 0)), pages_of(of(number, 1)));
-            self.supply();
-            let compress = &mut || first.iter().for_each(|page| used(flex.compress(page)));
-            phase(&mut puts, 0, of(number, 0), compress);
-            let put = &mut || self.put(&mut queue, of(number, 1), &second);
-            phase(&mut puts, 1, of(number, 1), put);
-        }
-        for number in 0..parts.len() {
-            let (payloads, steps) = (&self.payloads[0], of(number, 0));
-            let bare = &mut || decompress(payloads, steps, Flex::decompress, &mut page);
-            phase(&mut gets, 0, steps, bare);
-            let get = &mut || self.get(&mut queue, of(number, 1), &mut page);
-            phase(&mut gets, 1, of(number, 1), get);
-        }
-        (puts, gets)
-    }
-
-    /// Puts untimed.
-    fn put_all(&self, queue: &mut Queue, steps: &[Step]) -> Result<()> {
+        let mut buffer = Buffer::new(1);
         for step in steps {
             self.supply();
-            let result =
-                self.engine.put(queue, self.handle(step.position), &self.pages[step.content]);
-            match result {
+            let page = &self.pages[step.content];
+            match self.engine.put(&mut queue, self.handle(step.position), page) {
                 Err(PutError::Starved | PutError::Full) => {
                     bail!("the limit is too low for the set")
                 }
                 other => other.context("putting a page")?,
             }
+            if let Some(zram) = self.zram {
+                buffer.pages_mut()[0] = *page;
+                zram.write(step.position as u64, buffer.pages())?;
+            }
         }
         Ok(())
     }
 
-    /// Gets untimed, and compares.
-    fn check(&self, queue: &mut Queue, steps: &[Step]) -> Result<()> {
-        let mut page = [0; PAGE_SIZE];
-        for step in steps {
-            let got = self.engine.get(queue, self.handle(step.position), &mut page)?;
-            if got != Got::Hit || page != self.pages[step.content] {
-                bail!("page {} is not what was put there", step.position);
+    fn clear_zram(&self) -> Result<()> {
+        let Some(zram) = self.zram else { return Ok(()) };
+        zram.discard(0..self.pages.len() as u64).context("discarding what zram holds")
+    }
+
+    /// Gets untimed from all contenders, and compares.
+    fn check(&self, steps: &[Step]) -> Result<()> {
+        for contender in &mut self.contenders() {
+            for step in steps {
+                if *contender.get(*step) != self.pages[step.content] {
+                    bail!("{}: page {} is not what was put", contender.name(), step.position);
+                }
             }
         }
         Ok(())
@@ -328,28 +408,6 @@ impl<'a> Bench<'a> {
     }
 }
 
-impl From<(usize, usize)> for Step {
-    fn from((position, content): (usize, usize)) -> Self {
-        Self { position, content }
-    }
-}
-
-fn decompress(from: &Payloads, steps: &[Step], how: fn(&[u8], &mut Page), page: &mut Page) {
-    for step in steps {
-        how(from.get(step.content), page);
-        used(page);
-    }
-}
-
-fn same(at: usize) -> Step {
-    Step { position: at, content: at }
-}
-
-/// Keeps the compiler from leaving out what made the bytes.
-fn used(bytes: &[u8]) {
-    std::hint::black_box(bytes);
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -357,11 +415,37 @@ mod tests {
     #[test]
     fn all_cases_run_and_give_figures() {
         let pages: Vec<Page> =
-            (0..1024usize).map(|n| std::array::from_fn(|at| (at * n / 50) as u8)).collect();
-        let cases = run(&pages, &Effort { pages: 800, rounds: 1 }, 64 << 20).unwrap();
-        assert_eq!(cases.len(), 20);
+            (0..1400usize).map(|n| std::array::from_fn(|at| (at * n / 50) as u8)).collect();
+        let effort = Effort { pages: 1300, rounds: 2 };
+        let (cases, not_run) = run(&pages, &effort, 64 << 20).unwrap();
+        let names: Vec<_> = cases.iter().map(|case| case.name.as_str()).collect();
+        for name in ["put-seq", "get-over-compressible", "put-batch32", "mixed-70-30"] {
+            assert!(names.contains(&name), "{name} of {names:?}");
+        }
         for case in &cases {
             assert!(case.timings.iter().all(|t| t.median_ns > 0.0 && t.ratio > 0.0));
         }
+        // Only root can have a zram device.
+        let contenders = 4 - not_run.len();
+        let put = cases.iter().find(|case| case.name == "put-threads-4").unwrap();
+        assert_eq!(put.timings.len(), contenders);
+        assert_eq!(lines(std::slice::from_ref(put)).len(), contenders * 2);
+    }
+
+    #[test]
+    fn pages_are_chosen_by_requests_and_in_no_order() {
+        let mut chosen = choose(32 * 10 + 5, 32 * 3 + 5);
+        assert!(!chosen.is_sorted());
+        chosen.sort_unstable();
+        assert_eq!(chosen.len(), 96);
+        assert!(chosen.chunks(32).all(|run| run[0] % 32 == 0 && run[31] == run[0] + 31));
+    }
+
+    #[test]
+    fn threads_are_powers_of_two_up_to_the_processors_and_the_work() {
+        assert_eq!(thread_counts(1, 100), [1, 2, 4]);
+        assert_eq!(thread_counts(6, 100), [1, 2, 4, 6]);
+        assert_eq!(thread_counts(8, 100), [1, 2, 4, 8]);
+        assert_eq!(thread_counts(64, 20), [1, 2, 4, 8, 16, 20]);
     }
 }

@@ -2,6 +2,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -19,30 +20,24 @@ const CONTROL: &str = "/sys/class/zram-control";
 /// `_IO(0x12, 119)`; its argument is {offset, bytes}.
 const BLKDISCARD: rustix::ioctl::Opcode = 0x1277;
 
-/// A page that direct I/O can use.
-#[repr(align(4096))]
-struct Aligned(Page);
-
-/// A zram device with lz4. It is reset, and removed if it was added, when this goes.
+/// A zram device. It is reset, and removed if it was added, when this goes.
 pub struct Zram {
     file: Option<File>,
     number: u32,
     was_added: bool,
-    buffer: Box<Aligned>,
-    pub pages: u64,
+    pages: u64,
 }
 
 impl Zram {
     /// Adds a device, or takes one that nobody uses.
-    pub fn new(pages: u64) -> Result<Self> {
+    pub fn new(algorithm: &str, pages: u64) -> Result<Self> {
         let added = fs::read_to_string(format!("{CONTROL}/hot_add"));
         let (number, was_added) = match added {
             Ok(number) => (number.trim().parse().context("hot_add gave no number")?, true),
             Err(_) => (unused_device()?, false),
         };
-        let buffer = Box::new(Aligned([0; PAGE_SIZE]));
-        let mut zram = Self { file: None, number, was_added, buffer, pages };
-        zram.set("comp_algorithm", "lz4")?;
+        let mut zram = Self { file: None, number, was_added, pages };
+        zram.set("comp_algorithm", algorithm)?;
         zram.set("disksize", &(pages * PAGE_SIZE as u64).to_string())?;
         let flags = (OFlags::DIRECT | OFlags::EXCL).bits() as i32;
         let device = format!("/dev/zram{number}");
@@ -51,21 +46,20 @@ impl Zram {
         Ok(zram)
     }
 
-    pub fn write(&mut self, at: u64, page: &Page) -> io::Result<()> {
-        self.buffer.0.copy_from_slice(page);
-        self.file().write_all_at(&self.buffer.0, at * PAGE_SIZE as u64)
+    /// Writes pages, which have to be of a `Buffer`, with one system call.
+    pub fn write(&self, at: u64, pages: &[Page]) -> io::Result<()> {
+        self.file().write_all_at(pages.as_flattened(), at * PAGE_SIZE as u64)
     }
 
-    pub fn read(&mut self, at: u64, page: &mut Page) -> io::Result<()> {
-        let file = self.file.as_ref().expect("open as long as this lives");
-        file.read_exact_at(&mut self.buffer.0, at * PAGE_SIZE as u64)?;
-        page.copy_from_slice(&self.buffer.0);
-        Ok(())
+    /// Reads a page into one of a `Buffer`.
+    pub fn read(&self, at: u64, page: &mut Page) -> io::Result<()> {
+        self.file().read_exact_at(page, at * PAGE_SIZE as u64)
     }
 
     #[allow(unsafe_code)]
-    pub fn discard(&self, at: u64) -> io::Result<()> {
-        let range = [at * PAGE_SIZE as u64, PAGE_SIZE as u64];
+    pub fn discard(&self, pages: Range<u64>) -> io::Result<()> {
+        let bytes = PAGE_SIZE as u64;
+        let range = [pages.start * bytes, (pages.end - pages.start) * bytes];
         // SAFETY: the operation reads two 64-bit numbers, and touches the device only.
         let done = unsafe { ioctl(self.file(), Setter::<BLKDISCARD, _>::new(range)) };
         Ok(done?)
@@ -132,20 +126,27 @@ fn unused_device() -> Result<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::contenders::Buffer;
 
     #[test]
     fn pages_are_written_read_and_discarded_where_there_is_zram() {
         // Only root can have a device; where there is none, nothing can be tested.
-        let Ok(mut zram) = Zram::new(64) else { return };
-        let mut page: Page = std::array::from_fn(|at| (at / 3) as u8);
-        zram.write(5, &page).unwrap();
+        let Ok(zram) = Zram::new("lz4", 64) else { return };
+        let mut buffer = Buffer::new(3);
+        for (number, page) in buffer.pages_mut().iter_mut().enumerate() {
+            *page = std::array::from_fn(|at| (at / (3 + number)) as u8);
+        }
+        zram.write(5, buffer.pages()).unwrap();
         assert!(zram.mem_used().unwrap() > 0);
-        zram.read(5, &mut page).unwrap();
-        assert_eq!(page[4000], (4000 / 3) as u8);
-        zram.discard(5).unwrap();
-        zram.read(5, &mut page).unwrap();
-        assert_eq!(page, [0; PAGE_SIZE]);
+        zram.read(6, &mut buffer.pages_mut()[0]).unwrap();
+        assert_eq!(buffer.pages()[0], buffer.pages()[1]);
+        zram.discard(5..7).unwrap();
+        zram.read(6, &mut buffer.pages_mut()[0]).unwrap();
+        assert_eq!(buffer.pages()[0], [0; PAGE_SIZE]);
+        zram.read(7, &mut buffer.pages_mut()[0]).unwrap();
+        assert_eq!(buffer.pages()[0], buffer.pages()[2]);
         zram.compact().unwrap();
         assert_eq!(zram.table_bytes(), 1024);
+        assert!(Zram::new("no-such-algorithm", 64).is_err());
     }
 }

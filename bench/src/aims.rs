@@ -1,0 +1,164 @@
+//! Aims: what the project has set itself, and whether a run met it.
+//!
+//! Each aim is a ratio to kernel zram in the same run on the same machine, by the default front
+//! end. It is judged by the median over the rounds, on every platform that it was measured on.
+
+use crate::results::{Platform, Results, Spread, Suite};
+
+const CONTENDER: &str = "tmem-ublk";
+
+/// A bound on a ratio to the baseline.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Limit {
+    AtLeast(f64),
+    AtMost(f64),
+}
+
+pub struct Aim {
+    pub what: &'static str,
+    pub metric: &'static str,
+    pub limit: Limit,
+    suite: Suite,
+    /// None: every case of the suite that has the metric.
+    case: Option<&'static str>,
+}
+
+pub const AIMS: [Aim; 4] = [
+    Aim {
+        what: "random read at depth 1",
+        metric: "latency_mean",
+        limit: Limit::AtMost(2.5),
+        suite: Suite::Device,
+        case: Some("randread-4k-qd1"),
+    },
+    Aim {
+        what: "random read at depth 32",
+        metric: "iops",
+        limit: Limit::AtLeast(0.6),
+        suite: Suite::Device,
+        case: Some("randread-4k-qd32"),
+    },
+    Aim {
+        what: "sequential write, 128 KiB",
+        metric: "throughput",
+        limit: Limit::AtLeast(0.95),
+        suite: Suite::Device,
+        case: Some("write-128k"),
+    },
+    Aim {
+        what: "swapping programs",
+        metric: "wall",
+        limit: Limit::AtMost(1.15),
+        suite: Suite::Swap,
+        case: None,
+    },
+];
+
+/// An aim against a case of a run.
+pub struct Verdict {
+    pub platform: Platform,
+    pub case: String,
+    /// None where the baseline was measured and tmem was not.
+    pub ratio: Option<Spread>,
+}
+
+impl Limit {
+    /// How much a ratio stays on the good side, as a part of the limit; negative on the other.
+    pub fn slack(self, ratio: f64) -> f64 {
+        match self {
+            Self::AtLeast(limit) => ratio / limit - 1.0,
+            Self::AtMost(limit) => 1.0 - ratio / limit,
+        }
+    }
+
+    pub fn ratio(self) -> f64 {
+        match self {
+            Self::AtLeast(limit) | Self::AtMost(limit) => limit,
+        }
+    }
+}
+
+impl Aim {
+    fn is_about(&self, suite: Suite, case: &str, metric: &str) -> bool {
+        self.suite == suite && self.metric == metric && self.case.is_none_or(|aim| aim == case)
+    }
+
+    /// The verdicts on this aim; none if nothing was measured that it is about.
+    pub fn verdicts(&self, all: &[Results]) -> Vec<Verdict> {
+        let mut verdicts = Vec::new();
+        for results in all {
+            for base in results.samples.iter().filter(|one| one.contender == results.baseline) {
+                if self.is_about(results.suite, &base.case, &base.metric) {
+                    let own = results.series(&base.case, CONTENDER, &base.metric);
+                    verdicts.push(Verdict {
+                        platform: results.platform,
+                        case: base.case.clone(),
+                        ratio: own.map(|own| own.ratio_to(base)),
+                    });
+                }
+            }
+        }
+        verdicts
+    }
+}
+
+/// The aim's limit for a case's metric, if there is an aim for it.
+pub fn limit_of(suite: Suite, case: &str, metric: &str) -> Option<Limit> {
+    AIMS.iter().find(|aim| aim.is_about(suite, case, metric)).map(|aim| aim.limit)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::results::tests::results;
+    use crate::samples::Better;
+
+    #[test]
+    fn an_aim_is_met_up_to_its_limit() {
+        assert!(Limit::AtMost(2.5).slack(2.5) == 0.0 && Limit::AtLeast(0.6).slack(0.6) == 0.0);
+        assert!((Limit::AtMost(2.5).slack(5.0) + 1.0).abs() < 1e-9);
+        assert!((Limit::AtMost(2.0).slack(1.0) - 0.5).abs() < 1e-9);
+        assert!((Limit::AtLeast(0.6).slack(0.3) + 0.5).abs() < 1e-9);
+        assert!((Limit::AtLeast(0.5).slack(1.0) - 1.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn verdicts_are_by_case_and_say_what_is_missing() {
+        let device = results(
+            Suite::Device,
+            &[
+                ("randread-4k-qd1", "zram-lz4", "latency_mean", Better::Lower, &[2.0, 3.0]),
+                ("randread-4k-qd1", "tmem-ublk", "latency_mean", Better::Lower, &[4.0, 6.0]),
+                ("randread-4k-qd1", "tmem-nbd", "latency_mean", Better::Lower, &[400.0, 600.0]),
+                ("randread-4k-qd32", "zram-lz4", "latency_mean", Better::Lower, &[1.0]),
+            ],
+            &[],
+        );
+        let swap = results(
+            Suite::Swap,
+            &[
+                ("touch-pc0", "zram-lz4", "wall", Better::Lower, &[10.0]),
+                ("touch-pc0", "tmem-ublk", "wall", Better::Lower, &[12.0]),
+                ("sort-pc0", "zram-lz4", "wall", Better::Lower, &[10.0]),
+            ],
+            &[],
+        );
+        let all = [device, swap];
+        let depth_1 = AIMS[0].verdicts(&all);
+        assert_eq!(depth_1.len(), 1);
+        assert_eq!(depth_1[0].ratio.unwrap().median, 2.0);
+        assert!(AIMS[1].verdicts(&all).is_empty());
+        let programs = AIMS[3].verdicts(&all);
+        let cases: Vec<_> = programs.iter().map(|one| (&one.case[..], one.ratio)).collect();
+        assert!(cases[0].0 == "touch-pc0" && cases[0].1.unwrap().median == 1.2);
+        assert_eq!(cases[1], ("sort-pc0", None));
+    }
+
+    #[test]
+    fn limits_are_found_by_case_and_metric() {
+        let limit = |case, metric| limit_of(Suite::Device, case, metric);
+        assert_eq!(limit("randread-4k-qd32", "iops"), Some(Limit::AtLeast(0.6)));
+        assert_eq!(limit("randread-4k-qd32", "latency_mean"), None);
+        assert_eq!(limit_of(Suite::Swap, "any", "wall"), Some(Limit::AtMost(1.15)));
+    }
+}
