@@ -40,3 +40,20 @@ install_build_packages() {
     as_root env DEBIAN_FRONTEND=noninteractive \
         apt-get install -y -qq --no-install-recommends gcc libc6-dev $libclang >/dev/null
 }
+
+# The NBD clients that others wrote, for tests/nbd/tools.sh.
+install_nbd_tools() {
+    local tool missing=''
+    for tool in nbdinfo nbdcopy qemu-img qemu-io fio; do
+        command -v $tool >/dev/null || missing+=" $tool"
+    done
+    /usr/bin/python3 -c 'import nbd' 2>/dev/null || missing+=" python3-libnbd"
+    [ -n "$missing" ] || return 0
+    command -v apt-get >/dev/null || {
+        echo "missing:$missing: install what your distribution calls them" >&2
+        return 1
+    }
+    as_root apt-get update -qq
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
+        libnbd-bin python3 python3-libnbd qemu-utils fio >/dev/null
+}

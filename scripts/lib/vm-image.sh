@@ -7,7 +7,7 @@
 
 # Debian packages that hold what is taken below; `scripts/vm --install` installs them.
 VM_PACKAGES=(qemu-system-x86 linux-image-6.12-amd64 busybox-static zstd xz-utils cpio kmod
-    e2fsprogs util-linux mount fio dmsetup bash coreutils procps)
+    e2fsprogs util-linux mount fio dmsetup bash coreutils procps nbd-client)
 
 # Kernel modules for the guest; what they depend on is added.
 VM_BOOT_MODULES=(virtio_blk ext4)
@@ -17,7 +17,7 @@ VM_MODULES=(ublk_drv nbd zram loop dm-mod dm-delay dm-flakey lz4 lz4hc zstd lzo 
 # Programs for the guest, looked up in VM_PATH; `?` in front marks one it can do without.
 VM_PATH=/usr/sbin:/usr/bin:/sbin:/bin
 VM_PROGRAMS=(bash fio mkswap swapon swapoff blkdiscard mkfs.ext4 e2fsck fsck.ext4 dmsetup fsfreeze
-    losetup kmod dd cmp diff stty numfmt ?strace ?taskset ?unshare ?ps)
+    losetup kmod dd cmp diff stty numfmt nbd-client ?strace ?taskset ?unshare ?ps)
 
 vm_kernel_release() {
     local image

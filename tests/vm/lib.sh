@@ -94,8 +94,21 @@ wait_for() {
     done
 }
 
+# check_code NAME CODE PATTERN COMMAND...: the exit code, and what is said, if PATTERN is not empty.
+check_code() {
+    local name=$1 code=$2 pattern=$3 status
+    shift 3
+    "$@" >/tmp/said 2>&1
+    status=$?
+    if [ $status = "$code" ] && { [ -z "$pattern" ] || grep -qE "$pattern" /tmp/said; }; then
+        pass "$name: $(tail -1 /tmp/said)"
+    else
+        fail "$name: status $status, not $code; said: $(tail -3 /tmp/said)"
+    fi
+}
+
 # start_tmem SIZE [POOL_LIMIT [ARGS...]]: a swap device of SIZE; sets DEVICE. The daemon's messages
-# are in $TMEM_LOG.
+# are in $TMEM_LOG. With FRONTEND=nbd it is not served by ublk, and without --swapon no block device.
 TMEM_LOG=/tmp/tmem.log TMEM_PID='' DEVICE=''
 start_tmem() {
     local size=$1 limit=${2:-50%}
@@ -105,16 +118,18 @@ start_tmem() {
         start_zram "$size" "$limit"
         return
     fi
-    modprobe ublk_drv
+    [ "${FRONTEND:-ublk}" = nbd ] || modprobe ublk_drv
     : >/tmp/tmem.out
-    tmem run --pool-limit "$limit" --swap "$size" "$@" >/tmp/tmem.out 2>>"$TMEM_LOG" &
+    tmem run --frontend "${FRONTEND:-ublk}" --pool-limit "$limit" --swap "$size" "$@" \
+        >/tmp/tmem.out 2>>"$TMEM_LOG" &
     TMEM_PID=$!
     if ! wait_for 60 device_announced; then
         tail -20 "$TMEM_LOG"
         give_up "tmem run announced no device"
     fi
     DEVICE=$(awk 'NR == 1 { print $2 }' /tmp/tmem.out)
-    [ -b "$DEVICE" ] || give_up "tmem run announced $DEVICE, which is no block device"
+    [ -b "$DEVICE" ] || [[ $DEVICE == nbd+unix:* ]] ||
+        give_up "tmem run announced $DEVICE, which is no block device"
 }
 
 device_announced() {
@@ -149,6 +164,7 @@ stop_tmem() {
     status=$?
     TMEM_PID=''
     check_number "tmem ended on SIGTERM" $status -eq 0
+    [ "${FRONTEND:-ublk}" = ublk ] || return 0
     [ ! -b "$DEVICE" ] && pass "$DEVICE is gone" || fail "$DEVICE is still there"
 }
 

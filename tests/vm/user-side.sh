@@ -6,19 +6,6 @@
 . "$(dirname "$0")/lib.sh"
 is_tmem || give_up "this is about tmem's own command line"
 
-# check_code NAME CODE PATTERN COMMAND...: the exit code, and what is said, if PATTERN is not empty.
-check_code() {
-    local name=$1 code=$2 pattern=$3 status
-    shift 3
-    "$@" >/tmp/said 2>&1
-    status=$?
-    if [ $status = "$code" ] && { [ -z "$pattern" ] || grep -qE "$pattern" /tmp/said; }; then
-        pass "$name: $(tail -1 /tmp/said)"
-    else
-        fail "$name: status $status, not $code; said: $(tail -3 /tmp/said)"
-    fi
-}
-
 path_of() { tmem list --noheadings --raw --output NAME,PATH | awk -v name="$1" '$1 == name { print $2 }'; }
 
 # A mkswap that tells how it was started.
