@@ -130,7 +130,7 @@ pub enum UpdateError {
     /// What it was could not be got. Nothing was changed.
     #[error(transparent)]
     Get(#[from] GetError),
-    /// What it should become could not be put.
+    /// What it should become could not be put. Nothing was changed, by [`PutError::Full`] either.
     #[error(transparent)]
     Put(#[from] PutError),
 }

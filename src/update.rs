@@ -16,8 +16,8 @@ impl Engine {
     /// Lets `edit` change a page of a persistent pool; one that is not there is zeros. `edit` may be
     /// called several times, each time with the page as it is then, and only the last counts.
     ///
-    /// As with [`Engine::put`], [`PutError::Starved`] has changed nothing, and after
-    /// [`PutError::Full`] the page is lost.
+    /// When it fails, whatever the error, the page stays as it was: unlike a put's, its older copy
+    /// holds more than what was to be replaced. So it cannot make room for the new one, either.
     pub fn update(
         &self,
         queue: &mut Queue,
@@ -42,38 +42,28 @@ impl Engine {
         hand: &mut Hand,
     ) -> Result<(), UpdateError> {
         let mut page = [0; PAGE_SIZE];
-        let mut is_last = false;
         loop {
             let mut shard = self.shard(handle);
             read(&mut shard, queue, handle, &mut page)?;
             edit(&mut page);
-            let packed = queue.pack(handle, &page);
-            let mut result = shard.put(handle, packed, hand);
-            if is_last && result == Err(Refused::NoFrame) {
-                // Nothing more is to be had, so the new copy may have the old one's room.
-                shard.lose(handle);
-                result = shard.put(handle, packed, hand);
-                if result == Err(Refused::NoFrame) {
-                    shard.refuse_put(handle);
-                    return Err(PutError::Full.into());
-                }
-            }
-            match result {
+            match shard.put(handle, queue.pack(handle, &page), hand) {
                 Ok(()) => return Ok(()),
                 Err(Refused::NoPage) => return Err(PutError::NoPage.into()),
                 Err(Refused::NoFrame) => {}
             }
             drop(shard);
             let frame = if hand.is_full() { None } else { self.frame_of_others(handle) };
-            match frame {
-                Some(frame) => hand.add(frame),
-                None if self.arena.allocated() >= self.arena.limit() => is_last = true,
-                None => {
-                    self.shard(handle).count(handle, |counters| counters.starved_puts += 1);
-                    return Err(PutError::Starved.into());
-                }
-            }
+            let Some(frame) = frame else { break };
+            hand.add(frame);
         }
+        let is_full = self.arena.allocated() >= self.arena.limit();
+        let mut shard = self.shard(handle);
+        if is_full {
+            shard.refuse_put(handle);
+            return Err(PutError::Full.into());
+        }
+        shard.count(handle, |counters| counters.starved_puts += 1);
+        Err(PutError::Starved.into())
     }
 }
 
@@ -170,30 +160,24 @@ mod tests {
     }
 
     #[test]
-    fn a_starved_update_changes_nothing_and_a_refused_one_loses_the_page() {
+    fn an_update_that_fails_changes_nothing() {
         let (engine, mut queue, pool) = engine(PoolKind::Persistent);
         let handle = Handle::from_page(pool, 1);
-        engine.put(&mut queue, handle, &[0; PAGE_SIZE]).unwrap_err();
         let starved = engine.update(&mut queue, handle, |page| *page = noise(1));
         assert_eq!(starved, Err(PutError::Starved.into()));
         while engine.supply().unwrap().more {}
-        // Until nothing is left but what the page itself may give up.
         engine.put(&mut queue, handle, &noise(1)).unwrap();
         let others = (2..).take_while(|&page| {
             engine.put(&mut queue, Handle::from_page(pool, page), &noise(page)).is_ok()
         });
         assert!((4..=FRAMES).contains(&(others.count() as u64)));
-        engine.update(&mut queue, handle, |page| page[0] = 7).unwrap();
-        let mut expected = noise(1);
-        expected[0] = 7;
-        assert_eq!(get(&engine, &mut queue, handle), expected);
-
-        let far = Handle::from_page(pool, 3000);
-        let refused = engine.update(&mut queue, far, |page| *page = noise(5));
+        let refused = engine.update(&mut queue, handle, |page| page[0] ^= 7);
         assert_eq!(refused, Err(PutError::Full.into()));
-        let mut page = [0; PAGE_SIZE];
-        assert_eq!(engine.get(&mut queue, far, &mut page), Err(GetError::Lost));
-        assert_eq!(get(&engine, &mut queue, handle), expected);
+        assert_eq!(get(&engine, &mut queue, handle), noise(1));
+        assert_eq!(engine.pool_stats(pool).unwrap().starved_puts, 1);
+        // What takes no frame is not refused.
+        engine.update(&mut queue, handle, |page| page.fill(3)).unwrap();
+        assert_eq!(get(&engine, &mut queue, handle), [3; PAGE_SIZE]);
     }
 
     #[test]

@@ -261,7 +261,6 @@ impl Model {
             }
             Err(UpdateError::Put(PutError::Full)) => {
                 self.check_full();
-                self.lost(pool, page);
                 self.failed.0 += 1;
             }
             Err(UpdateError::Put(PutError::Starved)) => {

@@ -82,6 +82,14 @@ impl Attachment {
         Self { node: None, export: Some((Arc::clone(server), export)) }
     }
 
+    /// Waits a while for connections to end that the kernel has let go of.
+    pub fn settle(&self) {
+        let deadline = Instant::now() + END_LIMIT;
+        while self.connections() > 0 && Instant::now() < deadline {
+            sleep(LOOK_PERIOD);
+        }
+    }
+
     /// The same device with a node.
     pub fn with_node(self, node: Node) -> Self {
         Self { node: Some(node), ..self }
@@ -143,53 +151,53 @@ impl Attachment {
     /// Detaches the device from all that reaches it, or, if somebody uses it, from nothing. `claim`
     /// is held on the node until it is gone. May be tried again after an error.
     pub fn detach(&self, claim: Option<File>) -> Result<(), DetachError> {
-        match &self.node {
-            None => self.close()?,
-            Some(Node::Ublk(server)) => {
-                self.close()?;
-                match server.stop(claim) {
-                    Ok(()) => {}
-                    // Somebody else removed it: it is gone, which is what was wanted.
-                    Err(_) if server.has_ended() => {}
-                    Err(error) => {
-                        if let Some((_, export)) = &self.export {
-                            export.reopen();
-                        }
-                        return Err(error.into());
-                    }
-                }
-            }
-            Some(Node::Nbd(client)) => {
-                let connections = self.connections();
-                if connections > client.connections().into() {
-                    return Err(DetachError::Clients { connections });
-                }
-                client.detach()?;
-                drop(claim);
-                self.close_soon()?;
-            }
+        // First of all nobody new can come.
+        self.check_clients(self.kernels_connections())?;
+        let stopped = match &self.node {
+            None => Ok(()),
+            Some(Node::Ublk(server)) => match server.stop(claim) {
+                // Somebody else removed it: it is gone, which is what was wanted.
+                Err(_) if server.has_ended() => Ok(()),
+                result => result.map_err(DetachError::from),
+            },
+            Some(Node::Nbd(client)) => client.detach(claim).map_err(DetachError::from),
+        };
+        if stopped.is_err() {
+            self.reopen();
+            return stopped;
         }
+        if self.kernels_connections() > 0 {
+            self.settle();
+        }
+        self.check_clients(0)?;
         if let Some((server, export)) = &self.export {
             server.remove(export);
         }
         Ok(())
     }
 
-    /// Keeps NBD clients out, if there are none.
-    fn close(&self) -> Result<(), DetachError> {
-        let closed = self.export.as_ref().map_or(Ok(()), |(_, export)| export.close());
-        closed.map_err(|connections| DetachError::Clients { connections })
+    /// Connections that are ours to end.
+    fn kernels_connections(&self) -> u32 {
+        match &self.node {
+            Some(Node::Nbd(client)) => client.connections().into(),
+            _ => 0,
+        }
     }
 
-    /// The same, once the connections have ended that the kernel has let go of.
-    fn close_soon(&self) -> Result<(), DetachError> {
-        let deadline = Instant::now() + END_LIMIT;
-        loop {
-            match self.close() {
-                Err(error) if Instant::now() >= deadline => return Err(error),
-                Err(_) => sleep(LOOK_PERIOD),
-                Ok(()) => return Ok(()),
-            }
+    /// Keeps new NBD clients out, if there are no more than so many; else those that there are stay,
+    /// and new ones may come.
+    fn check_clients(&self, most: u32) -> Result<(), DetachError> {
+        let connections = self.export.as_ref().map_or(0, |(_, export)| export.close());
+        if connections > most {
+            self.reopen();
+            return Err(DetachError::Clients { connections });
+        }
+        Ok(())
+    }
+
+    fn reopen(&self) {
+        if let Some((_, export)) = &self.export {
+            export.reopen();
         }
     }
 }

@@ -18,7 +18,8 @@ const PAGE_BYTES: u64 = PAGE_SIZE as u64;
 pub enum Stored {
     /// It is there.
     Done,
-    /// It is not. A whole page is lost then: it does not read as what it was before.
+    /// It is not. A whole page is lost then: it does not read as what it was before. Of a part the
+    /// page stays as it is.
     Failed(Errno),
     /// The engine has no frame at the moment, and nothing was changed: try again soon, or give up
     /// with [`BlockDevice::lose_at`].
@@ -90,6 +91,12 @@ impl BlockDevice {
         } else {
             self.edit(queue, part, |target| target.fill(0))
         }
+    }
+
+    /// Whether a part of a page is known to read as zeros.
+    pub fn is_zero_at(&self, part: &Part) -> bool {
+        let run = self.engine().run(self.pool(), part.page, 1);
+        matches!(run, Some((Holding::Nothing | Holding::Zeros, _)))
     }
 
     /// Gives up what was to be stored: a whole page is lost, of a part the page stays as it is.

@@ -117,11 +117,19 @@ impl RunConfig {
             FrontEnd::Ublk => nbd,
             FrontEnd::Nbd => Some(nbd.unwrap_or_default()),
         };
+        let control = control.unwrap_or_else(|| DEFAULT_SOCKET.into());
+        if nbd.as_ref().is_some_and(|nbd| nbd.path() == control) {
+            let message = format!(
+                "{} cannot be both the control socket and the NBD socket: choose another with --nbd",
+                control.display()
+            );
+            return Err(Failure::new(Exit::Usage, message));
+        }
         Ok(Self {
             frontend,
             nbd,
             pool_limit,
-            control: control.unwrap_or_else(|| DEFAULT_SOCKET.into()),
+            control,
             swapon: args.swapon || file.swapon,
             best_effort: args.best_effort || file.best_effort,
             swaps,
@@ -376,6 +384,15 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn one_path_is_for_one_socket() {
+        let nbd = Some("unix:/run/x".parse().unwrap());
+        let args = RunArgs { nbd, ..RunArgs::default() };
+        let failure = RunConfig::new(&args, Some(Path::new("/run/x")), &MACHINE).unwrap_err();
+        assert_eq!(failure.code, Exit::Usage);
+        assert!(failure.message.contains("cannot be both"), "{failure}");
     }
 
     #[test]

@@ -262,7 +262,9 @@ impl Daemon {
         let mut warnings = process::prepare(config.best_effort)?;
         let system = |what| move |source| DaemonError::System { what, source };
         let cpus = available_parallelism().map_err(system("count the CPUs"))?.get();
-        let buffer_budget = buffer_budget(ram_bytes());
+        // Both front ends share it, if there are two.
+        let shares = if config.nbd.is_some() && config.frontend == FrontEnd::Ublk { 2 } else { 1 };
+        let buffer_budget = buffer_budget(ram_bytes()) / shares;
         let engine = Arc::new(Engine::new(&Config {
             limit: config.pool_limit,
             limit_max: config.limit_max,
@@ -275,7 +277,7 @@ impl Daemon {
             None => None,
             Some(address) => {
                 let waker = Arc::clone(supply.waker());
-                Some(Arc::new(NbdServer::start(address, waker, cpus, ram_bytes())?))
+                Some(Arc::new(NbdServer::start(address, waker, cpus, buffer_budget)?))
             }
         };
         let (devices, turn) = (Mutex::new(Vec::new()), Mutex::new(()));
@@ -298,10 +300,14 @@ impl Daemon {
         if let Some(warning) = check_locked(self.engine.is_locked(), self.config.best_effort)? {
             log(format_args!("going on without a guard: {warning}"));
         }
-        let attachment = self.attach(&name, &block)?;
+        let (attachment, attached) = self.attach(&name, &block)?;
         let swapped_by_us = self.config.swapon;
         let device = Arc::new(Device { name, block, attachment, swapped_by_us });
-        if let Err(failed) = self.set_up(&device.attachment) {
+        if attached.is_err() {
+            // Of connections that were made for a node, before that failed.
+            device.attachment.settle();
+        }
+        if let Err(failed) = attached.and_then(|()| self.set_up(&device.attachment)) {
             return Err(self.undo(device, failed));
         }
         self.devices.lock().push(Arc::clone(&device));
@@ -360,39 +366,39 @@ impl Daemon {
         Ok(())
     }
 
-    /// Makes all by which a new device is reached.
-    fn attach(&self, name: &str, block: &Arc<BlockDevice>) -> Result<Attachment, DaemonError> {
+    /// Makes all by which a new device is reached; with the second error it is not all.
+    #[allow(clippy::type_complexity, reason = "the second result is about the first's value")]
+    fn attach(
+        &self,
+        name: &str,
+        block: &Arc<BlockDevice>,
+    ) -> Result<(Attachment, Result<(), DaemonError>), DaemonError> {
         // A flush of swap is for nothing.
         let flush = !self.config.swapon;
         let export = |nbd: &Arc<NbdServer>| Attachment::export(nbd, name, Arc::clone(block), flush);
-        match (self.config.frontend, &self.nbd) {
+        let attachment = match (self.config.frontend, &self.nbd) {
             (FrontEnd::Ublk, nbd) => {
                 let waker = Arc::clone(self.supply.waker());
                 let server = UblkServer::start(Arc::clone(block), waker, self.plan()?)?;
                 let node = Node::Ublk(server);
-                Ok(match nbd {
+                match nbd {
                     None => Attachment::new(node),
                     Some(nbd) => export(nbd).with_node(node),
-                })
+                }
             }
             (FrontEnd::Nbd, None) => unreachable!("the NBD front end has an address"),
-            (FrontEnd::Nbd, Some(nbd)) => {
+            (FrontEnd::Nbd, Some(nbd)) if self.config.swapon => {
                 let exported = export(nbd);
-                if !self.config.swapon {
-                    return Ok(exported);
-                }
                 // As many as there are workers to serve them at the same time.
                 let connections = nbd.workers() as u16;
                 match KernelClient::attach(nbd.address(), name, block.bytes(), connections) {
-                    Ok(client) => Ok(exported.with_node(Node::Nbd(client))),
-                    Err(error) => {
-                        // Kept from it only by somebody who uses it already, and then serves him.
-                        let _ = exported.detach(None);
-                        Err(error.into())
-                    }
+                    Ok(client) => exported.with_node(Node::Nbd(client)),
+                    Err(error) => return Ok((exported, Err(error.into()))),
                 }
             }
-        }
+            (FrontEnd::Nbd, Some(nbd)) => export(nbd),
+        };
+        Ok((attachment, Ok(())))
     }
 
     /// What a new device needs once it is live: threads that are fit for it, and swap.

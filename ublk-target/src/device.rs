@@ -315,7 +315,7 @@ pub struct IoStats {
     /// Writes failed with ENOSPC because they had waited too long for the arena to grow: the pool
     /// was not full, but the system gave no memory in time.
     pub starved_errors: u64,
-    /// Requests failed for any other reason: a lost or corrupt page.
+    /// Requests failed for any other reason: a lost or corrupt page, or that they made no sense.
     pub io_errors: u64,
 }
 

@@ -415,8 +415,8 @@ mod tests {
         let all = TableArgs { output_all: true, raw: true, bytes: true, ..args() };
         assert_eq!(
             devices(&[info()], &all).unwrap(),
-            "NAME TYPE PATH DISKSIZE QUEUES DEPTH MOUNTPOINT\n\
-             swap0 swap /dev/ublkb0 4294967296 2 128 [SWAP]\n"
+            "NAME TYPE PATH URI CONNECTIONS DISKSIZE QUEUES DEPTH MOUNTPOINT\n\
+             swap0 swap /dev/ublkb0 - 0 4294967296 2 128 [SWAP]\n"
         );
     }
 

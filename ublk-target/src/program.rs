@@ -39,6 +39,8 @@ pub enum ProgramError {
     Failed {
         /// The program.
         program: &'static str,
+        /// Its process, which has ended.
+        pid: u32,
         /// The device.
         path: String,
         /// What it said.
@@ -77,8 +79,12 @@ pub fn run(
         // An interrupt from the terminal is for us alone: it must not cut a swapoff short.
         .process_group(0)
         .stdin(Stdio::null());
-    let output =
-        command.output().map_err(|source| ProgramError::Spawn { program: file, source })?;
+    let spawn = |source| ProgramError::Spawn { program: file, source };
+    let child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().map_err(spawn)?;
+    let pid = child.id();
+    let output = child
+        .wait_with_output()
+        .map_err(|source| ProgramError::Spawn { program: program.into(), source })?;
     if output.status.success() {
         return Ok(());
     }
@@ -87,7 +93,7 @@ pub fn run(
         "" => output.status.to_string(),
         text => text.to_owned(),
     };
-    Err(ProgramError::Failed { program, path: path.into(), said })
+    Err(ProgramError::Failed { program, pid, path: path.into(), said })
 }
 
 /// The program's file: the first in `path` or in the usual places for root's programs that can be

@@ -1,13 +1,12 @@
 //! The exports: which devices clients may use, under which names, and who does.
 //!
-//! An export that somebody visits is not closed, and one that is closed takes no visitors: that is
+//! An export that is closed takes no more visitors, and it is removed only when it has none: that is
 //! how a device is never pulled away from under a client. Nothing here allocates once an export is
-//! there.
+//! there; the locks are the standard library's because those never do, not even to wait.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use parking_lot::{Mutex, MutexGuard};
 use tmem::POOLS_MAX;
 
 use crate::device::{BlockDevice, IoCounters, IoStats};
@@ -57,7 +56,7 @@ impl Export {
 
     /// The engine queue of a worker.
     pub fn queue(&self, worker: usize) -> MutexGuard<'_, tmem::Queue> {
-        self.workers[worker].queue.lock()
+        lock(&self.workers[worker].queue)
     }
 
     /// The counters of a worker.
@@ -77,19 +76,18 @@ impl Export {
         self.visitors.load(Ordering::Acquire) & !CLOSED
     }
 
-    /// Closes it, so that nobody can begin to use it; or says how many use it.
-    pub fn close(&self) -> Result<(), u32> {
-        let closed = self.visitors.compare_exchange(0, CLOSED, Ordering::AcqRel, Ordering::Acquire);
-        match closed {
-            Ok(_) | Err(CLOSED) => Ok(()),
-            Err(visitors) => Err(visitors),
-        }
+    /// Closes it, so that nobody can begin to use it, and says how many connections use it still.
+    pub fn close(&self) -> u32 {
+        self.visitors.fetch_or(CLOSED, Ordering::AcqRel) & !CLOSED
     }
 
     /// Opens it again.
     pub fn reopen(&self) {
-        // Whoever closed it is the only one who does.
-        let _ = self.visitors.compare_exchange(CLOSED, 0, Ordering::AcqRel, Ordering::Acquire);
+        self.visitors.fetch_and(!CLOSED, Ordering::AcqRel);
+    }
+
+    fn is_open(&self) -> bool {
+        self.visitors.load(Ordering::Acquire) & CLOSED == 0
     }
 
     fn admit(&self) -> bool {
@@ -98,9 +96,10 @@ impl Export {
     }
 }
 
-/// A connection's use of an export, from the end of the negotiation until it is dropped.
+/// A connection's use of an export, from the end of the negotiation until it leaves or is dropped.
 pub struct Visit {
     export: Arc<Export>,
+    has_left: bool,
 }
 
 impl Visit {
@@ -108,11 +107,18 @@ impl Visit {
     pub fn export(&self) -> &Export {
         &self.export
     }
+
+    /// Ends the use. What the export holds is freed, if nobody else has it, only when this is dropped.
+    pub fn leave(&mut self) {
+        if !std::mem::replace(&mut self.has_left, true) {
+            self.export.visitors.fetch_sub(1, Ordering::AcqRel);
+        }
+    }
 }
 
 impl Drop for Visit {
     fn drop(&mut self) {
-        self.export.visitors.fetch_sub(1, Ordering::AcqRel);
+        self.leave();
     }
 }
 
@@ -132,14 +138,15 @@ impl Default for Exports {
 impl Exports {
     /// Adds an export.
     pub fn add(&self, export: Arc<Export>) {
-        let mut list = self.list.lock();
+        let mut list = lock(&self.list);
         assert!(list.len() < POOLS_MAX, "more exports than pools");
+        assert!(list.iter().all(|other| other.name != export.name), "two exports of one name");
         list.push(export);
     }
 
     /// Removes an export.
     pub fn remove(&self, export: &Arc<Export>) {
-        let mut list = self.list.lock();
+        let mut list = lock(&self.list);
         let at = list.iter().position(|other| Arc::ptr_eq(other, export));
         let removed = at.map(|at| list.remove(at));
         // What else it frees is not for the lock to wait for.
@@ -147,23 +154,29 @@ impl Exports {
         drop(removed);
     }
 
-    /// Calls `look` with the export that `name` means: the one of that name, or with an empty name
-    /// the only one there is.
+    /// Calls `look` with the export that `name` means, unless it is closed: the one of that name, or
+    /// with an empty name the only one there is.
     pub fn with<T>(&self, name: &[u8], look: impl FnOnce(&Export) -> T) -> Option<T> {
-        find(&self.list.lock(), name).map(|export| look(export))
+        let list = lock(&self.list);
+        find(&list, name).filter(|export| export.is_open()).map(|export| look(export))
     }
 
     /// Begins a visit to the export that `name` means, unless it is closed.
     pub fn visit(&self, name: &[u8]) -> Option<Visit> {
-        let list = self.list.lock();
+        let list = lock(&self.list);
         let export = find(&list, name).filter(|export| export.admit())?;
-        Some(Visit { export: Arc::clone(export) })
+        Some(Visit { export: Arc::clone(export), has_left: false })
     }
 
     /// Calls `look` with each export.
     pub fn for_each(&self, look: impl FnMut(&Export)) {
-        self.list.lock().iter().map(AsRef::as_ref).for_each(look);
+        lock(&self.list).iter().map(AsRef::as_ref).for_each(look);
     }
+}
+
+/// Locks. A thread that panics with one of these locks ends the process.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn find<'a>(list: &'a [Arc<Export>], name: &[u8]) -> Option<&'a Arc<Export>> {
@@ -201,15 +214,18 @@ mod tests {
     }
 
     #[test]
-    fn what_is_visited_stays_open_and_what_is_closed_is_not_visited() {
+    fn what_is_closed_is_not_visited_and_knows_who_is_left() {
         let exports = Exports::default();
         let a = export("a");
         exports.add(Arc::clone(&a));
-        let visits = [exports.visit(b"a").unwrap(), exports.visit(b"").unwrap()];
-        assert_eq!((a.visitors(), a.close()), (2, Err(2)));
-        drop(visits);
-        assert_eq!((a.visitors(), a.close(), a.close()), (0, Ok(()), Ok(())));
+        let mut visits = [exports.visit(b"a").unwrap(), exports.visit(b"").unwrap()];
+        assert_eq!((a.visitors(), a.close()), (2, 2));
         assert!(exports.visit(b"a").is_none());
+        assert_eq!(exports.with(b"a", |_| ()), None);
+        visits[0].leave();
+        assert_eq!((a.visitors(), a.close()), (1, 1));
+        drop(visits);
+        assert_eq!((a.visitors(), a.close()), (0, 0));
         a.reopen();
         assert!(exports.visit(b"a").is_some());
     }

@@ -1,15 +1,18 @@
 //! The kernel's own NBD client on one of our exports: how a kernel without ublk gets a block device.
 //!
 //! `nbd-client` makes the connections, hands them to the kernel and ends; from then on nobody stands
-//! between the kernel and us. Requests have no time limit: a daemon that is stopped for a while is
-//! late, and not dead.
+//! between the kernel and us. Requests have no time limit that matters: a daemon that is stopped for
+//! a while is late, and not dead.
 
 use std::ffi::OsString;
+use std::fs::File;
+use std::io;
 use std::path::Path;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use super::address::NbdAddress;
+use super::buffer::DATA_BYTES;
 use crate::module;
 use crate::program::{self, ProgramError};
 
@@ -18,6 +21,12 @@ const DEVICES_MAX: u32 = 256;
 
 /// Requests that the driver has under way on one connection.
 pub const CONNECTION_DEPTH: u32 = 128;
+
+/// Time limit of a request, in seconds. To the driver 0 means none only while there is one connection:
+/// of several it drops the one on which a request takes longer than the 30 s that are then in force,
+/// and fails the I/O when none is left (`nbd_xmit_timeout`). So it is eleven days, which as
+/// milliseconds fits 31 bits, whatever the kernel's tick.
+const TIMEOUT_SECONDS: u32 = 1_000_000;
 
 /// How long the kernel may take to let go of its connections, and how often to look.
 const DETACH_LIMIT: Duration = Duration::from_secs(10);
@@ -49,6 +58,16 @@ pub enum KernelError {
         path: String,
         /// The size that it should have.
         bytes: u64,
+    },
+    /// The device could not be told how long its requests may be.
+    #[error("cannot write {limit} to {path}: {source}")]
+    Limit {
+        /// The attribute.
+        path: String,
+        /// The length, in KiB.
+        limit: usize,
+        /// The system call's error.
+        source: io::Error,
     },
     /// The kernel was told to let go and did not.
     #[error("{path} did not let go of its connections in {DETACH_LIMIT:?}: try again")]
@@ -88,12 +107,18 @@ impl KernelClient {
             match program::run("nbd-client", arguments(address, name, &path, connections), &path) {
                 Ok(()) => {
                     let client = Self { owner: owner(&path), path, connections };
-                    return client.wait_until_ready(bytes);
+                    return client.set_up(bytes);
                 }
-                // Somebody else took it in this moment, and what is left of us at it is theirs.
-                Err(error @ ProgramError::Failed { .. }) if owner(&path).is_some() => {
-                    failed = Some(error);
-                }
+                Err(error @ ProgramError::Failed { pid, .. }) => match owner(&path) {
+                    None => return Err(error.into()),
+                    // It had done it before it failed.
+                    Some(owner) if owner.trim() == pid.to_string() => {
+                        Self { path, connections, owner: Some(owner) }.detach(None)?;
+                        return Err(error.into());
+                    }
+                    // Somebody else took the device in this moment.
+                    Some(_) => failed = Some(error),
+                },
                 Err(error) => return Err(error.into()),
             }
         }
@@ -115,12 +140,15 @@ impl KernelClient {
         self.owner.is_none() || owner(&self.path) != self.owner
     }
 
-    /// Disconnects the device. Requests under way fail: make sure that nobody uses it.
-    pub fn detach(&self) -> Result<(), KernelError> {
+    /// Disconnects the device. Requests under way fail: make sure that nobody uses it, by a `claim`
+    /// on it (an exclusive open), which is let go once it is of no use to anybody: while anybody has
+    /// it open, the driver keeps its connections.
+    pub fn detach(&self, claim: Option<File>) -> Result<(), KernelError> {
         if self.has_ended() {
             return Ok(());
         }
         program::run("nbd-client", ["-d", &self.path], &self.path)?;
+        drop(claim);
         let deadline = Instant::now() + DETACH_LIMIT;
         while !self.has_ended() {
             if Instant::now() >= deadline {
@@ -131,7 +159,10 @@ impl KernelClient {
         Ok(())
     }
 
-    fn wait_until_ready(self, bytes: u64) -> Result<Self, KernelError> {
+    /// Waits until the device has its size, and sees to it that no request is longer than what the
+    /// server can answer with an error: to a longer one it can only hang up, and the driver has no
+    /// other use for a connection that ends than to let its requests wait for their time limit.
+    fn set_up(self, bytes: u64) -> Result<Self, KernelError> {
         let deadline = Instant::now() + DETACH_LIMIT;
         let size = attribute(&self.path, "size");
         let is_ready = || {
@@ -142,19 +173,29 @@ impl KernelClient {
             if Instant::now() >= deadline {
                 let error = KernelError::NotReady { path: self.path.clone(), bytes };
                 // It is not what it should be, whether or not it can be disconnected.
-                let _ = self.detach();
+                let _ = self.detach(None);
                 return Err(error);
             }
             sleep(LOOK_PERIOD);
         }
-        Ok(self)
+        let attribute = attribute(&self.path, "queue/max_sectors_kb");
+        let limit = DATA_BYTES >> 10;
+        match std::fs::write(&attribute, limit.to_string()) {
+            Ok(()) => Ok(self),
+            Err(source) => {
+                // What it is told here is what matters.
+                let _ = self.detach(None);
+                Err(KernelError::Limit { path: attribute, limit, source })
+            }
+        }
     }
 }
 
 fn arguments(address: &NbdAddress, name: &str, path: &str, connections: u16) -> Vec<OsString> {
     let connections = connections.to_string();
     let mut arguments = vec![OsString::from("-unix"), address.path().into()];
-    let rest = [path, "-N", name, "-b", "4096", "-C", &connections, "-timeout", "0"];
+    let timeout = TIMEOUT_SECONDS.to_string();
+    let rest = [path, "-N", name, "-b", "4096", "-C", &connections, "-timeout", &timeout];
     arguments.extend(rest.map(OsString::from));
     arguments
 }
@@ -177,7 +218,7 @@ mod tests {
         let address = "unix:/run/a b".parse().unwrap();
         let arguments = arguments(&address, "swap0", "/dev/nbd3", 4);
         let text: Vec<_> = arguments.iter().map(|argument| argument.to_str().unwrap()).collect();
-        let expected = "-unix|/run/a b|/dev/nbd3|-N|swap0|-b|4096|-C|4|-timeout|0";
+        let expected = "-unix|/run/a b|/dev/nbd3|-N|swap0|-b|4096|-C|4|-timeout|1000000";
         assert_eq!(text.join("|"), expected);
     }
 }

@@ -33,6 +33,9 @@ const _: () = assert!(
     ANSWER_BYTES_MAX > tmem::POOLS_MAX * (size_of::<OptionReply>() + 4 + crate::daemon::NAME_MAX)
 );
 
+/// What goes with [`answer::UNKNOWN`].
+const NO_EXPORT: &[u8] = b"there is no such export";
+
 /// How far a negotiation has come, when it cannot go on by itself.
 pub enum Progress {
     /// The client has chosen.
@@ -169,6 +172,10 @@ impl Negotiation {
             return Some(Progress::End);
         }
         let bytes = length as usize;
+        // The old way to choose has no errors.
+        if option == option::EXPORT_NAME && bytes > OPTION_BYTES_MAX {
+            return Some(Progress::End);
+        }
         let kind = match is_known(option) {
             false => Some(answer::UNSUPPORTED),
             true if bytes > OPTION_BYTES_MAX => Some(answer::TOO_BIG),
@@ -239,12 +246,24 @@ impl Negotiation {
             reply(outbox, option, answer::INVALID, &[]);
             return None;
         };
-        // A visit in either case: what is being removed is not described any more.
+        if option == option::INFO {
+            match exports.with(name, |about| self.describe(option, about, wanted, outbox)) {
+                Some(()) => reply(outbox, option, answer::ACK, &[]),
+                None => reply(outbox, option, answer::UNKNOWN, NO_EXPORT),
+            }
+            return None;
+        }
         let Some(visit) = exports.visit(name) else {
-            reply(outbox, option, answer::UNKNOWN, b"there is no such export");
+            reply(outbox, option, answer::UNKNOWN, NO_EXPORT);
             return None;
         };
-        let about = visit.export();
+        self.describe(option, visit.export(), wanted, outbox);
+        reply(outbox, option, answer::ACK, &[]);
+        Some(Progress::Agreed(self.agreement(visit)))
+    }
+
+    /// All that an answer to INFO or GO says of an export.
+    fn describe(&self, option: u32, about: &Export, wanted: &[U16], outbox: &mut Outbox) {
         let export_info = export_info(about, self.structured);
         let kind = U16::new(info::EXPORT);
         let parts = [kind.as_bytes(), export_info.as_bytes()];
@@ -261,8 +280,6 @@ impl Negotiation {
             maximum: DATA_BYTES_MAX.into(),
         };
         reply(outbox, option, answer::INFO, sizes.as_bytes());
-        reply(outbox, option, answer::ACK, &[]);
-        (option == option::GO).then(|| Progress::Agreed(self.agreement(visit)))
     }
 
     /// LIST_META_CONTEXT and SET_META_CONTEXT.
@@ -276,10 +293,11 @@ impl Negotiation {
             return reply(outbox, option, answer::INVALID, &[]);
         };
         let Some(name) = exports.with(name, Name::of) else {
-            return reply(outbox, option, answer::UNKNOWN, b"there is no such export");
+            return reply(outbox, option, answer::UNKNOWN, NO_EXPORT);
         };
         if is_wanted {
-            let id = U32::new(BASE_ALLOCATION_ID);
+            // A list gives no numbers.
+            let id = U32::new(if is_set { BASE_ALLOCATION_ID } else { 0 });
             let parts = [id.as_bytes(), BASE_ALLOCATION];
             reply_with(outbox, option, answer::META_CONTEXT, &parts);
             if is_set {

@@ -27,7 +27,6 @@ pub struct Protocol {
 enum Phase {
     Negotiation(Negotiation),
     Session(Session),
-    End,
 }
 
 impl Protocol {
@@ -55,7 +54,9 @@ impl Protocol {
                 negotiation::Progress::Hungry => return Progress::Hungry,
             }
         }
-        let Phase::Session(session) = &mut self.phase else { return Progress::End };
+        let Phase::Session(session) = &mut self.phase else {
+            unreachable!("a negotiation that goes on has agreed");
+        };
         session.advance(&mut Desk {
             worker: self.worker,
             inbox: &mut self.inbox,
@@ -64,9 +65,11 @@ impl Protocol {
         })
     }
 
-    /// Ends the client's use of its export.
+    /// Ends the client's use of its export. Freed is what it held when this is dropped.
     pub fn end(&mut self) {
-        self.phase = Phase::End;
+        if let Phase::Session(session) = &mut self.phase {
+            session.leave();
+        }
     }
 
     /// Whether the engine behind it has work for the supply step.

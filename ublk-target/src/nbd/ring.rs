@@ -23,6 +23,8 @@ pub enum Token {
     Ignored,
     Receive(usize),
     Send(usize),
+    /// The supply thread was woken, or not.
+    Supply,
     /// The eventfd that is watched was written to.
     Woken,
 }
@@ -31,7 +33,8 @@ const IGNORED: u64 = 0;
 const WOKEN: u64 = 1;
 const RECEIVE: u64 = 2;
 const SEND: u64 = 3;
-const KIND_BITS: u32 = 2;
+const SUPPLY: u64 = 4;
+const KIND_BITS: u32 = 3;
 
 impl Token {
     fn pack(self) -> u64 {
@@ -39,6 +42,7 @@ impl Token {
             Token::Ignored => (0, IGNORED),
             Token::Receive(slot) => (slot, RECEIVE),
             Token::Send(slot) => (slot, SEND),
+            Token::Supply => (0, SUPPLY),
             Token::Woken => (0, WOKEN),
         };
         (slot as u64) << KIND_BITS | kind
@@ -49,6 +53,7 @@ impl Token {
         match data & ((1 << KIND_BITS) - 1) {
             RECEIVE => Token::Receive(slot),
             SEND => Token::Send(slot),
+            SUPPLY => Token::Supply,
             WOKEN => Token::Woken,
             _ => Token::Ignored,
         }
@@ -67,7 +72,12 @@ impl Ring {
     /// A ring that has so many entries. Only the thread that makes it may use it.
     pub fn new(entries: u32) -> io::Result<Self> {
         // Completions are run when the thread asks for them and never interrupt a put.
-        let modern = IoUring::builder().setup_single_issuer().setup_defer_taskrun().build(entries);
+        let modern = IoUring::builder()
+            .setup_single_issuer()
+            .setup_defer_taskrun()
+            // Or who does not wait would not see that they are there to be run.
+            .setup_taskrun_flag()
+            .build(entries);
         let uring = match modern {
             // Linux before 6.1.
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => IoUring::new(entries)?,
@@ -82,11 +92,11 @@ impl Ring {
 
     /// Queues a write that wakes whoever polls `eventfd`, which must be non-blocking. It leaves with
     /// the next [`Ring::wait`].
-    pub fn signal(&mut self, eventfd: RawFd) {
+    pub fn signal(&mut self, eventfd: RawFd, token: Token) {
         let ptr = (&raw const ONE).cast::<u8>();
         let write = opcode::Write::new(types::Fd(eventfd), ptr, size_of_val(&ONE) as u32);
         // SAFETY: ONE is a static that is never written, so the kernel may read it at any time.
-        unsafe { self.push(write.build(), Token::Ignored) };
+        unsafe { self.push(write.build(), token) };
     }
 
     /// Asks to be told once when `eventfd` is written to.
@@ -173,6 +183,11 @@ impl Link {
         self.receiving || self.sending
     }
 
+    /// Whether the kernel sends what is in the outbox.
+    pub fn is_sending(&self) -> bool {
+        self.sending
+    }
+
     /// The protocol, while the kernel does not work on its buffers.
     pub fn protocol(&mut self) -> Option<&mut Protocol> {
         (!self.is_busy()).then_some(&mut self.protocol)
@@ -209,22 +224,22 @@ impl Link {
         unsafe { ring.push(send, Token::Send(slot)) };
     }
 
-    /// Takes the result of a receive; false if the connection is over.
-    pub fn received(&mut self, result: i32) -> bool {
+    /// Takes the result of a receive.
+    pub fn received(&mut self, result: i32) -> Outcome {
         assert!(std::mem::take(&mut self.receiving), "received without asking");
         if result > 0 {
             self.protocol.inbox.filled(result as usize);
         }
-        result > 0 || is_passing(result)
+        Outcome::of(result)
     }
 
-    /// Takes the result of a send; false if the connection is over.
-    pub fn sent(&mut self, result: i32) -> bool {
+    /// Takes the result of a send.
+    pub fn sent(&mut self, result: i32) -> Outcome {
         assert!(std::mem::take(&mut self.sending), "sent without asking");
         if result > 0 {
             self.protocol.outbox.sent(result as usize);
         }
-        result > 0 || is_passing(result)
+        Outcome::of(result)
     }
 
     /// Whether something is to be sent still. Must not be sending.
@@ -244,9 +259,28 @@ impl Link {
     }
 }
 
-/// Whether a result says no more than that it should be tried again.
-fn is_passing(result: i32) -> bool {
-    [-libc::EINTR, -libc::EAGAIN].contains(&result)
+/// What a result says of a connection.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Outcome {
+    /// It goes on.
+    Done,
+    /// The system lacked something: it should be tried again, a little later. (A cancellation that
+    /// nobody asked for is one of a kernel that could not get a thread for it.)
+    Later,
+    /// The connection is over.
+    Over,
+}
+
+impl Outcome {
+    fn of(result: i32) -> Self {
+        const PASSING: [i32; 5] =
+            [libc::EINTR, libc::EAGAIN, libc::ENOMEM, libc::ENOBUFS, libc::ECANCELED];
+        match result {
+            1.. => Outcome::Done,
+            _ if PASSING.contains(&-result) => Outcome::Later,
+            _ => Outcome::Over,
+        }
+    }
 }
 
 impl Drop for Link {
@@ -264,7 +298,7 @@ mod tests {
     #[test]
     fn tokens_survive_packing() {
         for token in
-            [Token::Ignored, Token::Woken, Token::Receive(0), Token::Receive(63), Token::Send(63)]
+            [Token::Ignored, Token::Supply, Token::Woken, Token::Receive(63), Token::Send(63)]
         {
             assert_eq!(Token::unpack(token.pack()), token);
         }
@@ -278,12 +312,12 @@ mod tests {
         let flags = rustix::event::EventfdFlags::NONBLOCK;
         let eventfd = rustix::event::eventfd(0, flags).unwrap();
         ring.watch(eventfd.as_raw_fd());
-        ring.signal(eventfd.as_raw_fd());
+        ring.signal(eventfd.as_raw_fd(), Token::Supply);
         let mut seen = Vec::new();
         while seen.len() < 2 {
             ring.wait(None).unwrap();
             seen.extend(std::iter::from_fn(|| ring.completed()).map(|(token, _)| token));
         }
-        assert!(seen.contains(&Token::Woken) && seen.contains(&Token::Ignored), "{seen:?}");
+        assert!(seen.contains(&Token::Woken) && seen.contains(&Token::Supply), "{seen:?}");
     }
 }

@@ -1,9 +1,8 @@
 //! The NBD server: its socket, its workers, and who may connect.
 //!
 //! One thread accepts connections, gives each its memory and a worker, and takes both back: none
-//! of that is the workers' to wait for. There are so many connections at most, and their buffers stay
-//! within the budget that ublk's buffers have, too; who comes when all places are taken is sent away
-//! at once.
+//! of that is the workers' to wait for. There are so many connections at most, for their buffers have
+//! a budget; who comes when all places are taken is sent away at once.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -22,10 +21,10 @@ use super::exports::{Export, Exports};
 use super::protocol::Protocol;
 use super::ring::Link;
 use super::worker::{Worker, WorkerContext};
+use crate::log::log;
 use crate::process;
 use crate::socket::{BindError, Listener};
 use crate::supply::Waker;
-use crate::ublk::buffer_budget;
 
 /// Workers at most: more than serve what memory can deliver would only wait for each other.
 const WORKERS_MAX: usize = 8;
@@ -75,12 +74,13 @@ pub struct NbdServer {
 
 impl NbdServer {
     /// Makes the socket at `address`, for its owner alone, and serves it with a worker for each
-    /// CPU. There are no exports yet.
+    /// CPU. All buffers together may take `buffer_budget` bytes, unless that is too little for
+    /// [`CONNECTIONS_MIN`] connections. There are no exports yet.
     pub fn start(
         address: &NbdAddress,
         waker: Arc<Waker>,
         cpus: usize,
-        ram_bytes: u64,
+        buffer_budget: u64,
     ) -> Result<Self, NbdServerError> {
         let listener = Listener::bind(address.path(), "--nbd")?;
         let system = |what| move |source| NbdServerError::System { what, source };
@@ -89,7 +89,7 @@ impl NbdServer {
             let wake = eventfd(0, flags).map_err(io::Error::from);
             wake.map(Arc::new).map_err(system("make an eventfd"))
         };
-        let most = connections_max(ram_bytes);
+        let most = connections_max(buffer_budget);
         let exports = Arc::new(Exports::default());
         let (retired, returns) = sync_channel(most);
         let mut server = Self {
@@ -120,7 +120,8 @@ impl NbdServer {
         }
         let wake = Arc::clone(&server.acceptor_wake);
         let stop = Arc::clone(&server.stop);
-        let acceptor = Acceptor { listener, exports, returns, desks, most, wake, stop };
+        let acceptor =
+            Acceptor { listener, exports, returns, desks, most, wake, stop, is_full: false };
         let thread = process::spawn("tmem-nbd-accept".into(), move || acceptor.run());
         server.threads.push(thread.map_err(system("start the NBD server's thread"))?);
         Ok(server)
@@ -161,8 +162,8 @@ impl Drop for NbdServer {
 }
 
 /// Connections that there may be at a time.
-fn connections_max(ram_bytes: u64) -> usize {
-    let affordable = buffer_budget(ram_bytes) / (2 * BUFFER_BYTES as u64);
+fn connections_max(buffer_budget: u64) -> usize {
+    let affordable = buffer_budget / (2 * BUFFER_BYTES as u64);
     (affordable as usize).clamp(CONNECTIONS_MIN, CONNECTIONS_MAX)
 }
 
@@ -216,6 +217,8 @@ struct Acceptor {
     most: usize,
     wake: Arc<OwnedFd>,
     stop: Arc<AtomicBool>,
+    /// Whether somebody was sent away since there was last a place.
+    is_full: bool,
 }
 
 impl Acceptor {
@@ -265,8 +268,15 @@ impl Acceptor {
     /// Gives a connection to the worker that has the fewest, if there is a place for it.
     fn admit(&mut self, stream: UnixStream) {
         let open: usize = self.desks.iter().map(|desk| desk.open).sum();
+        let was_full = std::mem::replace(&mut self.is_full, open >= self.most);
+        if self.is_full {
+            if !was_full {
+                log(format_args!("all {open} NBD connections are in use: others are sent away"));
+            }
+            return;
+        }
         let least = (0..self.desks.len()).min_by_key(|&number| self.desks[number].open);
-        let Some(number) = least.filter(|_| open < self.most) else { return };
+        let Some(number) = least else { return };
         // io_uring hands back at once what would block on a socket that does not.
         if stream.set_nonblocking(false).is_err() {
             return;
@@ -293,8 +303,8 @@ mod tests {
 
     #[test]
     fn connections_fit_the_memory() {
-        assert_eq!(connections_max(64 << 30), 64);
-        assert_eq!(connections_max(256 << 20), 31);
+        assert_eq!(connections_max(64 << 20), 64);
+        assert_eq!(connections_max(8 << 20), 31);
         assert_eq!(connections_max(0), 8);
     }
 }

@@ -8,7 +8,7 @@
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
-use tmem::{Holding, PAGE_SIZE};
+use tmem::{Holding, OBJECT_PAGES, PAGE_SIZE};
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::buffer::{DATA_BYTES, Inbox, Outbox};
@@ -26,13 +26,18 @@ use crate::device::{self, Op, Outcome};
 const EFFORT: usize = 256;
 
 /// Pages that a trim drops for the effort of one: dropping takes a tenth of a put.
-const TRIM_PAGES: u64 = 8;
+const TRIM_PAGES: usize = 8;
 
-/// How long a write may wait for memory before it fails.
+/// How long writes may wait for memory before they fail, from the first that finds none until one
+/// finds some. A connection's requests are served in order, so all that is asked next waits too.
 const STARVED_MAX: Duration = Duration::from_secs(1);
 
-/// How long it may wait while other requests wait behind it: a read is worth more than a write.
-const CROWDED_MAX: Duration = Duration::from_millis(200);
+/// The same on an export for swap: who reads cannot go on without the page, and what a failed write
+/// has not written is still in memory.
+const SWAP_STARVED_MAX: Duration = Duration::from_millis(200);
+
+/// What looking for the end of a run costs.
+const RUN_EFFORT: usize = 4;
 
 /// Extents that one reply names.
 const EXTENTS_MAX: usize = 256;
@@ -67,6 +72,8 @@ pub struct Session {
     visit: Visit,
     terms: Terms,
     doing: Doing,
+    /// Since when no write has found memory.
+    starving_since: Option<Instant>,
 }
 
 /// What is under way.
@@ -112,7 +119,8 @@ struct Storing {
     left: u32,
     what: Store,
     failed: Option<Error>,
-    starved_since: Option<Instant>,
+    /// Since when it waits for memory, if it does or did.
+    waiting_since: Option<Instant>,
 }
 
 #[derive(Clone, Copy, Eq, PartialEq)]
@@ -152,7 +160,8 @@ pub struct Desk<'a> {
 impl Session {
     /// A session on what was agreed upon.
     pub fn new(agreement: Agreement) -> Self {
-        Self { visit: agreement.visit, terms: agreement.terms, doing: Doing::Nothing }
+        let Agreement { visit, terms } = agreement;
+        Self { visit, terms, doing: Doing::Nothing, starving_since: None }
     }
 
     /// Goes on as far as possible, within bounds.
@@ -163,7 +172,7 @@ impl Session {
                 return Progress::Busy;
             }
             let step = match self.doing {
-                Doing::Nothing => self.take_request(desk),
+                Doing::Nothing => self.take_request(desk, &mut effort),
                 Doing::Read(reading) => self.read_on(desk, reading, &mut effort),
                 Doing::Skip { cookie, error, left } => self.skip(desk, cookie, error, left),
                 Doing::Store(storing) => self.store_on(desk, storing, &mut effort),
@@ -180,11 +189,16 @@ impl Session {
         self.export().device().engine().supply_wanted()
     }
 
+    /// Ends the visit. What it takes to forget the export is left to whoever drops the session.
+    pub fn leave(&mut self) {
+        self.visit.leave();
+    }
+
     fn export(&self) -> &Export {
         self.visit.export()
     }
 
-    fn take_request(&mut self, desk: &mut Desk<'_>) -> Option<Progress> {
+    fn take_request(&mut self, desk: &mut Desk<'_>, effort: &mut usize) -> Option<Progress> {
         if desk.outbox.room() < REPLY_BYTES_MAX {
             return Some(Progress::Flush);
         }
@@ -205,16 +219,21 @@ impl Session {
                 }
                 None
             }
-            Verdict::Good(request) => self.begin(desk, request),
+            Verdict::Good(request) => self.begin(desk, request, effort),
         }
     }
 
-    fn begin(&mut self, desk: &mut Desk<'_>, request: Request) -> Option<Progress> {
+    fn begin(
+        &mut self,
+        desk: &mut Desk<'_>,
+        request: Request,
+        effort: &mut usize,
+    ) -> Option<Progress> {
         let Request { command, cookie, offset, length } = request;
         let what = match command {
             Command::Disconnect => return Some(Progress::End),
             Command::BlockStatus { one } => {
-                self.block_status(desk.outbox, &request, one);
+                self.block_status(desk.outbox, &request, one, effort);
                 return None;
             }
             Command::Cache | Command::Flush => {
@@ -241,8 +260,8 @@ impl Session {
             Command::WriteZeroes { no_hole: true } => Store::Zeros,
         };
         self.export().counters(desk.worker).came(what.op());
-        let (failed, starved_since) = (None, None);
-        let storing = Storing { cookie, at: offset, left: length, what, failed, starved_since };
+        let (failed, waiting_since) = (None, None);
+        let storing = Storing { cookie, at: offset, left: length, what, failed, waiting_since };
         self.doing = Doing::Store(storing);
         None
     }
@@ -357,7 +376,9 @@ impl Session {
         if count < PAGE_SIZE && count < reading.left as usize {
             return Some(Progress::Flush);
         }
+        let mark = desk.outbox.mark();
         if self.fetch(desk, reading.at, count as u32, effort).is_err() {
+            desk.outbox.take_back(mark);
             return Some(Progress::End);
         }
         reading.at += count as u64;
@@ -428,10 +449,13 @@ impl Session {
                 stop = Some(Progress::Busy);
                 break;
             }
-            *effort -= 1;
-            stop = self.store_some(desk, &mut storing);
+            stop = self.store_some(desk, &mut storing, effort);
         }
         if stop.is_none() {
+            if let Some(since) = storing.waiting_since {
+                let waited = desk.now.saturating_duration_since(since);
+                self.export().counters(desk.worker).waited(waited);
+            }
             self.doing = Doing::Nothing;
             simple_reply(desk.outbox, storing.cookie, storing.failed);
         } else {
@@ -441,8 +465,13 @@ impl Session {
     }
 
     /// Stores into one page, or drops several.
-    fn store_some(&self, desk: &mut Desk<'_>, storing: &mut Storing) -> Option<Progress> {
-        let device = self.export().device();
+    fn store_some(
+        &mut self,
+        desk: &mut Desk<'_>,
+        storing: &mut Storing,
+        effort: &mut usize,
+    ) -> Option<Progress> {
+        let device = self.visit.export().device();
         let part = Part::first(storing.at, storing.left.into());
         let is_data = storing.what == Store::Data;
         if is_data && desk.inbox.unread().len() < part.bytes() {
@@ -457,11 +486,16 @@ impl Session {
             }
             Store::Trim if !part.is_whole() => Stored::Done,
             Store::Holes | Store::Trim if part.is_whole() => {
-                let pages = (u64::from(storing.left) / PAGE_SIZE as u64).min(TRIM_PAGES);
+                // An object as a whole if possible: that is the least work.
+                let object_pages = u64::from(OBJECT_PAGES);
+                let in_object = object_pages - part.page % object_pages;
+                let pages = (u64::from(storing.left) / PAGE_SIZE as u64).min(in_object);
                 device.discard_pages(part.page, pages);
                 count = pages as usize * PAGE_SIZE;
+                *effort = effort.saturating_sub(pages as usize / TRIM_PAGES);
                 Stored::Done
             }
+            Store::Holes if device.is_zero_at(&part) => Stored::Done,
             Store::Data => {
                 let data = &desk.inbox.unread()[..count];
                 device.write_part(&mut self.export().queue(desk.worker), &part, data)
@@ -470,6 +504,7 @@ impl Session {
                 device.zero_part(&mut self.export().queue(desk.worker), &part)
             }
         };
+        *effort = effort.saturating_sub(1);
         if let Some(progress) = self.note(desk, storing, &part, stored) {
             return Some(progress);
         }
@@ -483,50 +518,48 @@ impl Session {
 
     /// Notes how storing into a part went; where it is to be tried again, says so.
     fn note(
-        &self,
+        &mut self,
         desk: &Desk<'_>,
         storing: &mut Storing,
         part: &Part,
         stored: Stored,
     ) -> Option<Progress> {
-        let counters = self.export().counters(desk.worker);
+        let export = self.visit.export();
+        let counters = export.counters(desk.worker);
         let request = device::Request::new(storing.what.op(), 0, 0);
         match stored {
-            Stored::Done => {}
+            Stored::Done if storing.failed.is_some() => {}
+            Stored::Done => self.starving_since = None,
             Stored::Failed(errno) => {
                 counters.ended(&request, Outcome::Failed(errno));
                 storing.failed = Some(error_of(errno));
             }
             Stored::Starved => {
-                let since = *storing.starved_since.get_or_insert_with(|| {
+                storing.waiting_since.get_or_insert_with(|| {
                     counters.ended(&request, Outcome::Starved);
                     desk.now
                 });
-                let own = if storing.what == Store::Data { storing.left as usize } else { 0 };
-                let is_crowded = desk.inbox.unread().len() > own;
-                let limit = if is_crowded { CROWDED_MAX } else { STARVED_MAX };
+                let since = *self.starving_since.get_or_insert(desk.now);
+                let limit = if self.terms.flush { STARVED_MAX } else { SWAP_STARVED_MAX };
                 if desk.now.saturating_duration_since(since) < limit {
                     return Some(Progress::Starved);
                 }
-                self.export().device().lose_at(part);
+                export.device().lose_at(part);
                 counters.ended(&request, Outcome::TimedOut);
                 storing.failed = Some(Error::NoSpace);
             }
-        }
-        if let Some(since) = storing.starved_since.take() {
-            counters.waited(desk.now.saturating_duration_since(since));
         }
         None
     }
 
     /// Says what is a hole, from the request's first byte on and perhaps not to its last.
-    fn block_status(&self, outbox: &mut Outbox, request: &Request, one: bool) {
+    fn block_status(&self, outbox: &mut Outbox, request: &Request, one: bool, effort: &mut usize) {
         let (mut extents, mut count) = ([(0_u32, 0_u32); EXTENTS_MAX], 0);
         let (mut at, mut left) = (request.offset, u64::from(request.length));
         let most = if one { 1 } else { EXTENTS_MAX };
-        // Neighbours of one state are one extent, and each turn looks at many pages: enough turns
-        // are made to fill a reply, and no more.
-        for _ in 0..EXTENTS_MAX {
+        // The first always, so that there is an answer; as many more as the call may do.
+        while count == 0 || *effort > 0 {
+            *effort = effort.saturating_sub(RUN_EFFORT);
             let Some((holding, bytes)) = self.export().device().run_at(at, left) else { break };
             let flags = flags_of(holding);
             if count > 0 && extents[count - 1].1 == flags {

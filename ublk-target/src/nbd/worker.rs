@@ -14,7 +14,7 @@ use std::sync::mpsc::{Receiver, SyncSender};
 use std::time::{Duration, Instant};
 
 use super::protocol::Progress;
-use super::ring::{Link, Ring, Token};
+use super::ring::{Link, Outcome, Ring, Token};
 use crate::process;
 use crate::supply::Waker;
 
@@ -24,7 +24,7 @@ const NEGOTIATION_MAX: Duration = Duration::from_secs(10);
 /// How often to look for those that take longer, while there are any.
 const NEGOTIATION_PERIOD: Duration = Duration::from_secs(1);
 
-/// How long to wait for other I/O before waiting writes are tried again.
+/// How long to wait for other I/O before what the system had no memory for is tried again.
 const STARVED_RETRY: Duration = Duration::from_millis(2);
 
 /// Entries of a ring beside those of its links: the two signals, the watch.
@@ -60,6 +60,8 @@ pub struct Worker {
 struct Place {
     link: Link,
     state: State,
+    /// The system had no memory for what it does: it is tried again after a pause.
+    paused: bool,
 }
 
 #[derive(Clone, Copy, Eq, PartialEq)]
@@ -70,8 +72,6 @@ enum State {
     Over,
     /// It goes on.
     Open,
-    /// Its write waits for memory.
-    Starved,
 }
 
 impl Worker {
@@ -85,6 +85,8 @@ impl Worker {
     /// Serves connections until it is told to stop and all are gone.
     pub fn run(mut self) {
         self.ring.watch(self.context.wake.as_raw_fd());
+        // The first signal makes the kernel allocate what every later one uses again.
+        self.ring.signal(self.context.waker.fd(), Token::Ignored);
         loop {
             let is_stopping = self.context.stop.load(Ordering::Acquire);
             let limit = self.turn(is_stopping);
@@ -120,32 +122,30 @@ impl Worker {
     }
 
     fn complete(&mut self, token: Token, result: i32) {
-        let (slot, goes_on) = match token {
+        let (slot, is_send) = match token {
             Token::Ignored => return,
             Token::Woken => return self.welcome(),
-            Token::Receive(slot) => (slot, self.place(slot).link.received(result)),
-            Token::Send(slot) => (slot, self.sent(slot, result)),
+            Token::Supply if result < 0 => return self.context.waker.unclaim(),
+            Token::Supply => return,
+            Token::Receive(slot) => (slot, false),
+            Token::Send(slot) => (slot, true),
         };
-        if !goes_on && self.place(slot).state != State::Over {
-            let place = self.places[slot].as_mut().expect("it has just been there");
-            place.state = State::Over;
-            place.link.cancel(&mut self.ring, slot);
+        let place = self.places[slot].as_mut();
+        let place = place.expect("a connection stays while the kernel works on it");
+        let outcome = if is_send { place.link.sent(result) } else { place.link.received(result) };
+        match outcome {
+            _ if place.state == State::Over => {}
+            Outcome::Later => place.paused = true,
+            // The rest of it. The connection may be receiving meanwhile, and has no turn then.
+            Outcome::Done if is_send && place.link.has_unsent() => {
+                place.link.send(&mut self.ring, slot);
+            }
+            Outcome::Done => {}
+            Outcome::Over => {
+                place.state = State::Over;
+                place.link.cancel(&mut self.ring, slot);
+            }
         }
-    }
-
-    /// Takes the result of a send, and sends what it has left: the connection may be receiving
-    /// meanwhile, and has no turn then.
-    fn sent(&mut self, slot: usize, result: i32) -> bool {
-        let place = self.places[slot].as_mut().expect("it stays while it sends");
-        let goes_on = place.link.sent(result);
-        if goes_on && place.state != State::Over && place.link.has_unsent() {
-            place.link.send(&mut self.ring, slot);
-        }
-        goes_on
-    }
-
-    fn place(&mut self, slot: usize) -> &mut Place {
-        self.places[slot].as_mut().expect("a connection stays while the kernel works on it")
     }
 
     /// Takes in connections that have come.
@@ -158,7 +158,7 @@ impl Worker {
             // The server knows how many places there are.
             let free = self.places.iter_mut().find(|place| place.is_none());
             let free = free.expect("a connection came that there is no place for");
-            *free = Some(Place { link, state: State::Open });
+            *free = Some(Place { link, state: State::Open, paused: false });
         }
     }
 
@@ -171,7 +171,7 @@ impl Worker {
         // There is room for all connections, so that it fails only if nobody is there to take it;
         // then it is freed here.
         let _ = self.context.retired.try_send(place.link);
-        self.ring.signal(self.context.retired_wake.as_raw_fd());
+        self.ring.signal(self.context.retired_wake.as_raw_fd(), Token::Ignored);
     }
 }
 
@@ -190,6 +190,14 @@ impl Place {
             self.link.cancel(ring, slot);
         }
         let waiting = self.link.is_negotiating().then_some(NEGOTIATION_PERIOD);
+        // A pause ends with the next turn, for which this asks.
+        let was_paused = std::mem::take(&mut self.paused);
+        if was_paused {
+            return Some(STARVED_RETRY);
+        }
+        if self.resend(ring, slot) {
+            return waiting;
+        }
         let Some(protocol) = self.link.protocol() else { return waiting };
         if matches!(self.state, State::Ending | State::Over) {
             // What was to be sent has been, or cannot be.
@@ -200,13 +208,12 @@ impl Place {
         let has_output = !protocol.outbox.is_empty();
         // Whoever wins the claim wakes the supply thread for all.
         if protocol.supply_wanted() && waker.claim() {
-            ring.signal(waker.fd());
+            ring.signal(waker.fd(), Token::Supply);
         }
         self.state = match progress {
             Progress::End if has_output => State::Ending,
             Progress::End => State::Over,
-            Progress::Starved => State::Starved,
-            Progress::Busy | Progress::Flush | Progress::Hungry => State::Open,
+            Progress::Busy | Progress::Flush | Progress::Hungry | Progress::Starved => State::Open,
         };
         if has_output {
             self.link.send(ring, slot);
@@ -220,6 +227,15 @@ impl Place {
             Progress::Busy if !has_output => Some(Duration::ZERO),
             _ => waiting,
         }
+    }
+
+    /// Sends what a send that failed for want of memory has left; true if there is any.
+    fn resend(&mut self, ring: &mut Ring, slot: usize) -> bool {
+        let left = self.state != State::Over && !self.link.is_sending() && self.link.has_unsent();
+        if left {
+            self.link.send(ring, slot);
+        }
+        left
     }
 
     fn is_in_time(&self, now: Instant) -> bool {
