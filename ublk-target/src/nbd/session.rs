@@ -637,3 +637,132 @@ fn error_of(errno: Errno) -> Error {
         _ => Error::Io,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use zerocopy::big_endian::U64;
+
+    use super::super::exports::Exports;
+    use super::super::wire::{REQUEST_MAGIC, command};
+    use super::*;
+    use crate::device::BlockDevice;
+    use crate::device::tests::{device, noise};
+
+    struct Talk {
+        session: Session,
+        inbox: Inbox,
+        outbox: Outbox,
+        now: Instant,
+    }
+
+    impl Talk {
+        fn new(device: BlockDevice, terms: Terms) -> Self {
+            let exports = Exports::default();
+            exports.add(Arc::new(Export::new("a", Arc::new(device), 1, terms.flush)));
+            let visit = exports.visit(b"a").unwrap();
+            let session = Session::new(Agreement { visit, terms });
+            Self { session, inbox: Inbox::new(), outbox: Outbox::new(), now: Instant::now() }
+        }
+
+        fn say(&mut self, bytes: &[u8]) {
+            self.inbox.room()[..bytes.len()].copy_from_slice(bytes);
+            self.inbox.filled(bytes.len());
+        }
+
+        fn ask(&mut self, command: u16, offset: u64, length: u32) {
+            let header = RequestHeader {
+                magic: REQUEST_MAGIC.into(),
+                flags: 0.into(),
+                command: command.into(),
+                cookie: 9.into(),
+                offset: offset.into(),
+                length: length.into(),
+            };
+            self.say(header.as_bytes());
+        }
+
+        fn advance(&mut self) -> Progress {
+            let (inbox, outbox) = (&mut self.inbox, &mut self.outbox);
+            self.session.advance(&mut Desk { worker: 0, inbox, outbox, now: self.now })
+        }
+
+        /// Takes what there is to send.
+        fn hear(&mut self) -> Vec<u8> {
+            let heard = self.outbox.unsent().to_vec();
+            self.outbox.sent(heard.len());
+            heard
+        }
+
+        /// The error of the simple reply that there is to send.
+        fn error(&mut self) -> u32 {
+            let heard = self.hear();
+            let reply = SimpleReply::read_from_bytes(&heard).unwrap();
+            assert_eq!((reply.magic.get(), reply.cookie.get()), (SIMPLE_REPLY_MAGIC, 9));
+            reply.error.get()
+        }
+    }
+
+    const TERMS: Terms =
+        Terms { bytes: 64 * PAGE_SIZE as u64, flush: true, structured: false, allocation: false };
+
+    #[test]
+    fn data_that_cannot_be_read_after_all_is_not_sent() {
+        let (device, mut queue) = device(1 << 20);
+        let data = noise(64, 1);
+        for (page, bytes) in (0..).zip(data.chunks(PAGE_SIZE)) {
+            let part = Part::first(page * PAGE_SIZE as u64, PAGE_SIZE as u64);
+            assert_eq!(device.write_part(&mut queue, &part, bytes), Stored::Done);
+        }
+        let mut talk = Talk::new(device, TERMS);
+        talk.ask(command::READ, 0, data.len() as u32);
+        assert_eq!(talk.advance(), Progress::Flush);
+        let mut heard = talk.hear();
+        // All was well when it was looked at.
+        assert_eq!(U64::read_from_prefix(&heard[8..]).unwrap().0.get(), 9);
+        talk.session.export().device().lose_at(&Part::first(60 * 4096, 4096));
+        let ended = std::iter::repeat_with(|| {
+            let progress = talk.advance();
+            heard.extend(talk.hear());
+            progress
+        });
+        assert_eq!(ended.take(10).last(), Some(Progress::End));
+        let sent = &heard[size_of::<SimpleReply>()..];
+        assert!(sent.len() <= 60 * PAGE_SIZE && *sent == data[..sent.len()]);
+    }
+
+    #[test]
+    fn writes_wait_for_memory_once_a_connection() {
+        let limit = tmem::Config::limit_min(1) + (1 << 20);
+        let config = tmem::Config { limit, limit_max: limit, shards: 1 };
+        let engine = Arc::new(tmem::Engine::new(&config).unwrap());
+        let device = BlockDevice::new(Arc::clone(&engine), 64).unwrap();
+        let mut talk = Talk::new(device, Terms { flush: false, ..TERMS });
+        let data = noise(8, 1);
+        talk.ask(command::WRITE, 0, data.len() as u32);
+        talk.say(&data);
+        assert_eq!(talk.advance(), Progress::Starved);
+        talk.now += SWAP_STARVED_MAX / 2;
+        assert_eq!(talk.advance(), Progress::Starved);
+        talk.now += SWAP_STARVED_MAX / 2;
+        // It fails, and what comes next does not wait again.
+        assert_eq!(talk.advance(), Progress::Hungry);
+        assert_eq!(talk.error(), Error::NoSpace as u32);
+        talk.ask(command::WRITE, 8 * 4096, data.len() as u32);
+        talk.say(&data);
+        assert_eq!(talk.advance(), Progress::Hungry);
+        assert_eq!(talk.error(), Error::NoSpace as u32);
+        // What was not written does not read as zeros.
+        talk.ask(command::READ, 5 * 4096, 4096);
+        assert_eq!(talk.advance(), Progress::Hungry);
+        assert_eq!(talk.error(), Error::Io as u32);
+        // Once there is memory, all is as before.
+        while engine.supply().unwrap().more {}
+        talk.ask(command::WRITE, 0, data.len() as u32);
+        talk.say(&data);
+        assert_eq!(talk.advance(), Progress::Hungry);
+        assert_eq!(talk.error(), 0);
+        assert_eq!(talk.session.starving_since, None);
+    }
+}

@@ -174,3 +174,25 @@ fn who_says_nothing_for_too_long_gives_up_its_place() {
     assert_eq!(visitor.plain(CMD_FLUSH, 0, 0, 0), 0);
     drop(watchdog);
 }
+
+#[test]
+fn who_takes_no_answers_for_too_long_gives_up_its_place() {
+    let watchdog = Watchdog::new("who_takes_no_answers_for_too_long_gives_up_its_place");
+    let names: Vec<&str> = (0..64).map(|number| &*format!("swap{number}").leak()).collect();
+    let plans: Vec<_> = names.iter().map(|name| (*name, 1, true)).collect();
+    let served = Served::with(&plans, ROOM, 1);
+    let deaf: Vec<_> = (0..PLACES)
+        .map(|_| {
+            let mut client = Client::greeted(&served);
+            client.send(&option(OPT_LIST, &[]).repeat(OPTIONS_MAX as usize));
+            client
+        })
+        .collect();
+    Client::connect(&served).is_ended();
+    let mut welcome = watchdog.retry(|| {
+        let mut client = Client::connect(&served);
+        client.try_greet().then_some(client)
+    });
+    welcome.go("swap63");
+    drop(deaf);
+}

@@ -129,6 +129,28 @@ fn a_lost_page_is_whole_again_once_it_is_written_or_forgotten() {
     }
 }
 
+#[test]
+fn a_part_that_finds_no_room_leaves_its_page_as_it_was() {
+    let (served, lost) = filled();
+    for mut client in visitors(&served) {
+        let mut refused = 0;
+        for page in 0..lost {
+            let patch = noise(2000, page + 1000);
+            let mut expected = noise(4096, page);
+            match client.write(page * PAGE + 1000, &patch) {
+                0 => expected[1000..3000].copy_from_slice(&patch),
+                error => {
+                    assert_eq!(error, ENOSPC);
+                    refused += 1;
+                }
+            }
+            assert!(client.read(page * PAGE, 4096).unwrap() == expected, "page {page}");
+            assert_eq!(client.write(page * PAGE, &noise(4096, page)), 0);
+        }
+        assert!(refused > 0, "a full pool takes what it has no room for");
+    }
+}
+
 /// None of its pages reads as what it was before: a client that was told of an error could not
 /// tell which are new.
 #[test]

@@ -129,7 +129,7 @@ fn transmissions() -> Vec<(&'static str, u8, Vec<u8>)> {
     const BOTH: u8 = STRUCTURED | CONTEXTS;
     const PLAIN: u8 = 1 << EXPORT_SHIFT;
     const DRY: u8 = 2 << EXPORT_SHIFT;
-    const BYTES: u32 = 512 << 10;
+    const BYTES: u32 = 256 << 10;
     let write = |flags, cookie, offset, data: &[u8]| {
         [&request(flags, CMD_WRITE, cookie, offset, data.len() as u32)[..], data].concat()
     };
@@ -143,7 +143,7 @@ fn transmissions() -> Vec<(&'static str, u8, Vec<u8>)> {
     let bad_magic = [&be32(REQUEST_MAGIC ^ 1)[..], &flush[4..]].concat();
     let patches = [write(0, 1, 4090, b"over the edge"), read(0, 4000, 300)].concat();
     let lost = 40 * 4096;
-    let around_lost = [read(0, lost, 1), read(0, lost - 4096, 8192), read(0, 0, 300_000)].concat();
+    let around_lost = [read(0, lost, 1), read(0, lost - 4096, 8192), read(0, 0, 200_000)].concat();
     let mend =
         [write(0, 1, lost + 5, b"patch"), zeroes(0, lost, 4096), read(0, lost, 4096)].concat();
     let states = [status(0, 0, BYTES), status(FLAG_REQ_ONE, 5, 9000), status(0, lost, 1)].concat();
@@ -173,7 +173,7 @@ fn transmissions() -> Vec<(&'static str, u8, Vec<u8>)> {
         ("commands-plain", PLAIN, commands.clone()),
         ("commands-then-disconnect", BOTH, [commands, disconnect.clone(), flush.clone()].concat()),
         ("all-simple", SIMPLE, [read(0, 0, BYTES), read(FLAG_FUA, 0, 131_073)].concat()),
-        ("all-structured", BOTH, [read(0, 1, 300_000), read(FLAG_DF, 170_000, 300_000)].concat()),
+        ("all-structured", BOTH, [read(0, 1, 200_000), read(FLAG_DF, 60_000, 150_000)].concat()),
         ("lost-simple", SIMPLE, around_lost.clone()),
         ("lost-structured", BOTH, [around_lost, read(FLAG_DF, 0, BYTES)].concat()),
         ("lost-mended", BOTH, mend),
