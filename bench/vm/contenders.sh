@@ -4,7 +4,6 @@
 # A contender that cannot be had here is named with the reason in the results and in the output, and
 # left out; one that broke down once it was there fails the run.
 
-CONTENDERS=()
 declare -A DEVICE_OF PID_OF
 SAMPLES=${SAMPLES:-/results/samples.jsonl}
 

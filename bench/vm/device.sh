@@ -12,7 +12,7 @@
 . "$(dirname "$0")/contenders.sh"
 JOBS=$(cd "$(dirname "$0")" && pwd)/device.fio
 CASES=(randread-4k-qd1 randread-4k-qd32 read-128k randwrite-4k-qd1 randwrite-4k-qd32 write-128k)
-SIZE=256M POOL_LIMIT=192M
+SIZE=256M POOL_LIMIT=192M CONTENDERS=()
 cd /tmp
 
 # fio_run CONTENDER SECTION TIME: leaves what fio found in /tmp/fio.json.
@@ -25,7 +25,7 @@ found() { tmem-guest json "$@" </tmp/fio.json; }
 
 # measure CASE CONTENDER
 measure() {
-    local way=read iops mean p50 p99 kib errors
+    local way='read' iops mean p50 p99 kib errors
     case $1 in *write*) way=write ;; esac
     fio_run "$2" "$1" "${MILLISECONDS:-2500}ms" || give_up "$1 on $2: fio: $(tail -3 /tmp/fio.log)"
     read -r errors iops kib mean p50 p99 < <(found jobs.0.error jobs.0.$way.{iops,bw,lat_ns.mean} \

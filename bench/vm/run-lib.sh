@@ -23,7 +23,7 @@ parse_arguments() {
         shift
     done
     [ -n "$output" ] || die "--output FILE says where the samples go"
-    [ -x "$target/release/tmem" ] ||
+    [ -x "${TMEM_BIN:-$target/release/tmem}" ] ||
         die "tmem is not built: cargo build --release --package tmem-ublk-target"
     : >"$output"
 }
@@ -35,14 +35,14 @@ build_null() {
 
 # in_guest SCRIPT OPTIONS...: runs a script of bench/vm by scripts/vm; its samples are added to the output.
 in_guest() {
-    local script=$1 results status=0
+    local script=$1 status=0
     shift
     results=$(mktemp -d)
-    "$root/scripts/vm" --ensure
+    trap 'rm -rf "$results"' EXIT
+    "$root/scripts/vm" "$@" --ensure
     "$root/scripts/vm" "$@" --results "$results" --file "$root/bench/vm/contenders.sh" \
         -- "$root/bench/vm/$script" >&2 || status=$?
     [ ! -e "$results/samples.jsonl" ] || cat "$results/samples.jsonl" >>"$output"
     [ ! -e "$results/density.jsonl" ] || cat "$results/density.jsonl" >>"$density"
-    rm -rf "$results"
     [ "$status" = 0 ] || die "$script failed with status $status"
 }

@@ -1,9 +1,13 @@
 # swap.sh: the same programs in the same memory, on one kind of swap after the other.
 #
-# Each run has the whole guest: what its swap takes of memory is missing to the program, as it is on a
-# user's machine. A memory cgroup would be steadier by a little and unfair: zswap's pool is charged
-# to the cgroup, zram's and a daemon's memory is not. The device is made before a run and removed after
-# it; the kinds take turns within each case, round after round.
+# There are two kinds of pressure, and both are here. `touch` has the whole guest: what its swap takes
+# of memory is missing to it, as on a user's machine. `sort` and `python` are in a memory cgroup, which
+# is steadier: their memory is the same whatever else the guest does, and how much is swapped does not
+# hang on the last megabyte. What the swap itself takes is not theirs there, but for zswap: the kernel
+# charges its pool to the cgroup.
+#
+# The device is made before a run and removed after it; the kinds take turns within each case, round
+# after round.
 #
 #   touch    a program that touches its memory at random, verifies each page and times each fault
 #   sort     sort(1) of text with a buffer that is larger than memory
@@ -12,7 +16,7 @@
 # A run counts only if its result is right and pages were really swapped out and in.
 #
 #   ROUNDS (5); PLAN: words CASE=CONTENDER,CONTENDER..., where CASE is a program and its page-cluster,
-#   as touch-pc0; TOUCH_MEMORY, TOUCHES, SORT_LINES, PYTHON_RECORDS: how large the programs are;
+#   as touch-pc0; TOUCH_MEMORY, TOUCHES, SORT_LINES, PYTHON_RECORDS: how large the programs are; GROUP_MEMORY;
 #   SORT_SUM, PYTHON_SUM: what they say where memory is enough
 
 . "$(dirname "$0")/lib.sh"
@@ -67,10 +71,12 @@ watch_zswap() {
 }
 
 # A program of the user: unlike the tests around it, it may be killed when memory ends. One that swaps
-# itself to a standstill is ended, and fails the run.
+# itself to a standstill is ended, and fails the run. (By name, busybox's timeout prefers its own sort.)
+GROUP=/sys/fs/cgroup/limited
 as_user() {
+    [ "$1" = tmem-guest ] || echo $BASHPID >$GROUP/cgroup.procs
     echo 0 >/proc/self/oom_score_adj
-    exec timeout "$LONGEST" "$@"
+    exec timeout "$LONGEST" "$(type -P "$1")" "${@:2}"
 }
 
 run_touch() {
@@ -170,6 +176,7 @@ show_disk() {
 }
 
 echo 100 >/proc/sys/vm/swappiness
+mkdir $GROUP && bytes "$GROUP_MEMORY" >$GROUP/memory.max || give_up "there is no memory cgroup"
 say "$(mem 100) bytes of memory, $(nproc) cpus, swappiness 100, huge pages:" \
     "$(cat /sys/kernel/mm/transparent_hugepage/enabled), zswap: lz4 in zsmalloc"
 show_disk
