@@ -71,7 +71,7 @@ for contender in $CONTENDERS_WANTED; do
     fi
     CONTENDERS+=("$contender")
     fio_run "$contender" fill 0 || give_up "$contender cannot be filled: $(tail -3 /tmp/fio.log)"
-    pass "$contender: $DEVICE is filled, $(($(memory_of "$contender") >> 20)) MiB of memory"
+    pass "$contender: $DEVICE is filled"
 done
 for round in $(seq "${ROUNDS:-5}"); do
     say "round $round"
