@@ -2,7 +2,8 @@
 # how it goes. Sourced behind lib.sh by the guest scripts of the bench.
 #
 # A contender that cannot be had here is named with the reason in the results and in the output, and
-# left out; one that broke down once it was there fails the run.
+# left out; one that broke down once it was there fails the run, and so does a run without tmem's
+# default front end or without what it is compared with.
 
 declare -A DEVICE_OF PID_OF
 SAMPLES=${SAMPLES:-/results/samples.jsonl}
@@ -28,7 +29,10 @@ not_run() {
     local contender=$1 reason
     shift
     reason=$(tr '\n\t"\\' "  ''" <<<"$*" | cut -c1-300)
-    skip "$contender: not run: $reason"
+    case $contender in
+        tmem-ublk | zram-lz4) fail "$contender: not run: $reason" ;;
+        *) skip "$contender: not run: $reason" ;;
+    esac
     printf '{"contender":"%s","not_run":"%s"}\n' "$contender" "${reason% }" >>"$SAMPLES"
 }
 
@@ -123,14 +127,18 @@ start_zram_device() {
 
 # stop CONTENDER: its device goes, with what it holds.
 stop() {
-    local pid=${PID_OF[$1]:-} device=${DEVICE_OF[$1]:-$DEVICE}
+    local pid=${PID_OF[$1]:-} device=${DEVICE_OF[$1]:-$DEVICE} status
     case $1 in
         tmem-nbd | nbdkit-zstd) [ -z "$device" ] || nbd-client -d "$device" >/dev/null 2>&1 ;;
         zram-*)
             [ -b "$device" ] && echo "${device#/dev/zram}" >/sys/class/zram-control/hot_remove
             ;;
     esac
-    [ -z "$pid" ] || { kill "$pid" && wait "$pid"; } 2>/dev/null
+    if [ -n "$pid" ] && kill "$pid" 2>/dev/null; then
+        wait "$pid" 2>/dev/null
+        status=$?
+        [ "${1%%-*}" != tmem ] || [ $status = 0 ] || fail "$1: tmem ended with status $status"
+    fi
     unset "PID_OF[$1]" "DEVICE_OF[$1]"
     DEVICE=''
 }
