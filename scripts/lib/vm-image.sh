@@ -17,7 +17,31 @@ VM_MODULES=(ublk_drv nbd zram loop dm-mod dm-delay dm-flakey lz4 lz4hc zstd lzo 
 # Programs for the guest, looked up in VM_PATH; `?` in front marks one it can do without.
 VM_PATH=/usr/sbin:/usr/bin:/sbin:/bin
 VM_PROGRAMS=(bash fio mkswap swapon swapoff blkdiscard mkfs.ext4 e2fsck fsck.ext4 dmsetup fsfreeze
-    losetup kmod dd cmp diff stty numfmt nbd-client ?strace ?taskset ?unshare ?ps)
+    losetup kmod nbd-client dd cmp diff stty numfmt ?strace ?taskset ?unshare ?ps)
+
+# Files and folders that a program needs besides its libraries; the guest has them where we have.
+VM_TREES=()
+
+# vm_add LIST: adds what `scripts/vm --with` names.
+vm_add() {
+    local name
+    for name in ${1//,/ }; do
+        case $name in
+            sort) VM_PROGRAMS+=(sort) ;;
+            python3)
+                VM_PACKAGES+=(python3-minimal libpython3-stdlib)
+                VM_PROGRAMS+=(python3)
+                VM_TREES+=(/usr/lib/python3.*)
+                ;;
+            nbdkit)
+                VM_PACKAGES+=(nbdkit)
+                VM_PROGRAMS+=(nbdkit)
+                VM_TREES+=(/usr/lib/*/nbdkit/plugins/nbdkit-memory-plugin.so)
+                ;;
+            *) vm_die "--with has python3, nbdkit and sort, not $name" ;;
+        esac
+    done
+}
 
 vm_kernel_release() {
     local image
@@ -34,6 +58,9 @@ vm_require() {
     for program in "${VM_PROGRAMS[@]}"; do
         [ "${program#\?}" != "$program" ] && continue
         PATH=$VM_PATH command -v "$program" >/dev/null || missing+=("$program")
+    done
+    for program in "${VM_TREES[@]}"; do
+        [ -e "$program" ] || missing+=("$program")
     done
     [ -n "$(vm_kernel_release)" ] || missing+=("/boot/vmlinuz-6.12*-amd64")
     if [ ${#missing[@]} -gt 0 ]; then
@@ -103,11 +130,14 @@ vm_closure() {
     done | sort -u
 }
 
-# The host's programs, then the freshly built ones that go to /usr/bin.
+# The host's programs, and libraries that are loaded by name.
 vm_root_programs() {
     local program path
     for program in "${VM_PROGRAMS[@]}"; do
         path=$(PATH=$VM_PATH command -v "${program#\?}") && echo "$path"
+    done
+    for path in "${VM_TREES[@]}"; do
+        [ -d "$path" ] || echo "$path"
     done
 }
 
@@ -132,6 +162,11 @@ vm_build_root() {
         esac
         mkdir -p "$(dirname "$file")"
         cp -L --remove-destination "$path" "$file"
+    done
+    for path in "${VM_TREES[@]}"; do
+        [ -d "$path" ] || continue
+        mkdir -p "$root$(dirname "$path")"
+        cp -a "$path" "$root$path"
     done
     for path in modprobe insmod rmmod lsmod; do
         ln -sf "$(PATH=$VM_PATH command -v kmod)" "$root/usr/sbin/$path"
@@ -171,18 +206,24 @@ vm_cached() {
 
 vm_hash() { sha256sum | cut -c1-16; }
 
+vm_prepare_kernel() {
+    local release
+    release=$(vm_kernel_release)
+    mkdir -p "$VM_CACHE"
+    VM_KERNEL=$(vm_cached kernel "$(echo "$release $(stat -c '%s %Y' "/boot/vmlinuz-$release")" |
+        vm_hash)" vm_build_kernel "$release")
+}
+
 # Sets VM_KERNEL, VM_INITRAMFS and VM_IMAGE. Arguments: programs to put into the image's /usr/bin.
 vm_prepare() {
     local release recipe
     release=$(vm_kernel_release)
     recipe=$(cat "$VM_ROOT/scripts/lib/vm-image.sh" "$VM_ROOT/tests/vm/initramfs-init" | vm_hash)
-    mkdir -p "$VM_CACHE"
-    VM_KERNEL=$(vm_cached kernel "$(echo "$release $(stat -c '%s %Y' "/boot/vmlinuz-$release")" |
-        vm_hash)" vm_build_kernel "$release")
+    vm_prepare_kernel
     VM_INITRAMFS=$(vm_cached initramfs "$(echo "$recipe $release" | vm_hash)" \
         vm_build_initramfs "$release")
     VM_IMAGE=$(vm_cached root "$({
-        echo "$recipe $release $*"
+        echo "$recipe $release ${VM_TREES[*]} $*"
         stat -L -c '%n %s %Y' $(vm_closure $(vm_root_programs)) "$(command -v busybox)"
         sha256sum "$@"
     } | vm_hash)" vm_build_root "$release" "$@")

@@ -1,6 +1,8 @@
 //! `tmem-guest`: the programs that the test machines of `scripts/vm` run.
 //!
 //! * `pressure` fills more memory than there is and verifies every page of it;
+//! * `touch` measures how long a page takes that is swapped out, and verifies it;
+//! * `lines` writes text to be sorted;
 //! * `heartbeat` measures how long the machine did not answer;
 //! * `watchdog` makes the kernel tell what it waits for before the machine is given up;
 //! * `json` takes values out of a JSON document, for scripts without jq.
@@ -9,11 +11,14 @@
 //! all is well, 1 when a check failed, 2 for a wrong command line or a refused system call.
 
 mod args;
+mod checked;
 mod heartbeat;
 mod json;
+mod lines;
 mod memory;
 mod pattern;
 mod pressure;
+mod touch;
 
 use std::process::ExitCode;
 
@@ -21,6 +26,9 @@ const USAGE: &str = "\
 usage: tmem-guest pressure --memory SIZE|N% [--hot FRACTION] [--passes N | --seconds S] [--seed N]
                            [--fill heap=60,same=10,text=15,random=15] [--touches MULTIPLE]
                            [--until FILE]
+       tmem-guest touch --memory SIZE|N% --touches N [--hot FRACTION] [--seed N]
+                        [--fill heap=60,same=10,text=15,random=15]
+       tmem-guest lines --count N [--seed N]
        tmem-guest heartbeat [--log FILE]
        tmem-guest watchdog --after SECONDS
        tmem-guest json FIELD... < DOCUMENT";
@@ -33,6 +41,8 @@ fn main() -> ExitCode {
     let command = words.next().unwrap_or_default();
     let outcome = match command.as_str() {
         "pressure" => args::parse(words).and_then(pressure::run),
+        "touch" => args::parse(words).and_then(touch::run),
+        "lines" => args::parse(words).and_then(lines::run),
         "heartbeat" => args::parse(words).and_then(heartbeat::heartbeat),
         "watchdog" => args::parse(words).and_then(heartbeat::watchdog),
         "json" => json::run(words),

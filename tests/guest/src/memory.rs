@@ -105,6 +105,12 @@ impl Memory {
         !UNREADABLE.swap(false, Ordering::SeqCst)
     }
 
+    /// Reads the first byte of a page, and with it whatever it takes to have the page in memory.
+    pub fn touch(&self, number: u64) {
+        // SAFETY: a byte of the mapping, which is always mapped.
+        unsafe { ptr::read_volatile(self.page(number)) };
+    }
+
     /// Copies a page in. `false` if the old one could not be brought back for it.
     #[must_use]
     pub fn write(&mut self, number: u64, page: &Page) -> bool {

@@ -6,14 +6,12 @@
 
 use crate::Outcome;
 use crate::args::Args;
-use crate::memory::{LockAll, Memory, Versions, lock_all};
-use crate::pattern::{MAX_PAGES, Mix, PAGE, Page, Pattern, Random};
-use std::io::{Error, Write};
+use crate::checked::Checked;
+use crate::pattern::{Mix, Pattern, Random};
+use std::io::Error;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-/// Wrong pages that are described; all are counted.
-const DESCRIBED: u64 = 20;
 /// Of a hundred touches, how many go to the hot set, and how many of all rewrite the page.
 const HOT_TOUCHES: u64 = 90;
 const REWRITES: u64 = 30;
@@ -25,16 +23,12 @@ const CHILD_VERIFIES: u64 = 8;
 const CHILD_WRITES: u64 = 128;
 
 struct Run {
-    pattern: Pattern,
-    memory: Memory,
-    versions: Versions,
+    memory: Checked,
     random: Random,
-    pages: u64,
+    seed: u64,
     hot: u64,
-    verified: u64,
     rewritten: u64,
     freed: u64,
-    errors: u64,
     started: Instant,
 }
 
@@ -54,34 +48,24 @@ pub fn run(mut args: Args) -> Outcome {
     let until = args.text("until").map(PathBuf::from);
     args.finish()?;
 
-    let pages = bytes / PAGE as u64;
-    if pages == 0 || pages >= MAX_PAGES {
-        return Err(format!("{pages} pages: between 1 and {MAX_PAGES} can be told apart"));
-    }
     if !(0.0..=100.0).contains(&touches) {
         return Err("--touches is a multiple of the pages, 0 to 100".to_owned());
     }
     if !(0.0..=1.0).contains(&hot) {
         return Err("--hot is a fraction, 0 to 1".to_owned());
     }
-    be_the_victim();
-    // Our own stack and data stay: an unreadable page there would end us before we could report.
-    let versions = Versions::new(pages)?;
-    lock_all(LockAll::Present)?;
+    let memory = Checked::new(bytes, Pattern { seed, mix })?;
+    let pages = memory.pages;
     let mut run = Run {
-        pattern: Pattern { seed, mix },
-        memory: Memory::new(pages)?,
-        versions,
         random: Random::new([seed, pages, 0]),
-        pages,
+        seed,
         hot: ((pages as f64 * hot) as u64).max(1),
-        verified: 0,
         rewritten: 0,
         freed: 0,
-        errors: 0,
         started: Instant::now(),
+        memory,
     };
-    run.fill();
+    run.memory.fill();
     run.say("filled");
     let end = seconds.map(|s| run.started + Duration::from_secs(s));
     let mut pass = 0;
@@ -98,27 +82,20 @@ pub fn run(mut args: Args) -> Outcome {
             std::thread::sleep(Duration::from_millis(50));
         }
     }
-    run.verify_all();
+    run.memory.verify_all();
     println!("pressure: {}", run.figures());
-    Ok(run.errors == 0)
-}
-
-/// When memory ends after all, it is this program that should die of it, not the test around it.
-fn be_the_victim() {
-    if let Err(error) = std::fs::write("/proc/self/oom_score_adj", "1000") {
-        eprintln!("pressure: oom_score_adj: {error}");
-    }
+    Ok(run.memory.errors == 0)
 }
 
 impl Run {
     fn figures(&self) -> String {
         format!(
             "pages={} verified={} rewritten={} freed={} errors={} seconds={:.1}",
-            self.pages,
-            self.verified,
+            self.memory.pages,
+            self.memory.verified,
             self.rewritten,
             self.freed,
-            self.errors,
+            self.memory.errors,
             self.started.elapsed().as_secs_f64()
         )
     }
@@ -127,68 +104,13 @@ impl Run {
         eprintln!("  {what}: {}", self.figures());
     }
 
-    fn complain(&mut self, number: u64, what: &dyn std::fmt::Display) {
-        self.errors += 1;
-        if self.errors <= DESCRIBED {
-            let version = self.versions.get(number).unwrap_or(0);
-            println!("page {number} (version {version}) {what}");
-            // A page that cannot be printed is still counted.
-            let _ = std::io::stdout().flush();
-        }
-    }
-
-    fn write(&mut self, number: u64) {
-        let mut page = [0; PAGE];
-        let version = self.versions.bump(number);
-        self.pattern.fill(number, version, &mut page);
-        if !self.memory.write(number, &page) {
-            self.complain(number, &"unreadable when it was to be rewritten");
-        }
-    }
-
-    fn verify(&mut self, number: u64) {
-        let mut found = [0; PAGE];
-        let mut expected: Page = [0; PAGE];
-        if !self.memory.read(number, &mut found) {
-            self.complain(number, &"unreadable");
-            return;
-        }
-        self.verified += 1;
-        let version = self.versions.get(number);
-        if let Some(version) = version {
-            self.pattern.fill(number, version, &mut expected);
-        }
-        if found == expected {
-            return;
-        }
-        match version {
-            Some(version) => {
-                let fault = self.pattern.diagnose(number, version, &found);
-                self.complain(number, &fault);
-            }
-            None => self.complain(number, &"not zeros though it was freed"),
-        }
-    }
-
-    fn fill(&mut self) {
-        for number in 0..self.pages {
-            self.write(number);
-        }
-    }
-
-    fn verify_all(&mut self) {
-        for number in 0..self.pages {
-            self.verify(number);
-        }
-    }
-
     /// The hot set lies scattered, as it does in real programs.
     fn pick(&mut self) -> u64 {
         if self.random.below(100) < HOT_TOUCHES {
             let nth = self.random.below(self.hot);
-            nth * self.pages / self.hot
+            nth * self.memory.pages / self.hot
         } else {
-            self.random.below(self.pages)
+            self.random.below(self.memory.pages)
         }
     }
 
@@ -196,9 +118,9 @@ impl Run {
     fn touch(&mut self, touches: u64) {
         for _ in 0..touches {
             let number = self.pick();
-            self.verify(number);
+            self.memory.verify(number);
             if self.random.below(100) < REWRITES {
-                self.write(number);
+                self.memory.write(number);
                 self.rewritten += 1;
             }
         }
@@ -206,21 +128,21 @@ impl Run {
 
     /// Frees ranges, looks at them, and writes every second one anew.
     fn free_ranges(&mut self) -> Result<(), String> {
-        let mut left = self.pages / FREED_SHARE;
+        let mut left = self.memory.pages / FREED_SHARE;
         while left > 0 {
-            let start = self.random.below(self.pages);
-            let pages = (1 + self.random.below(FREE_RANGE)).min(self.pages - start).min(left);
+            let start = self.random.below(self.memory.pages);
+            let pages =
+                (1 + self.random.below(FREE_RANGE)).min(self.memory.pages - start).min(left);
             self.memory.free(start, pages)?;
-            (start..start + pages).for_each(|number| self.versions.free(number));
             self.freed += pages;
             left -= pages;
             let rewrite = self.random.below(2) == 0;
             for number in start..start + pages {
                 if self.random.below(4) == 0 {
-                    self.verify(number);
+                    self.memory.verify(number);
                 }
                 if rewrite {
-                    self.write(number);
+                    self.memory.write(number);
                     self.rewritten += 1;
                 }
             }
@@ -235,15 +157,15 @@ impl Run {
         match child {
             -1 => return Err(format!("fork: {}", Error::last_os_error())),
             0 => {
-                let before = self.errors;
-                self.random = Random::new([self.pattern.seed, self.verified, 1]);
-                for _ in 0..self.pages / CHILD_VERIFIES {
-                    let number = self.random.below(self.pages);
-                    self.verify(number);
+                let before = self.memory.errors;
+                self.random = Random::new([self.seed, self.memory.verified, 1]);
+                for _ in 0..self.memory.pages / CHILD_VERIFIES {
+                    let number = self.random.below(self.memory.pages);
+                    self.memory.verify(number);
                 }
                 self.rewrite_some();
                 // SAFETY: ends the child without running the parent's exit handlers.
-                unsafe { libc::_exit((self.errors != before).into()) };
+                unsafe { libc::_exit((self.memory.errors != before).into()) };
             }
             _ => {}
         }
@@ -259,15 +181,15 @@ impl Run {
         if libc::WIFSIGNALED(status) {
             return Err(format!("the child died of signal {}", libc::WTERMSIG(status)));
         }
-        self.errors += u64::from(libc::WEXITSTATUS(status) != 0);
+        self.memory.errors += u64::from(libc::WEXITSTATUS(status) != 0);
         Ok(())
     }
 
     fn rewrite_some(&mut self) {
-        for _ in 0..self.pages / CHILD_WRITES {
-            let number = self.random.below(self.pages);
-            self.write(number);
-            self.verify(number);
+        for _ in 0..self.memory.pages / CHILD_WRITES {
+            let number = self.random.below(self.memory.pages);
+            self.memory.write(number);
+            self.memory.verify(number);
             self.rewritten += 1;
         }
     }

@@ -1,0 +1,182 @@
+# The block devices that are measured against each other: how each is made, what memory it takes, and
+# how it goes. Sourced behind lib.sh by the guest scripts of the bench.
+#
+# A contender that cannot be had here is named with the reason in the results and in the output, and
+# left out; one that broke down once it was there fails the run, and so does a run without tmem's
+# default front end or without what it is compared with.
+
+declare -A DEVICE_OF PID_OF
+SAMPLES=${SAMPLES:-/results/samples.jsonl}
+
+# sample CASE CONTENDER METRIC VALUE
+sample() {
+    local unit better=lower
+    case $3 in
+        latency_* | fault_*) unit=us ;;
+        iops) unit=1/s better=higher ;;
+        throughput) unit=MiB/s better=higher ;;
+        wall) unit=s ;;
+        pages_*) unit=pages better=none ;;
+        memory_used) unit=bytes ;;
+        bytes_per_byte) unit=ratio ;;
+    esac
+    printf '{"case":"%s","contender":"%s","metric":"%s","unit":"%s","better":"%s","value":%s}\n' \
+        "$1" "$2" "$3" "$unit" "$better" "$4" >>"$SAMPLES"
+}
+
+# not_run CONTENDER REASON...
+not_run() {
+    local contender=$1 reason
+    shift
+    reason=$(tr '\n\t"\\' "  ''" <<<"$*" | cut -c1-300)
+    case $contender in
+        tmem-ublk | zram-lz4) fail "$contender: not run: $reason" ;;
+        *) skip "$contender: not run: $reason" ;;
+    esac
+    printf '{"contender":"%s","not_run":"%s"}\n' "$contender" "${reason% }" >>"$SAMPLES"
+}
+
+# start CONTENDER SIZE: makes its device, and sets DEVICE. If that fails, `reason` says why.
+start() {
+    local name=$1 size=$2
+    DEVICE='' reason=''
+    case $name in
+        tmem-ublk | tmem-nbd) start_daemon "$name" "$size" ;;
+        zram-*) start_zram_device "${name#zram-}" "$size" ;;
+        ublk-null) start_null "$size" ;;
+        nbdkit-zstd) start_nbdkit "$size" ;;
+        zswap | disk) DEVICE=$SWAP_DISK ;;
+        *) give_up "there is no contender $name" ;;
+    esac && [ -b "$DEVICE" ] || {
+        reason=${reason:-${DEVICE:-its device} is no block device}
+        stop "$name"
+        return 1
+    }
+    DEVICE_OF[$name]=$DEVICE
+}
+
+# Kernels that have no modules have what they have.
+load() { modprobe "$@" 2>/dev/null || true; }
+
+# said_something FILE PID: the program has said something, or has ended.
+said_something() { [ -s "$1" ] || ! kill -0 "$2" 2>/dev/null; }
+
+start_daemon() {
+    local name=$1 size=$2 out=/tmp/$1.out args=(--swap "$2,name=swap0")
+    if [ "$name" = tmem-nbd ]; then
+        load nbd nbds_max=4
+        args+=(--frontend nbd --nbd unix:/run/tmem/nbd.sock)
+    else
+        load ublk_drv
+    fi
+    : >"$out"
+    tmem run --control "/run/tmem/$name.sock" --pool-limit "${POOL_LIMIT:-60%}" "${args[@]}" \
+        >"$out" 2>"/tmp/$name.log" &
+    PID_OF[$name]=$!
+    wait_for 60 said_something "$out" $!
+    if ! kill -0 "${PID_OF[$name]}" 2>/dev/null; then
+        reason="tmem run: $(head -3 "/tmp/$name.log")"
+        return 1
+    fi
+    if [ "$name" = tmem-nbd ]; then
+        attach_nbd /dev/nbd0 /run/tmem/nbd.sock -N swap0 -C 2
+    else
+        DEVICE=$(awk 'NR == 1 { print $2 }' "$out")
+    fi
+}
+
+# attach_nbd DEVICE SOCKET ARGS...
+attach_nbd() {
+    local device=$1 socket=$2
+    shift 2
+    wait_for 30 test -S "$socket"
+    nbd-client -unix "$socket" "$device" -block-size 4096 -timeout 0 "$@" >/tmp/nbd-client.log 2>&1 || {
+        reason="nbd-client: $(tail -2 /tmp/nbd-client.log)"
+        return 1
+    }
+    DEVICE=$device
+}
+
+start_nbdkit() {
+    load nbd nbds_max=4
+    command -v nbdkit >/dev/null || { reason="there is no nbdkit here"; return 1; }
+    nbdkit --foreground --unix /tmp/nbdkit.sock memory "$1" allocator=zstd 2>/tmp/nbdkit.log &
+    PID_OF[nbdkit-zstd]=$!
+    attach_nbd /dev/nbd1 /tmp/nbdkit.sock -C 2 || reason+="; $(head -2 /tmp/nbdkit.log)"
+    [ -z "$reason" ]
+}
+
+start_null() {
+    load ublk_drv
+    ublk-null "$(bytes "$1")" "$(nproc)" 128 >/tmp/null.out 2>/tmp/null.log &
+    PID_OF[ublk-null]=$!
+    wait_for 30 said_something /tmp/null.out $!
+    DEVICE=$(cat /tmp/null.out)
+    [ -n "$DEVICE" ] || { reason=$(head -3 /tmp/null.log); return 1; }
+}
+
+# One zram device is used by one compressor at a time; each gets a device of its own.
+start_zram_device() {
+    local number
+    load zram num_devices=0
+    number=$(cat /sys/class/zram-control/hot_add) || { reason="the kernel has no zram"; return 1; }
+    DEVICE=/dev/zram$number
+    echo "$1" >"/sys/block/zram$number/comp_algorithm" || { reason="zram has no $1"; return 1; }
+    echo "$2" >"/sys/block/zram$number/disksize" || { reason="zram refuses the size $2"; return 1; }
+}
+
+# stop CONTENDER: its device goes, with what it holds.
+stop() {
+    local pid=${PID_OF[$1]:-} device=${DEVICE_OF[$1]:-$DEVICE} status
+    case $1 in
+        tmem-nbd | nbdkit-zstd) [ -z "$device" ] || nbd-client -d "$device" >/dev/null 2>&1 ;;
+        zram-*)
+            [ -b "$device" ] && echo "${device#/dev/zram}" >/sys/class/zram-control/hot_remove
+            ;;
+    esac
+    if [ -n "$pid" ] && kill "$pid" 2>/dev/null; then
+        wait "$pid" 2>/dev/null
+        status=$?
+        [ "${1%%-*}" != tmem ] || [ $status = 0 ] || fail "$1: tmem ended with status $status"
+    fi
+    unset "PID_OF[$1]" "DEVICE_OF[$1]"
+    DEVICE=''
+}
+
+# figure CONTENDER FIELD: of `tmem stats`, or zram's like.
+figure() {
+    if [ "${1%%-*}" = tmem ]; then
+        tmem stats --json --control "/run/tmem/$1.sock" | tmem-guest json "total.$2"
+        return
+    fi
+    local column
+    case $2 in
+        orig_data_size) column=1 ;;
+        mem_used_total) column=3 ;;
+        mem_used_max) column=5 ;;
+    esac
+    awk -v column=$column '{ print $column }' "/sys/block/${DEVICE_OF[$1]#/dev/}/mm_stat"
+}
+
+# pool_of CONTENDER [FIELD]: bytes that it takes for pages and to find them; zram's table, of 16 bytes a
+# page, is not among its figures.
+pool_of() {
+    local table=0
+    case $1 in zram-*) table=$(($(blockdev_bytes "${DEVICE_OF[$1]}") / 4096 * 16)) ;; esac
+    echo $((table + $(figure "$1" "${2:-mem_used_total}")))
+}
+
+# memory_of CONTENDER: bytes that it took at most, everything counted: a daemon's own pages too. What
+# the pool takes is shared memory, and not among those.
+memory_of() {
+    local own=0
+    case $1 in
+        tmem-*)
+            own=$(awk '/^RssAnon|^RssFile/ { kib += $2 } END { print kib * 1024 }' \
+                "/proc/${PID_OF[$1]}/status")
+            ;;
+        zram-*) ;;
+        *) echo 0; return ;;
+    esac
+    echo $(($(pool_of "$1" mem_used_max) + own))
+}

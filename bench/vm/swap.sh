@@ -1,0 +1,191 @@
+# swap.sh: the same programs in the same memory, on one kind of swap after the other.
+#
+# There are two kinds of pressure, and both are here. `touch` has the whole guest: what its swap takes
+# of memory is missing to it, as on a user's machine. `sort` and `python` are in a memory cgroup, which
+# is steadier: their memory is the same whatever else the guest does, and how much is swapped does not
+# hang on the last megabyte. What the swap itself takes is not theirs there, but for zswap: the kernel
+# charges its pool to the cgroup.
+#
+# The device is made before a run and removed after it; the kinds take turns within each case, round
+# after round.
+#
+#   touch    a program that touches its memory at random, verifies each page and times each fault
+#   sort     sort(1) of text with a buffer that is larger than memory
+#   python   dictionaries, strings and lists, grouped, changed and sorted
+#
+# A run counts only if its result is right and pages were really swapped out and in.
+#
+#   ROUNDS (5); PLAN: words CASE=CONTENDER,CONTENDER..., where CASE is a program and its page-cluster,
+#   as touch-pc0; TOUCH_MEMORY, TOUCHES, SORT_LINES, PYTHON_RECORDS: how large the programs are; GROUP_MEMORY;
+#   SORT_SUM, PYTHON_SUM: what they say where memory is enough
+
+. "$(dirname "$0")/lib.sh"
+. "$(dirname "$0")/contenders.sh"
+HERE=$(cd "$(dirname "$0")" && pwd)
+SWAP_DISK=/dev/vdb SIZE=256M LONGEST=180
+declare -A LEFT_OUT
+cd /tmp
+
+# All that the virtual memory system has moved to and from swap, be it a device or zswap's pool: what
+# zswap writes to its device later has left memory already. And pages of files that were read again.
+pages_moved() {
+    awk '{ n[$1] = $2 }
+        END { print n["pswpout"] + n["zswpout"] - n["zswpwb"], n["pswpin"] + n["zswpin"],
+            n["workingset_refault_file"] }' /proc/vmstat
+}
+
+# swap_to CONTENDER PAGE_CLUSTER: swap is on it, and on nothing else.
+swap_to() {
+    local options=()
+    start "$1" $SIZE || return
+    # tmem needs to be told of freed swap, and zram-generator does the same; a disk is left alone.
+    case $1 in tmem-* | zram-*) options=(--discard=pages) ;; esac
+    zswap "$([ "$1" = zswap ] && echo Y || echo N)" || { reason="zswap cannot be set up"; return 1; }
+    mkswap "$DEVICE" >/dev/null 2>&1 && swapon "${options[@]}" "$DEVICE" || give_up "swapon $DEVICE"
+    echo "$2" >/proc/sys/vm/page-cluster
+}
+
+# zswap Y|N: with the compressor and allocator that zram uses, and its own limit (20 % of memory).
+zswap() {
+    local set=/sys/module/zswap/parameters
+    [ -d $set ] || { [ "$1" = N ]; return; }
+    if [ "$1" = Y ]; then
+        load lz4
+        load zsmalloc
+        echo lz4 >$set/compressor && echo zsmalloc >$set/zpool || return
+        [ "$(cat $set/compressor $set/zpool | tr '\n' ' ')" = "lz4 zsmalloc " ] || return
+    fi
+    echo "$1" >$set/enabled
+}
+
+# zswap has no record of its highest: its pool is looked at while the program runs.
+watch_zswap() {
+    local name kib most=0 never
+    exec {never}<> <(:)
+    while :; do
+        while read -r name kib _; do
+            [ "$name" != Zswap: ] || { [ "$kib" -gt $most ] && most=$kib && echo "$kib" >/tmp/zswap; }
+        done </proc/meminfo
+        read -r -t 0.2 -u "$never"
+    done
+}
+
+# A program of the user: unlike the tests around it, it may be killed when memory ends. One that swaps
+# itself to a standstill is ended, and fails the run. (By name, busybox's timeout prefers its own sort.)
+GROUP=/sys/fs/cgroup/limited
+as_user() {
+    [ "$1" = tmem-guest ] || echo $BASHPID >$GROUP/cgroup.procs
+    echo 0 >/proc/self/oom_score_adj
+    exec timeout "$LONGEST" "$(type -P "$1")" "${@:2}"
+}
+
+run_touch() {
+    (as_user tmem-guest touch --memory "$TOUCH_MEMORY" --touches "$TOUCHES" --seed 1 \
+        --fill heap=75,same=5,text=10,random=10) >/tmp/said && [[ $(cat /tmp/said) == *' errors=0 '* ]]
+}
+
+run_sort() {
+    local sum
+    sum=$(tmem-guest lines --count "$SORT_LINES" |
+        (LC_ALL=C as_user sort -S "$SORT_BUFFER" --parallel=1 -T /nowhere) | md5sum)
+    [ "${sum%% *}" = "$SORT_SUM" ] || { echo "the digest is ${sum%% *}" >/tmp/said; false; }
+}
+
+run_python() {
+    (as_user python3 -I -B "$HERE/job.py" "$PYTHON_RECORDS") >/tmp/said && [ "$(cat /tmp/said)" = "$PYTHON_SUM" ]
+}
+
+# run CASE CONTENDER
+run() {
+    local case=$1 contender=$2 program=${1%-pc*} began ended before out in again memory watcher=''
+    swap_to "$contender" "${case#*-pc}" || {
+        not_run "$contender" "$reason"
+        LEFT_OUT[$contender]=yes
+        return
+    }
+    echo 3 >/proc/sys/vm/drop_caches
+    : >/tmp/said
+    echo 0 >/tmp/zswap
+    if [ "$contender" = zswap ]; then
+        watch_zswap &
+        watcher=$!
+    fi
+    read -ra before < <(pages_moved)
+    began=${EPOCHREALTIME/./}
+    "run_$program" || {
+        show_trouble "$contender"
+        give_up "$case on $contender: wrong, failed, or no end after $LONGEST s: $(cat /tmp/said)"
+    }
+    ended=${EPOCHREALTIME/./}
+    read -r out in again < <(pages_moved)
+    out=$((out - before[0])) in=$((in - before[1])) again=$((again - before[2]))
+    memory=$(memory_of "$contender")
+    show_trouble "$contender"
+    [ -z "$watcher" ] || { kill $watcher; wait $watcher 2>/dev/null; memory=$(($(cat /tmp/zswap) * 1024)); }
+    swapoff "$DEVICE" || give_up "swapoff $DEVICE"
+    stop "$contender"
+    [ "$out" -gt 1000 ] && [ "$in" -gt 500 ] || fail "$case on $contender: it hardly swapped ($out out, $in in)"
+    record "$case" "$contender" "$((ended - began))" "$out" "$in" "$memory" "$again"
+}
+
+# What tmem had to make the kernel wait for, or refuse: none of it belongs into a good run.
+show_trouble() {
+    local deferred ns longest full starved
+    [ "${1%%-*}" = tmem ] || return 0
+    read -r deferred ns longest full starved < <(tmem stats --json --control "/run/tmem/$1.sock" |
+        tmem-guest json devices.0.io.{deferred_writes,deferred_ns_total,deferred_ns_max,enospc_errors,starved_errors})
+    [ "$((deferred + full + starved))" = 0 ] ||
+        say "      $deferred writes waited for memory, $((ns / 1000000)) ms in all, $((longest / 1000000)) ms" \
+            "at most; $full were refused by a full pool, $starved for want of memory"
+}
+
+# record CASE CONTENDER MICROSECONDS OUT IN MEMORY REREAD
+record() {
+    local faults p50 p99 latency=''
+    sample "$1" "$2" wall "$(awk -v us="$3" 'BEGIN { printf "%.2f", us / 1e6 }')"
+    sample "$1" "$2" pages_out "$4"
+    sample "$1" "$2" pages_in "$5"
+    sample "$1" "$2" memory_used "$6"
+    if [ "${1%-pc*}" = touch ]; then
+        read -r faults p50 p99 < <(sed -n \
+            's/^touch:.* faults=\([0-9]*\) .*p50_ns=\([0-9]*\) p99_ns=\([0-9]*\).*/\1 \2 \3/p' /tmp/said)
+        check_number "$1 on $2: enough faults for a percentile" "${faults:-none}" -ge 500 >/dev/null
+        sample "$1" "$2" fault_p50 "$(us "$p50")"
+        sample "$1" "$2" fault_p99 "$(us "$p99")"
+        latency=", $faults major faults, p50 $(us "$p50") us, p99 $(us "$p99") us"
+    fi
+    pass "$(printf '%-10s %-9s %6.2f s, out %6d, in %6d, files again %5d, swap took %5.1f MiB%s' "$1" "$2" \
+        "$(awk -v us="$3" 'BEGIN { print us / 1e6 }')" "$4" "$5" "$7" \
+        "$(awk -v b="$6" 'BEGIN { print b / 1048576 }')" "$latency")"
+}
+
+us() { awk -v ns="$1" 'BEGIN { printf "%.1f", ns / 1000 }'; }
+
+# What the disk really gives, for who reads the figures.
+show_disk() {
+    local what way
+    for what in randread:4k randwrite:4k write:128k; do
+        way=${what%:*}
+        fio --name=disk --filename=$SWAP_DISK --direct=1 --ioengine=io_uring --iodepth=1 --size=128m \
+            --runtime=1500ms --time_based --rw="$way" --bs="${what#*:}" --lat_percentiles=1 \
+            --output-format=json --output=/tmp/fio.json >/dev/null 2>&1 || give_up "the disk does not work"
+        read -r mean p50 kib < <(tmem-guest json \
+            "jobs.0.${way#rand}".{lat_ns.mean,lat_ns.percentile.50.000000,bw} </tmp/fio.json)
+        say "the disk alone, $what at depth 1: mean $(us "$mean") us, p50 $(us "$p50") us, $((kib / 1024)) MiB/s"
+    done
+}
+
+echo 100 >/proc/sys/vm/swappiness
+mkdir $GROUP && bytes "$GROUP_MEMORY" >$GROUP/memory.max || give_up "there is no memory cgroup"
+say "$(mem 100) bytes of memory, $(nproc) cpus, swappiness 100, huge pages:" \
+    "$(cat /sys/kernel/mm/transparent_hugepage/enabled), zswap: lz4 in zsmalloc"
+show_disk
+for round in $(seq "${ROUNDS:-5}"); do
+    say "round $round"
+    for entry in $PLAN; do
+        for contender in $(tr , ' ' <<<"${entry#*=}"); do
+            [ -n "${LEFT_OUT[$contender]:-}" ] || run "${entry%%=*}" "$contender"
+        done
+    done
+done
+finish
