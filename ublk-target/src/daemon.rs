@@ -7,6 +7,7 @@
 
 use std::fs::File;
 use std::io;
+use std::path::Path;
 use std::sync::Arc;
 use std::thread::available_parallelism;
 
@@ -20,7 +21,9 @@ use tmem::{
 use crate::attachment::{Attachment, DetachError, Node};
 use crate::device::{BlockDevice, IoStats};
 use crate::log::log;
-use crate::nbd::{KernelClient, KernelError, NbdAddress, NbdServer, NbdServerError};
+use crate::nbd::{
+    KernelClient, KernelError, NbdAddress, NbdServer, NbdServerError, Purpose, check_reserve,
+};
 use crate::process::{self, ProcessError};
 use crate::size::ram_bytes;
 use crate::supply::{Supply, SupplyStats};
@@ -277,7 +280,12 @@ impl Daemon {
             None => None,
             Some(address) => {
                 let waker = Arc::clone(supply.waker());
-                Some(Arc::new(NbdServer::start(address, waker, cpus, buffer_budget)?))
+                let purpose = match config.swapon && config.frontend == FrontEnd::Nbd {
+                    true => Purpose::Swap { best_effort: config.best_effort },
+                    false => Purpose::Clients,
+                };
+                let server = NbdServer::start(address, waker, cpus, buffer_budget, purpose)?;
+                Some(Arc::new(server))
             }
         };
         let (devices, turn) = (Mutex::new(Vec::new()), Mutex::new(()));
@@ -388,9 +396,16 @@ impl Daemon {
             }
             (FrontEnd::Nbd, None) => unreachable!("the NBD front end has an address"),
             (FrontEnd::Nbd, Some(nbd)) if self.config.swapon => {
-                let exported = export(nbd);
                 // As many as there are workers to serve them at the same time.
                 let connections = nbd.workers() as u16;
+                let others: u32 = self.snapshot().iter().map(|d| d.attachment.connections()).sum();
+                match check_reserve(Path::new("/proc"), connections + others as u16) {
+                    Err(warning) if self.config.best_effort => {
+                        log(format_args!("going on without a guard: {warning}"));
+                    }
+                    checked => checked?,
+                }
+                let exported = export(nbd);
                 match KernelClient::attach(nbd.address(), name, block.bytes(), connections) {
                     Ok(client) => exported.with_node(Node::Nbd(client)),
                     Err(error) => return Ok((exported, Err(error.into()))),

@@ -208,6 +208,23 @@ where
     })
 }
 
+/// Makes this thread one of the real-time class, of the lowest priority there.
+///
+/// That is for what the kernel allocates on its behalf: such a thread gets memory below the reserve
+/// that everybody else has to leave, down to half of it.
+pub fn become_urgent() -> io::Result<()> {
+    // SAFETY: all zeros is a scheduling parameter.
+    let mut parameter: libc::sched_param = unsafe { std::mem::zeroed() };
+    parameter.sched_priority = 1;
+    // What the thread starts is not urgent.
+    let policy = libc::SCHED_RR | libc::SCHED_RESET_ON_FORK;
+    // SAFETY: the call reads the parameter, and 0 is this thread.
+    match unsafe { libc::sched_setscheduler(0, policy, &parameter) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
 /// A command that runs `program` without what it would inherit from this process and must not have:
 /// the blocked signals, and the mark of one that writes out memory. A program that swaps off under
 /// that mark could wait for ever for memory that only its own I/O can free.
@@ -475,6 +492,27 @@ fn status_hex(status: &str, field: &str) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_urgent_thread_is_one_alone() {
+        // Field 41 of the line: the policy, 2 for SCHED_RR.
+        let policy = || {
+            let stat = fs::read_to_string("/proc/thread-self/stat").unwrap();
+            let fields = stat.rsplit_once(')').unwrap().1;
+            fields.split_ascii_whitespace().nth(38).unwrap().to_owned()
+        };
+        match become_urgent() {
+            Ok(()) => {
+                assert_eq!(policy(), "2");
+                assert_eq!(std::thread::spawn(policy).join().unwrap(), "0");
+            }
+            // Not allowed here: then nothing has changed.
+            Err(error) => {
+                assert_eq!(error.raw_os_error(), Some(libc::EPERM), "{error}");
+                assert_eq!(policy(), "0");
+            }
+        }
+    }
 
     #[test]
     fn thread_flags_are_found_after_any_name() {

@@ -76,7 +76,8 @@ impl From<DaemonError> for Failure {
                 ConfigError::LimitBelowReserve { .. } | ConfigError::LimitAboveMaximum { .. },
             )
             | DaemonError::Pool(PoolError::NoRoom { .. } | PoolError::Size { .. }) => Exit::Size,
-            DaemonError::Process(
+            DaemonError::Nbd(NbdServerError::Urgent { .. })
+            | DaemonError::Process(
                 ProcessError::IoFlusher { .. }
                 | ProcessError::LockMemory { .. }
                 | ProcessError::MountNamespace { .. }

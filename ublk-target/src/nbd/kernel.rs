@@ -22,6 +22,11 @@ const DEVICES_MAX: u32 = 256;
 /// Requests that the driver has under way on one connection.
 pub const CONNECTION_DEPTH: u32 = 128;
 
+/// The reserve that a connection needs, in bytes: twice what both its sockets hold, because the workers
+/// get half; each skb takes up to twice what is in it; and as much again for what else is allocated
+/// meanwhile.
+const RESERVE_PER_CONNECTION: u64 = 4 << 20;
+
 /// Time limit of a request, in seconds. To the driver 0 means none only while there is one connection:
 /// of several it drops the one on which a request takes longer than the 30 s that are then in force,
 /// and fails the I/O when none is left (`nbd_xmit_timeout`). So it is eleven days, which as
@@ -44,6 +49,20 @@ pub enum KernelError {
     Missing {
         /// What modprobe said.
         reason: String,
+    },
+    /// The kernel keeps too little memory for replies.
+    #[error(
+        "the kernel's reserve of memory is not fit for swap by NBD, which could deadlock when memory is \
+         short: run 'sysctl vm.watermark_boost_factor=0 vm.min_free_kbytes={need}' (now {boost} and \
+         {have})"
+    )]
+    Reserve {
+        /// What the reserve must be, in KiB.
+        need: u64,
+        /// What it is.
+        have: u64,
+        /// By how much it may be raised at any time, in 1/10000.
+        boost: u64,
     },
     /// All its devices are in use.
     #[error("every /dev/nbd* is in use: free one, or load the module with a larger nbds_max")]
@@ -75,6 +94,29 @@ pub enum KernelError {
         /// The device.
         path: String,
     },
+}
+
+/// Checks that the kernel keeps a reserve that replies on so many connections can be sent from, with
+/// its files under `proc`.
+///
+/// A reply takes memory of the kernel, and when there is none, only the reply can bring some: the
+/// kernel waits for it to free what it has written. The workers get half of the reserve that all
+/// others leave ([`crate::process::become_urgent`]). The kernel's own half of a connection
+/// takes of it as well. When the kernel boosts its watermark, what is the reserve for all others moves
+/// up, and half of it can be more than is left: so it must not.
+pub fn check_reserve(proc: &Path, connections: u16) -> Result<(), KernelError> {
+    let number = |name: &str| {
+        let text = std::fs::read_to_string(proc.join("sys/vm").join(name)).ok();
+        text.and_then(|text| text.trim().parse::<u64>().ok())
+    };
+    let have = number("min_free_kbytes").unwrap_or(0);
+    // Kernels before 5.0 have no boost.
+    let boost = number("watermark_boost_factor").unwrap_or(0);
+    let need = (u64::from(connections) * RESERVE_PER_CONNECTION) >> 10;
+    if have < need || boost > 0 {
+        return Err(KernelError::Reserve { need: need.max(have), have, boost });
+    }
+    Ok(())
 }
 
 /// A `/dev/nbdN` that is connected to an export.
@@ -212,6 +254,28 @@ fn attribute(path: &str, name: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_reserve_is_large_enough_and_not_boosted() {
+        let home = tempfile::tempdir().unwrap();
+        let vm = home.path().join("sys/vm");
+        std::fs::create_dir_all(&vm).unwrap();
+        let check = |free: &str, boost: Option<&str>, connections| {
+            std::fs::write(vm.join("min_free_kbytes"), free).unwrap();
+            let _ = std::fs::remove_file(vm.join("watermark_boost_factor"));
+            if let Some(boost) = boost {
+                std::fs::write(vm.join("watermark_boost_factor"), boost).unwrap();
+            }
+            check_reserve(home.path(), connections).map_err(|error| error.to_string())
+        };
+        check("8192\n", Some("0\n"), 2).unwrap();
+        check("8192\n", None, 2).unwrap();
+        let small = check("8191\n", Some("0\n"), 2).unwrap_err();
+        assert!(small.contains("vm.min_free_kbytes=8192'"), "{small}");
+        let boosted = check("67584\n", Some("15000\n"), 2).unwrap_err();
+        assert!(boosted.contains("boost_factor=0 vm.min_free_kbytes=67584'"), "{boosted}");
+        check("8192\n", Some("0\n"), 3).unwrap_err();
+    }
 
     #[test]
     fn the_client_is_told_everything_that_matters() {

@@ -24,6 +24,6 @@ mod worker;
 
 pub use address::{AddressError, NbdAddress};
 pub use exports::{Export, Exports};
-pub use kernel::{CONNECTION_DEPTH, KernelClient, KernelError};
+pub use kernel::{CONNECTION_DEPTH, KernelClient, KernelError, check_reserve};
 pub use protocol::{Progress, Protocol};
-pub use server::{NbdServer, NbdServerError};
+pub use server::{NbdServer, NbdServerError, Purpose};

@@ -14,6 +14,7 @@ use std::thread::{JoinHandle, sleep};
 use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use rustix::net::sockopt::set_socket_send_buffer_size;
 
 use super::address::NbdAddress;
 use super::buffer::BUFFER_BYTES;
@@ -35,6 +36,10 @@ const CONNECTIONS_MAX: usize = 64;
 /// Connections that there may be on the smallest machine.
 const CONNECTIONS_MIN: usize = 8;
 
+/// Bytes of replies that wait in a socket on an export for swap, as the system call has it: memory of
+/// the kernel, which has none to spare just then.
+pub const SWAP_SEND_BYTES: usize = 64 << 10;
+
 /// How long to leave the listener alone after the system could not give us a connection.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -53,12 +58,46 @@ pub enum NbdServerError {
         /// The error.
         source: io::Error,
     },
+    /// The workers could not be made urgent.
+    #[error(
+        "cannot make the NBD workers real-time threads ({source}): without that, swap could deadlock \
+         when memory is short; run as root with CAP_SYS_NICE"
+    )]
+    Urgent {
+        /// The system call's error.
+        source: io::Error,
+    },
     /// A worker could not set up its io_uring.
     #[error("io_uring cannot be used ({source}): {}", crate::ublk::ring_advice(source))]
     Ring {
         /// The error.
         source: io::Error,
     },
+}
+
+/// What a server is for.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Purpose {
+    /// Clients that can wait.
+    Clients,
+    /// The kernel swaps to it. What the workers send takes little memory of the kernel at a time, and
+    /// they get that from the reserve: see [`process::become_urgent`]. With the inner value they go
+    /// on without where that cannot be had.
+    Swap {
+        /// Whether to go on.
+        best_effort: bool,
+    },
+}
+
+impl Purpose {
+    /// Prepares a worker's thread.
+    fn prepare(self) -> Result<(), NbdServerError> {
+        let Purpose::Swap { best_effort } = self else { return Ok(()) };
+        match process::become_urgent() {
+            Err(source) if !best_effort => Err(NbdServerError::Urgent { source }),
+            _ => Ok(()),
+        }
+    }
 }
 
 /// A server at work. Dropping it ends all connections.
@@ -81,6 +120,7 @@ impl NbdServer {
         waker: Arc<Waker>,
         cpus: usize,
         buffer_budget: u64,
+        purpose: Purpose,
     ) -> Result<Self, NbdServerError> {
         let listener = Listener::bind(address.path(), "--nbd")?;
         let system = |what| move |source| NbdServerError::System { what, source };
@@ -114,14 +154,23 @@ impl NbdServer {
                 stop: Arc::clone(&server.stop),
                 waker: Arc::clone(&waker),
             };
-            server.threads.push(start_worker(number, context, most)?);
+            server.threads.push(start_worker(number, context, most, purpose)?);
             server.worker_wakes.push(Arc::clone(&wake));
             desks.push(Desk { departures, wake, open: 0 });
         }
         let wake = Arc::clone(&server.acceptor_wake);
         let stop = Arc::clone(&server.stop);
-        let acceptor =
-            Acceptor { listener, exports, returns, desks, most, wake, stop, is_full: false };
+        let acceptor = Acceptor {
+            listener,
+            exports,
+            returns,
+            desks,
+            most,
+            wake,
+            stop,
+            purpose,
+            is_full: false,
+        };
         let thread = process::spawn("tmem-nbd-accept".into(), move || acceptor.run());
         server.threads.push(thread.map_err(system("start the NBD server's thread"))?);
         Ok(server)
@@ -172,11 +221,14 @@ fn start_worker(
     number: usize,
     context: WorkerContext,
     places: usize,
+    purpose: Purpose,
 ) -> Result<JoinHandle<()>, NbdServerError> {
     let (ready, readiness) = sync_channel(1);
     let body = move || {
         // The ring belongs to the thread that makes it.
-        let worker = Worker::new(context, places);
+        let worker = purpose.prepare().and_then(|()| {
+            Worker::new(context, places).map_err(|source| NbdServerError::Ring { source })
+        });
         let (worker, report) = match worker {
             Ok(worker) => (Some(worker), Ok(())),
             Err(error) => (None, Err(error)),
@@ -192,7 +244,7 @@ fn start_worker(
     let thread = thread.map_err(|source| NbdServerError::System { what, source })?;
     match readiness.recv() {
         Ok(Ok(())) => Ok(thread),
-        Ok(Err(source)) => Err(NbdServerError::Ring { source }),
+        Ok(Err(error)) => Err(error),
         Err(_) => {
             let source = io::Error::other("it ended at once");
             Err(NbdServerError::System { what, source })
@@ -217,6 +269,7 @@ struct Acceptor {
     most: usize,
     wake: Arc<OwnedFd>,
     stop: Arc<AtomicBool>,
+    purpose: Purpose,
     /// Whether somebody was sent away since there was last a place.
     is_full: bool,
 }
@@ -280,6 +333,10 @@ impl Acceptor {
         // io_uring hands back at once what would block on a socket that does not.
         if stream.set_nonblocking(false).is_err() {
             return;
+        }
+        if self.purpose != Purpose::Clients {
+            // The least that a socket takes is not refused.
+            let _ = set_socket_send_buffer_size(&stream, SWAP_SEND_BYTES);
         }
         let protocol = Protocol::new(Arc::clone(&self.exports), number);
         let link = Link::new(stream.into(), protocol, number, Instant::now());
