@@ -24,7 +24,7 @@ check_code "TCP is refused, with the reason" 2 'TCP' tmem run --nbd tcp:127.0.0.
 check_code "a reserve that could deadlock is refused" 1 'sysctl vm.watermark_boost_factor=0' \
     tmem run --frontend nbd --swapon --swap 64M
 echo 0 >/proc/sys/vm/watermark_boost_factor
-echo 12288 >/proc/sys/vm/min_free_kbytes
+echo 16384 >/proc/sys/vm/min_free_kbytes
 FRONTEND=nbd start_tmem "$(mem 135)" 58% --swapon
 check "the device is the kernel's client" eval '[[ $DEVICE == /dev/nbd* ]]'
 check "swapped on" grep -q "^$DEVICE" /proc/swaps
