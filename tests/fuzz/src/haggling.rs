@@ -60,7 +60,9 @@ pub fn check(asked: &mut Reader<'_>, said: &mut Reader<'_>) -> Stands {
         let magic = header.u64().expect("it is all there");
         let option = header.u32().expect("it is all there");
         let length = header.u32().expect("it is all there");
-        if magic != IHAVEOPT || length > SKIP_BYTES_MAX || count == OPTIONS_MAX {
+        // There is no answer to a name that is too long, so nothing of it is waited for.
+        let most = if option == OPT_EXPORT_NAME { OPTION_BYTES_MAX } else { SKIP_BYTES_MAX };
+        if magic != IHAVEOPT || length > most || count == OPTIONS_MAX {
             return Stands::Ended;
         }
         let Some(data) = asked.take(length as usize) else { break };

@@ -141,6 +141,10 @@ impl Worker {
                 place.link.send(&mut self.ring, slot);
             }
             Outcome::Done => {}
+            // It says nothing more, and may still listen to the rest of an answer.
+            Outcome::Over if !is_send && result == 0 && place.link.is_sending() => {
+                place.state = State::Ending;
+            }
             Outcome::Over => {
                 place.state = State::Over;
                 place.link.cancel(&mut self.ring, slot);

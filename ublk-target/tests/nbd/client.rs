@@ -151,6 +151,14 @@ impl Client {
         self.stream.write_all(bytes).unwrap();
     }
 
+    /// Sends what the server may end the connection in the middle of.
+    pub fn blurt(&mut self, bytes: &[u8]) {
+        match self.stream.write_all(bytes) {
+            Err(error) if error.kind() == ErrorKind::BrokenPipe => {}
+            result => result.unwrap(),
+        }
+    }
+
     #[track_caller]
     pub fn take(&mut self, count: usize) -> Vec<u8> {
         let mut bytes = vec![0; count];
@@ -160,9 +168,17 @@ impl Client {
 
     /// Checks that the server has ended the connection and says nothing more.
     #[track_caller]
-    pub fn is_ended(self) {
+    pub fn assert_ended(self) {
         let rest = self.rest();
         assert!(rest.is_empty(), "it said {} bytes more: {:02x?}", rest.len(), rest);
+    }
+
+    /// The same of a connection that has not chosen an export. A server that waits for more would end
+    /// it, too, in the end: so it is given more, to which it would have an answer.
+    #[track_caller]
+    pub fn assert_sent_away(mut self) {
+        self.blurt(&option(OPT_LIST, &[]));
+        self.assert_ended();
     }
 
     /// All that the server says until it ends the connection.

@@ -57,7 +57,7 @@ fn a_closed_export_is_unknown_until_it_is_opened_again() {
     }
     let mut old = Client::greeted(&served);
     old.send(&option(OPT_EXPORT_NAME, b"swap0"));
-    old.is_ended();
+    old.assert_sent_away();
     served.exports[0].reopen();
     client.go("swap0");
     assert_eq!(client.read(5, 4), Ok(b"kept".to_vec()));
@@ -141,7 +141,7 @@ fn the_end_of_the_server_is_the_end_of_every_connection() {
         let socket = served.socket().to_owned();
         assert!(socket.exists());
         served.stop();
-        [silent, haggling, idle, half].into_iter().for_each(Client::is_ended);
+        [silent, haggling, idle, half].into_iter().for_each(Client::assert_ended);
         assert!(deaf.rest().len() < 50 << 20);
         assert!(!socket.exists());
         assert!(served.exports.iter().all(|export| export.visitors() == 0));

@@ -139,11 +139,16 @@ fn disconnect_ends_the_connection_after_what_came_before_it() {
     let served = Served::start();
     for flags in [0, FLAG_FUA] {
         for mut client in visitors(&served) {
-            let read = client.request(CMD_READ, 0, 0, 200_000);
-            client.request(CMD_DISC, flags, 0, 0);
-            client.request(CMD_FLUSH, 0, 0, 0);
-            assert!(client.data_of(read, 0, 200_000).is_ok());
-            client.is_ended();
+            let all = [
+                request(0, CMD_READ, 1, 0, 200_000),
+                request(0, CMD_READ, 2, 0, 1 << 20),
+                request(flags, CMD_DISC, 3, 0, 0),
+                request(0, CMD_FLUSH, 4, 0, 0),
+            ];
+            client.send(&all.concat());
+            assert!(client.data_of(1, 0, 200_000).is_ok());
+            assert!(client.data_of(2, 0, 1 << 20).is_ok());
+            client.assert_ended();
         }
     }
 }

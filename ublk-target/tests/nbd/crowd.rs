@@ -1,7 +1,6 @@
 //! More clients than there are places, and clients that come and go without end.
 
 use std::fs;
-use std::io::Write;
 
 use crate::client::Client;
 use crate::fuzzing::spec::*;
@@ -16,11 +15,11 @@ fn whoever_finds_no_place_is_sent_away_at_once() {
         let mut visitor = Client::simple(&served, "swap0");
         let idle: Vec<_> = (1..PLACES).map(|_| Client::simple(&served, "swap0")).collect();
         for round in 0..5 * PLACES as u64 {
-            Client::connect(&served).is_ended();
+            Client::connect(&served).assert_ended();
             assert_eq!(visitor.write(round, b"x"), 0);
         }
         let surplus: Vec<_> = (0..5 * PLACES).map(|_| Client::connect(&served)).collect();
-        surplus.into_iter().for_each(Client::is_ended);
+        surplus.into_iter().for_each(Client::assert_ended);
         drop(idle);
         // All places are to be had again.
         let mut guests = Vec::new();
@@ -51,8 +50,7 @@ fn blurt(mut client: Client, number: usize) {
         [&hello[..], &option(OPT_GO, &inform(b"swap0", &[])), &request(0, CMD_READ, 1, 0, 1 << 20)]
             .concat(),
     ];
-    // It may have been sent away already.
-    let _ = client.stream.write_all(&junk[number % junk.len()]);
+    client.blurt(&junk[number % junk.len()]);
 }
 
 #[test]

@@ -23,7 +23,7 @@ fn client_flags_that_nobody_knows_end_the_connection() {
         let mut client = Client::connect(&served);
         client.take(18);
         client.send(&be32(flags));
-        client.is_ended();
+        client.assert_sent_away();
     }
     for flags in 0..=3 {
         let mut client = Client::connect(&served);
@@ -42,7 +42,7 @@ fn what_is_no_option_ends_the_connection() {
     for junk in [wrong_magic, http, request, vec![0; 5000], vec![0xff; 5000]] {
         let mut client = Client::greeted(&served);
         client.send(&junk);
-        client.is_ended();
+        client.assert_sent_away();
     }
 }
 
@@ -94,7 +94,7 @@ fn abort_is_acknowledged_and_ends_the_connection() {
         let mut client = Client::greeted(&served);
         let answers = client.ask(OPT_ABORT, data);
         assert_eq!((answers.len(), answers[0].kind), (1, REP_ACK));
-        client.is_ended();
+        client.assert_ended();
     }
 }
 
@@ -142,7 +142,7 @@ fn export_name_has_no_answer_to_a_wrong_name_but_the_end() {
     {
         let mut client = Client::greeted(served);
         client.send(&option(OPT_EXPORT_NAME, name.as_bytes()));
-        client.is_ended();
+        client.assert_sent_away();
     }
 }
 
@@ -152,8 +152,8 @@ fn export_name_has_no_answer_to_a_name_that_is_too_long_but_the_end() {
     let served = Served::start();
     for bytes in [OPTION_BYTES_MAX as usize + 1, 100_000] {
         let mut client = Client::greeted(&served);
-        client.send(&option(OPT_EXPORT_NAME, &vec![b'x'; bytes]));
-        client.is_ended();
+        client.blurt(&option(OPT_EXPORT_NAME, &vec![b'x'; bytes]));
+        client.assert_sent_away();
     }
 }
 
@@ -170,7 +170,7 @@ fn who_says_nothing_for_too_long_gives_up_its_place() {
         client
     });
     let silent: Vec<_> = silent.collect();
-    silent.into_iter().for_each(Client::is_ended);
+    silent.into_iter().for_each(Client::assert_ended);
     assert_eq!(visitor.plain(CMD_FLUSH, 0, 0, 0), 0);
     drop(watchdog);
 }
@@ -188,7 +188,7 @@ fn who_takes_no_answers_for_too_long_gives_up_its_place() {
             client
         })
         .collect();
-    Client::connect(&served).is_ended();
+    Client::connect(&served).assert_ended();
     let mut welcome = watchdog.retry(|| {
         let mut client = Client::connect(&served);
         client.try_greet().then_some(client)

@@ -50,7 +50,7 @@ fn lengths_that_no_client_sends_end_the_connection() {
         for length in [SKIP_BYTES_MAX + 1, 1 << 31, u32::MAX] {
             let mut client = Client::greeted(&served);
             client.send(&option_header(number, length));
-            client.is_ended();
+            client.assert_sent_away();
         }
     }
 }
@@ -64,7 +64,7 @@ fn a_client_that_never_chooses_is_sent_away() {
             client.ask(number, &[]);
         }
         client.send(&option(OPT_GO, &inform(b"swap0", &[])));
-        client.is_ended();
+        client.assert_ended();
     }
     let mut client = Client::greeted(&served);
     for _ in 1..OPTIONS_MAX {

@@ -14,7 +14,7 @@ const PAGE: usize = 4096;
 const REGION: usize = 64 * PAGE;
 /// Both regions always fit into [`ROOM`], whatever is written.
 const PLAN: (&str, u64, bool) = ("swap0", 2 * (REGION / PAGE) as u64, true);
-const STEPS: usize = 400;
+const STEPS: usize = 1500;
 
 /// Random numbers.
 struct Dice(u64);
@@ -191,11 +191,11 @@ fn both(
     whole: bool,
     regions: impl Fn(usize, &mut Dice) -> Range<usize> + Copy + Send + Sync,
 ) -> [Model; 2] {
-    assert!(PLACES > 2);
+    const { assert!(PLACES > 2) };
     thread::scope(|scope| {
         let run = |number: usize| {
             let mut dice = Dice(dice.next());
-            let mut client = client(served, (dice.next() + number as u64) % 2 == 0);
+            let mut client = client(served, dice.below(2) == number);
             scope.spawn(move || {
                 let mut model = Model::new();
                 for _ in 0..STEPS {
@@ -247,4 +247,44 @@ fn two_connections_on_neighbouring_parts_of_the_same_pages() {
             assert!(found[slot(number)] == *expected, "slot {number} is not as it was left");
         }
     }
+}
+
+/// Writes parts of the first page, many in one send, wherever `is_mine` says, and checks after each
+/// send that they are all there.
+fn hammer(mut client: Client, mut dice: Dice, is_mine: impl Fn(usize) -> bool) -> Vec<u8> {
+    let mut page = vec![0; PAGE];
+    for _ in 0..150 {
+        let mut all = Vec::new();
+        for cookie in 0..60 {
+            let slot = dice.below(PAGE / 64);
+            let slot = if is_mine(slot) { slot } else { slot ^ 1 };
+            let part = dice.part(&(slot * 64..(slot + 1) * 64));
+            let data = dice.data(part.len());
+            page[part.clone()].copy_from_slice(&data);
+            all.extend(request(0, CMD_WRITE, cookie, part.start as u64, part.len() as u32));
+            all.extend(data);
+        }
+        client.send(&all);
+        (0..60).for_each(|cookie| assert_eq!(client.error_of(cookie), 0));
+        let found = client.read(0, PAGE as u32).unwrap();
+        let is_right = |at: &usize| !is_mine(at / 64) || found[*at] == page[*at];
+        assert_eq!((0..PAGE).find(|at| !is_right(at)), None, "a write was undone by another");
+    }
+    page
+}
+
+#[test]
+fn two_connections_lose_nothing_of_one_page() {
+    let mut dice = Dice::from_environment();
+    let served = Served::with(&[PLAN], ROOM, 2);
+    let pages = thread::scope(|scope| {
+        let run = |number: usize| {
+            let (client, dice) = (client(&served, number == 1), Dice(dice.next()));
+            scope.spawn(move || hammer(client, dice, |slot| slot % 2 == number))
+        };
+        [0, 1].map(run).map(|thread| thread.join().unwrap())
+    });
+    let found = client(&served, false).read(0, PAGE as u32).unwrap();
+    let expected: Vec<u8> = (0..PAGE).map(|at| pages[at / 64 % 2][at]).collect();
+    assert!(found == expected, "the page is not as it was left");
 }

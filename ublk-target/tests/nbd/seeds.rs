@@ -98,6 +98,7 @@ fn negotiations() -> Vec<(&'static str, Vec<u8>)> {
         ("export-name", with(&[option(OPT_EXPORT_NAME, b"swap0"), read.clone()])),
         ("export-name-zeroes", [be32(1).to_vec(), option(OPT_EXPORT_NAME, b"dry"), read].concat()),
         ("export-name-unknown", with(&[option(OPT_EXPORT_NAME, b"swap9"), list.clone()])),
+        ("export-name-too-long", with(&[option_header(OPT_EXPORT_NAME, OPTION_BYTES_MAX + 1)])),
         ("export-name-empty", with(&[option(OPT_EXPORT_NAME, b"")])),
         ("go-unknown", with(&[go(b"swap9"), go(b""), go(&[b'x'; 300]), abort.clone()])),
         ("go-wrong-count", with(&[wrong_count, list.clone(), go(b"swap0")])),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use tmem::{Config, Engine};
 use tmem_ublk_target::device::BlockDevice;
-use tmem_ublk_target::nbd::{Export, NbdAddress, NbdServer};
+use tmem_ublk_target::nbd::{Export, NbdAddress, NbdServer, Purpose};
 use tmem_ublk_target::supply::Supply;
 
 /// Places for connections that the smallest server has.
@@ -46,7 +46,9 @@ impl Served {
         let home = tempfile::tempdir().unwrap();
         let socket = home.path().join("nbd.sock");
         let address: NbdAddress = format!("unix:{}", socket.display()).parse().unwrap();
-        let server = NbdServer::start(&address, Arc::clone(supply.waker()), workers, 0).unwrap();
+        let server =
+            NbdServer::start(&address, Arc::clone(supply.waker()), workers, 0, Purpose::Clients)
+                .unwrap();
         let exports = plans.iter().map(|&(name, pages, flush)| {
             let device = BlockDevice::new(Arc::clone(&engine), pages).unwrap();
             let export = Export::new(name, Arc::new(device), server.workers(), flush);

@@ -51,14 +51,39 @@ fn who_never_reads_does_not_keep_others_waiting() {
     drop(watchdog);
 }
 
+/// While the rest of a reply has no room in the socket, the server waits for the next request, too.
+#[test]
+fn a_reply_that_the_socket_takes_in_part_is_finished() {
+    let watchdog = Watchdog::new("a_reply_that_the_socket_takes_in_part_is_finished");
+    let served = Served::start();
+    let mut other = Client::simple(&served, "swap0");
+    let data = noise(131_072, 2);
+    assert_eq!(other.write(0, &data), 0);
+    for reads in 1..8 {
+        for mut slow in [Client::simple(&served, "swap0"), Client::structured(&served, "swap0")] {
+            let all = (0..reads).map(|cookie| request(0, CMD_READ, cookie, 0, 131_072));
+            slow.send(&all.collect::<Vec<_>>().concat());
+            // The same worker has its turns meanwhile.
+            for _ in 0..50 {
+                assert_eq!(other.plain(CMD_FLUSH, 0, 0, 0), 0);
+            }
+            for cookie in 0..reads {
+                assert!(slow.data_of(cookie, 0, 131_072).unwrap().0 == data);
+            }
+            assert_eq!(slow.plain(CMD_FLUSH, 0, 0, 0), 0);
+        }
+    }
+    drop(watchdog);
+}
+
 /// Sends requests until the server takes no more of them.
 fn stuff(client: &mut Client) {
     client.stream.set_nonblocking(true).unwrap();
     let request = request(0, CMD_READ, 7, 0, LONG);
     let mut refusals = 0;
     while refusals < 3 {
-        // What is cut off here was to be cut off: nothing comes after it.
         match client.stream.write(&request) {
+            Ok(sent) if sent < request.len() => return,
             Ok(_) => refusals = 0,
             Err(error) => {
                 assert_eq!(error.kind(), ErrorKind::WouldBlock);
