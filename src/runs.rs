@@ -62,10 +62,11 @@ mod tests {
     use super::*;
     use crate::{Config, PAGE_SIZE, PoolKind};
 
-    const PAGES: u64 = 1 << 32;
+    /// More than one call looks at.
+    const PAGES: u64 = (BUDGET as u64 + 100) * OBJECT_PAGES as u64;
 
     fn engine() -> (Engine, PoolId, crate::Queue) {
-        let limit = 1 << 30;
+        let limit = 16 << 20;
         let engine = Engine::new(&Config { limit, limit_max: limit, shards: 2 }).unwrap();
         engine.supply().unwrap();
         let client = engine.create_client().unwrap();
@@ -75,6 +76,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "too long for Miri, and the model asks for runs, too")]
     fn runs_end_where_something_else_begins() {
         let (engine, pool, mut queue) = engine();
         let mut put = |page, fill| {
@@ -98,6 +100,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "too long for Miri, and it does nothing that the model does not")]
     fn a_call_looks_at_so_much_and_no_more() {
         let (engine, pool, _) = engine();
         let looked = u64::from(BUDGET) * u64::from(OBJECT_PAGES);

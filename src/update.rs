@@ -119,10 +119,12 @@ mod tests {
 
     fn noise(seed: u64) -> Page {
         let mut state = seed << 1 | 1;
-        std::array::from_fn(|_| {
+        let mut page = [0; PAGE_SIZE];
+        for word in page.as_chunks_mut::<8>().0 {
             state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-            (state >> 56) as u8
-        })
+            *word = (state ^ state >> 32).to_le_bytes();
+        }
+        page
     }
 
     #[test]
@@ -186,7 +188,8 @@ mod tests {
         while engine.supply().unwrap().more {}
         let client = engine.create_client().unwrap();
         let cache = engine.create_pool(client, PoolKind::Ephemeral, 4096).unwrap();
-        for page in 0..4096 {
+        for page in 0..4 * FRAMES {
+            let page = page * 64;
             let _ = engine.put(&mut queue, Handle::from_page(cache, page), &noise(page));
         }
         for page in [0, 512, 1024] {
