@@ -190,6 +190,7 @@ mod tests {
         let cache = engine.create_pool(client, PoolKind::Ephemeral, 4096).unwrap();
         for page in 0..4 * FRAMES {
             let page = page * 64;
+            // Until it eats its own tail, so that some are there whatever becomes of this one.
             let _ = engine.put(&mut queue, Handle::from_page(cache, page), &noise(page));
         }
         for page in [0, 512, 1024] {

@@ -1,7 +1,7 @@
 //! Swap areas on our devices: made, switched on and off with util-linux, and who uses them.
 //!
-//! Nothing here removes a device or forces anything. Paths of the host are
-//! under a root, so that tests bring a directory tree.
+//! Nothing here removes a device or forces anything. Paths of the host are under a root, so that
+//! tests bring a directory tree.
 
 use std::ffi::OsString;
 use std::fmt;

@@ -305,6 +305,22 @@ mod tests {
     }
 
     #[test]
+    fn what_came_is_seen_without_waiting_for_it() {
+        let mut ring = Ring::new(8).unwrap();
+        let flags = rustix::event::EventfdFlags::NONBLOCK;
+        let eventfd = rustix::event::eventfd(0, flags).unwrap();
+        ring.watch(eventfd.as_raw_fd());
+        ring.wait(Some(Duration::ZERO)).unwrap();
+        assert_eq!(ring.completed(), None);
+        rustix::io::write(&eventfd, &1_u64.to_le_bytes()).unwrap();
+        let seen = (0..1000).find_map(|_| {
+            ring.wait(Some(Duration::ZERO)).unwrap();
+            ring.completed()
+        });
+        assert_eq!(seen.map(|(token, _)| token), Some(Token::Woken));
+    }
+
+    #[test]
     fn a_wait_ends_in_time_and_with_a_signal() {
         let mut ring = Ring::new(8).unwrap();
         ring.wait(Some(Duration::from_millis(1))).unwrap();

@@ -82,7 +82,7 @@ enum Doing {
     /// A request comes next.
     Nothing,
     Read(Reading),
-    /// Data of a refused write is skipped; the answer is in the outbox's way only afterwards.
+    /// Data of a refused write is skipped, and then the write is answered.
     Skip {
         cookie: u64,
         error: Error,
@@ -91,7 +91,7 @@ enum Doing {
     Store(Storing),
 }
 
-/// A read that is too long for one buffer.
+/// A read, which may be longer than the outbox.
 #[derive(Clone, Copy)]
 struct Reading {
     cookie: u64,
@@ -645,7 +645,7 @@ mod tests {
     use zerocopy::big_endian::U64;
 
     use super::super::exports::Exports;
-    use super::super::wire::{REQUEST_MAGIC, command};
+    use super::super::wire::{REQUEST_MAGIC, command, flag};
     use super::*;
     use crate::device::BlockDevice;
     use crate::device::tests::{device, noise};
@@ -672,9 +672,13 @@ mod tests {
         }
 
         fn ask(&mut self, command: u16, offset: u64, length: u32) {
+            self.ask_with(0, command, offset, length);
+        }
+
+        fn ask_with(&mut self, flags: u16, command: u16, offset: u64, length: u32) {
             let header = RequestHeader {
                 magic: REQUEST_MAGIC.into(),
-                flags: 0.into(),
+                flags: flags.into(),
                 command: command.into(),
                 cookie: 9.into(),
                 offset: offset.into(),
@@ -730,6 +734,29 @@ mod tests {
         assert_eq!(ended.take(10).last(), Some(Progress::End));
         let sent = &heard[size_of::<SimpleReply>()..];
         assert!(sent.len() <= 60 * PAGE_SIZE && *sent == data[..sent.len()]);
+    }
+
+    #[test]
+    fn one_call_does_so_much_and_no_more() {
+        let (device, _) = device(1 << 20);
+        let mut talk = Talk::new(device, TERMS);
+        let (requests, bytes) = (16 * EFFORT / 64, 64 * PAGE_SIZE);
+        for _ in 0..requests {
+            // Not as holes, which cost next to nothing.
+            talk.ask_with(flag::NO_HOLE, command::WRITE_ZEROES, 0, bytes as u32);
+        }
+        let (mut calls, mut heard) = (0, 0);
+        loop {
+            calls += 1;
+            let progress = talk.advance();
+            heard += talk.hear().len();
+            if progress == Progress::Hungry {
+                break;
+            }
+            assert_eq!(progress, Progress::Busy);
+        }
+        assert_eq!(heard, requests * size_of::<SimpleReply>());
+        assert!(calls >= requests * bytes / PAGE_SIZE / EFFORT, "{calls} calls");
     }
 
     #[test]
