@@ -35,6 +35,9 @@
 
 #[allow(unsafe_code)]
 mod arena;
+mod batch;
+#[allow(unsafe_code)]
+mod board;
 #[allow(unsafe_code)]
 mod clock;
 mod codec;
@@ -66,6 +69,8 @@ mod update;
 mod zbud;
 mod zpage;
 
+pub use batch::BATCH_PAGES;
+pub use board::{BatchError, Batches, Board, Step, Way};
 pub use engine::{Config, Engine, Got, POOLS_MAX, SHARDS_MAX};
 pub use error::{ConfigError, GetError, PoolError, PutError, UpdateError};
 pub use handle::{

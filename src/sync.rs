@@ -8,12 +8,13 @@
 //! operations on its head, which is one of these.
 
 #[cfg(feature = "shuttle")]
-use shuttle::sync as imp;
+use shuttle::{sync as imp, thread};
 #[cfg(not(feature = "shuttle"))]
-use std::sync as imp;
+use std::{sync as imp, thread};
 
 pub(crate) use imp::MutexGuard;
-pub(crate) use imp::atomic::{AtomicU64, Ordering};
+pub(crate) use imp::atomic::{AtomicPtr, AtomicU64, Ordering};
+pub(crate) use thread::yield_now;
 
 /// A mutex without poisoning to handle: who panics with it locked has left half a change behind,
 /// and nobody may go on from there.

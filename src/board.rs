@@ -1,0 +1,361 @@
+//! The board: a queue's requests under way, on which helpers find pages to put and get.
+//!
+//! A request of many pages costs its queue's thread some 5 us a page to compress while other
+//! processors may be idle. [`Batches`] belongs to that thread: it opens a batch a request, and works
+//! on them in the order in which they came. Others who have the [`Board`] take pages of the same
+//! batches by [`Engine::help`]. Nobody waits for anybody: the owner asks [`Batches::has_ended`] before
+//! it takes a request for ended. Nothing here allocates after [`Batches::new`].
+
+use std::ptr::NonNull;
+use std::sync::Arc;
+
+use crate::batch::{BATCH_PAGES, Batch, Claim};
+use crate::engine::{Engine, Got, Padded};
+use crate::error::{GetError, PutError};
+use crate::handle::{Handle, PAGE_SIZE, POOL_PAGES_MAX, Page, PoolId};
+use crate::queue::Queue;
+use crate::sync::{AtomicU64, Ordering, yield_now};
+
+/// What is done with a batch's pages.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Way {
+    /// They are got; one that is not there reads as zeros.
+    Get,
+    /// They are put.
+    Put,
+}
+
+/// What one step of a batch's owner did.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Step {
+    /// A page is done.
+    Done,
+    /// All pages are taken: by the owner, who has done his, and by helpers, who may be at it still, or
+    /// may give one back yet.
+    Taken,
+    /// A page failed and is not taken any more; those before it are done. Helpers take nothing more of
+    /// this batch.
+    Failed {
+        /// Its place in the batch.
+        page: u32,
+        /// Why.
+        error: BatchError,
+    },
+}
+
+/// Why a page of a batch failed.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+pub enum BatchError {
+    /// It could not be got.
+    #[error(transparent)]
+    Get(GetError),
+    /// It could not be put.
+    #[error(transparent)]
+    Put(PutError),
+}
+
+/// A queue's batches, for the thread that owns them: one for each tag of its requests.
+pub struct Batches {
+    board: Arc<Board>,
+}
+
+/// What helpers see of a queue's batches.
+pub struct Board {
+    batches: Box<[Padded<Batch>]>,
+    gets: Line,
+    puts: Line,
+}
+
+/// Tags in the order in which they were opened, in a ring with a place for each. Only the owner
+/// changes it. Helpers look at what may have changed meanwhile: the batch tells them.
+struct Line {
+    tags: Box<[AtomicU64]>,
+    head: AtomicU64,
+    tail: AtomicU64,
+}
+
+impl Batches {
+    /// For requests with tags below `tags`, of which none is open.
+    pub fn new(tags: usize) -> Self {
+        let batches = (0..tags).map(|_| Padded(Batch::new())).collect();
+        let board = Board { batches, gets: Line::new(tags), puts: Line::new(tags) };
+        Self { board: Arc::new(board) }
+    }
+
+    /// What to give to helpers.
+    pub fn board(&self) -> &Arc<Board> {
+        &self.board
+    }
+
+    /// Opens a batch: `pages` pages of `pool` from page number `first` on, up to [`BATCH_PAGES`],
+    /// from or to `buffer`. It goes to the end of its way's line.
+    ///
+    /// # Panics
+    ///
+    /// If the tag's batch is still in a line or at work, or the pool cannot have such pages.
+    ///
+    /// # Safety
+    ///
+    /// From here on until [`Batches::has_ended`] says that the batch is over, or until this is dropped:
+    /// `buffer` points at so many pages which nobody else writes, and if they are got, nobody else
+    /// reads.
+    pub unsafe fn open(
+        &mut self,
+        tag: usize,
+        way: Way,
+        pool: PoolId,
+        first: u64,
+        pages: u32,
+        buffer: NonNull<u8>,
+    ) {
+        assert!(first < POOL_PAGES_MAX && u64::from(pages) <= POOL_PAGES_MAX - first);
+        let what = What { way, pool, first }.to_word();
+        self.board.batches[tag].0.open(what, buffer.as_ptr(), pages);
+        self.board.line(way).push(tag);
+    }
+
+    /// The tag that is first in a line.
+    pub fn first(&self, way: Way) -> Option<usize> {
+        self.waiting(way).next()
+    }
+
+    /// All tags in a line, the first one first.
+    pub fn waiting(&self, way: Way) -> impl Iterator<Item = usize> + '_ {
+        self.board.line(way).iter()
+    }
+
+    /// Takes the first tag out of a line.
+    ///
+    /// # Panics
+    ///
+    /// If there is none.
+    pub fn leave(&mut self, way: Way) -> usize {
+        self.board.line(way).pop()
+    }
+
+    /// Puts a batch that has left its line at the end of it again, for what helpers gave back of it;
+    /// it is closed to them.
+    ///
+    /// # Panics
+    ///
+    /// If it is in line.
+    pub fn rejoin(&mut self, way: Way, tag: usize) {
+        assert!(self.waiting(way).all(|waiting| waiting != tag), "it is in line");
+        self.board.line(way).push(tag);
+    }
+
+    /// Does the first page of a batch that nobody has taken.
+    pub fn step(&mut self, engine: &Engine, queue: &mut Queue, tag: usize) -> Step {
+        let batch = &self.board.batches[tag].0;
+        let Some(claim) = batch.take_first() else { return Step::Taken };
+        let page = claim.page;
+        match engine.carry_out(queue, batch, claim) {
+            Ok(()) => Step::Done,
+            Err(error) => Step::Failed { page, error },
+        }
+    }
+
+    /// Keeps helpers from taking more of a batch's pages.
+    pub fn close(&mut self, tag: usize) {
+        self.board.batches[tag].0.close();
+    }
+
+    /// Whether every page of a batch is taken.
+    pub fn is_taken(&self, tag: usize) -> bool {
+        self.board.batches[tag].0.is_taken()
+    }
+
+    /// Whether nobody is at work any more on a batch that is wholly taken or closed. A page may not be
+    /// done all the same: one that a helper took and gave back. The batch goes in line again for it
+    /// ([`Batches::rejoin`]).
+    pub fn has_ended(&self, tag: usize) -> bool {
+        self.board.batches[tag].0.has_ended()
+    }
+
+    /// A bit for each page of a batch that is done, the lowest for the first page; those above the
+    /// last are set.
+    pub fn done(&self, tag: usize) -> u32 {
+        self.board.batches[tag].0.done()
+    }
+}
+
+impl Drop for Batches {
+    /// The buffers may go after this.
+    fn drop(&mut self) {
+        self.board.batches.iter().for_each(|batch| batch.0.close());
+        while !self.board.batches.iter().all(|batch| batch.0.has_ended()) {
+            yield_now();
+        }
+    }
+}
+
+impl Board {
+    /// Whether [`Engine::help`] would find something.
+    pub fn needs_help(&self) -> bool {
+        self.open_batch().is_some()
+    }
+
+    /// The first batch that helpers may take a page of: who reads waits for it, so gets come first.
+    fn open_batch(&self) -> Option<&Batch> {
+        let tags = self.gets.iter().chain(self.puts.iter());
+        tags.map(|tag| &self.batches[tag].0).find(|batch| batch.is_open())
+    }
+
+    fn line(&self, way: Way) -> &Line {
+        match way {
+            Way::Get => &self.gets,
+            Way::Put => &self.puts,
+        }
+    }
+}
+
+impl Line {
+    fn new(places: usize) -> Self {
+        let tags = (0..places).map(|_| AtomicU64::new(0)).collect();
+        Self { tags, head: AtomicU64::new(0), tail: AtomicU64::new(0) }
+    }
+
+    fn push(&self, tag: usize) {
+        let (head, tail) = (self.head.load(Ordering::Relaxed), self.tail.load(Ordering::Relaxed));
+        assert!(tail - head < self.tags.len() as u64, "more requests than tags");
+        self.place(tail).store(tag as u64, Ordering::Relaxed);
+        // Sequentially consistent: a helper that goes to sleep either sees this or is seen asleep.
+        self.tail.store(tail + 1, Ordering::SeqCst);
+    }
+
+    fn pop(&self) -> usize {
+        let (head, tail) = (self.head.load(Ordering::Relaxed), self.tail.load(Ordering::Relaxed));
+        assert!(head < tail, "nothing is in line");
+        self.head.store(head + 1, Ordering::Release);
+        self.place(head).load(Ordering::Relaxed) as usize
+    }
+
+    fn iter(&self) -> impl Iterator<Item = usize> + '_ {
+        let head = self.head.load(Ordering::Acquire);
+        let tail = self.tail.load(Ordering::SeqCst);
+        // Bounded by the places whatever the owner does meanwhile.
+        (head..tail).take(self.tags.len()).map(|at| self.place(at).load(Ordering::Relaxed) as usize)
+    }
+
+    fn place(&self, at: u64) -> &AtomicU64 {
+        &self.tags[(at % self.tags.len() as u64) as usize]
+    }
+}
+
+/// What a batch is about, in a word: way, pool and first page.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+struct What {
+    way: Way,
+    pool: PoolId,
+    first: u64,
+}
+
+const POOL_SHIFT: u32 = 32;
+const PUT_BIT: u64 = 1 << 63;
+
+impl What {
+    fn to_word(self) -> u64 {
+        let put = if self.way == Way::Put { PUT_BIT } else { 0 };
+        put | u64::from(self.pool.0) << POOL_SHIFT | self.first
+    }
+
+    fn from_word(word: u64) -> Self {
+        let way = if word & PUT_BIT != 0 { Way::Put } else { Way::Get };
+        let pool = PoolId((word >> POOL_SHIFT) as u16);
+        Self { way, pool, first: word & (POOL_PAGES_MAX - 1) }
+    }
+}
+
+impl Engine {
+    /// Does one page of a batch that is open to helpers; false if there is none. A page that fails is
+    /// left to the batch's owner.
+    pub fn help(&self, queue: &mut Queue, board: &Board) -> bool {
+        // Who finds a batch open and gets no page of it has lost the page to another, and looks on.
+        while let Some(batch) = board.open_batch() {
+            if let Some(claim) = batch.take_last() {
+                // The owner will meet the same error.
+                let _ = self.carry_out(queue, batch, claim);
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Gets or puts a page that was taken, and says so to its batch.
+    fn carry_out(&self, queue: &mut Queue, batch: &Batch, claim: Claim) -> Result<(), BatchError> {
+        debug_assert!(claim.page < BATCH_PAGES);
+        let what = What::from_word(claim.what);
+        let handle = Handle::from_page(what.pool, what.first + u64::from(claim.page));
+        // SAFETY: the page is one of the batch's, so it lies in the buffer that `open` was promised.
+        let page = unsafe { claim.buffer.add(claim.page as usize * PAGE_SIZE) }.cast::<Page>();
+        let result = match what.way {
+            // SAFETY: by that promise nobody writes it, nor does who has taken another page.
+            Way::Put => self.put(queue, handle, unsafe { &*page }).map_err(BatchError::Put),
+            // SAFETY: by that promise and because the page is taken, nobody else touches it.
+            Way::Get => self.get_or_zero(queue, handle, unsafe { &mut *page }),
+        };
+        match result {
+            Ok(()) => batch.finish(claim),
+            Err(_) => batch.give_back(claim),
+        }
+        result
+    }
+
+    fn get_or_zero(
+        &self,
+        queue: &mut Queue,
+        handle: Handle,
+        page: &mut Page,
+    ) -> Result<(), BatchError> {
+        match self.get(queue, handle, page) {
+            Ok(Got::Hit) => Ok(()),
+            Ok(Got::Miss) => {
+                // The buffer still holds another request's data.
+                page.fill(0);
+                Ok(())
+            }
+            Err(error) => Err(BatchError::Get(error)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_word_says_what_a_batch_is_about() {
+        for way in [Way::Get, Way::Put] {
+            for (pool, first) in [(0, 0), (u16::MAX, POOL_PAGES_MAX - 1), (63, 1 << 31)] {
+                let what = What { way, pool: PoolId(pool), first };
+                // The uppermost bit of the pool's number is the way's; no pool has it.
+                if pool < 1 << 15 {
+                    assert_eq!(What::from_word(what.to_word()), what);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_line_keeps_order_and_wraps() {
+        let line = Line::new(3);
+        for round in 0..4 {
+            for tag in [2, 0, 1] {
+                line.push(tag);
+            }
+            assert_eq!(line.iter().collect::<Vec<_>>(), [2, 0, 1], "round {round}");
+            assert_eq!([line.pop(), line.pop()], [2, 0]);
+            assert_eq!(line.iter().collect::<Vec<_>>(), [1]);
+            assert_eq!(line.pop(), 1);
+            assert_eq!(line.iter().next(), None);
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "more requests than tags")]
+    fn a_line_has_a_place_for_each_tag_and_no_more() {
+        let line = Line::new(1);
+        line.push(0);
+        line.push(0);
+    }
+}
