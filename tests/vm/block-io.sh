@@ -33,6 +33,9 @@ fio_verify "two writers" --rw=randwrite --bs=4k --iodepth=16 --numjobs=2 --size=
     --offset_increment=64M
 fio_verify "one at a time, synchronous" --rw=randwrite --bs=4k --ioengine=psync --size=8M
 show_stats
+# By processors that were idle while one had much to write.
+is_tmem && check_number "helpers did pages" \
+    "$(tmem stats --json | tmem-guest json devices.0.io.helped_pages)" -gt 100
 check_frames "after fio"
 check "blkdiscard of everything" blkdiscard "$DEVICE"
 check_empty "after the discard"

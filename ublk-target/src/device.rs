@@ -1,9 +1,10 @@
 //! A pool of the engine as a block device of 4 KiB pages, whatever front end serves it.
 //!
-//! Guarantees: a read fills every byte that it reports as done; a write that fails leaves none of
-//! its pages readable as what they were before; a discard is effective when [`BlockDevice::handle`]
-//! returns. Nothing here allocates, blocks or makes a system call. It must not know of ublk, of
-//! sockets or of threads: a front end brings its own [`tmem::Queue`] and its own buffer.
+//! Guarantees: a write that fails leaves none of its pages readable as what they were before; a
+//! discard is effective when [`BlockDevice::carry_out`] returns. Nothing here allocates, blocks or makes
+//! a system call. It must not know of ublk, of sockets or of threads: a front end brings its own
+//! [`tmem::Queue`] and buffers, moves reads' and writes' pages by the engine, and is told here what
+//! becomes of the request.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,7 +12,9 @@ use std::time::Duration;
 
 use rustix::io::Errno;
 use serde::Serialize;
-use tmem::{ClientId, Engine, Got, Handle, PAGE_SIZE, PoolError, PoolId, PoolKind, PutError};
+use tmem::{
+    BatchError, ClientId, Engine, Handle, PAGE_SIZE, PoolError, PoolId, PoolKind, PutError,
+};
 
 /// What a request asks for.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -28,7 +31,7 @@ pub enum Op {
     WriteZeroes,
 }
 
-/// A request, and how far it has got.
+/// A request.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Request {
     /// What is asked for.
@@ -37,15 +40,23 @@ pub struct Request {
     pub first_page: u64,
     /// How many pages.
     pub pages: u32,
-    /// How many of them were written before the engine was starved; 0 in a new request.
-    pub done: u32,
 }
 
 impl Request {
-    /// A request of which nothing has been done.
+    /// A request for pages from `first_page` on.
     pub fn new(op: Op, first_page: u64, pages: u32) -> Self {
-        Self { op, first_page, pages, done: 0 }
+        Self { op, first_page, pages }
     }
+}
+
+/// What kept a read or write from being done whole.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Trouble {
+    /// The page at this place in the request, the first that could not be done; those before it are.
+    Page(u32, BatchError),
+    /// It waited too long for a frame, and was given up. A bit for each page that was done meanwhile,
+    /// the lowest for the first.
+    Starved(u32),
 }
 
 /// How a request ended, or that it has not.
@@ -57,8 +68,7 @@ pub enum Outcome {
     Done(u32),
     /// Nothing is done, and this is why.
     Failed(Errno),
-    /// The engine has no frame at the moment. `Request::done` says how far it got: hand the same
-    /// request and buffer in again soon, or call [`BlockDevice::give_up`].
+    /// The engine has no frame at the moment: it is to be tried again soon, or given up.
     Starved,
     /// It has waited too long for a frame and was given up; to the kernel that is ENOSPC, too.
     TimedOut,
@@ -115,78 +125,47 @@ impl BlockDevice {
         self.pages * PAGE_SIZE as u64
     }
 
-    /// Serves a request, or as much of it as can be served now.
-    ///
-    /// `buf` holds the request's pages from its start, also when it is handed in again; it is
-    /// not looked at for requests without data.
-    pub fn handle(
-        &self,
-        queue: &mut tmem::Queue,
-        request: &mut Request,
-        buf: &mut [u8],
-    ) -> Outcome {
+    /// Whether a request is within the device.
+    pub fn admits(&self, request: &Request) -> bool {
         let end = request.first_page.checked_add(u64::from(request.pages));
-        if end.is_none_or(|end| end > self.pages) {
-            return Outcome::Failed(Errno::INVAL);
-        }
+        end.is_some_and(|end| end <= self.pages)
+    }
+
+    /// Carries out a request without data.
+    pub fn carry_out(&self, request: &Request) -> Outcome {
         match request.op {
-            Op::Flush => Outcome::Done(0),
-            Op::Discard | Op::WriteZeroes => {
-                self.engine.flush_range(self.pool, request.first_page, u64::from(request.pages));
+            Op::Discard | Op::WriteZeroes if self.admits(request) => {
+                self.engine.flush_range(self.pool, request.first_page, request.pages.into());
                 Outcome::Done(0)
             }
-            Op::Read => self.read(queue, request, buf),
-            Op::Write => self.write(queue, request, buf),
+            Op::Flush => Outcome::Done(0),
+            _ => Outcome::Failed(Errno::INVAL),
         }
     }
 
-    /// Ends a starved write as failed: what was not written is lost, never the older data.
-    pub fn give_up(&self, request: &Request) -> Outcome {
-        self.lose_from(request, request.done);
-        Outcome::TimedOut
-    }
-
-    fn lose_from(&self, request: &Request, first: u32) {
-        for page in first..request.pages {
-            self.engine.lose(self.page(request, page));
-        }
-    }
-
-    fn read(&self, queue: &mut tmem::Queue, request: &Request, buf: &mut [u8]) -> Outcome {
-        let (pages, _) = buf.as_chunks_mut::<PAGE_SIZE>();
-        let Some(pages) = pages.get_mut(..request.pages as usize) else {
-            return Outcome::Failed(Errno::INVAL);
-        };
-        for (i, page) in (0..).zip(pages) {
-            match self.engine.get(queue, self.page(request, i), page) {
-                Ok(Got::Hit) => {}
-                // The buffer still holds another request's data.
-                Ok(Got::Miss) => page.fill(0),
-                Err(_) if i > 0 => return Outcome::Done(bytes_of(i)),
-                Err(_) => return Outcome::Failed(Errno::IO),
-            }
-        }
-        Outcome::Done(bytes_of(request.pages))
-    }
-
-    fn write(&self, queue: &mut tmem::Queue, request: &mut Request, buf: &[u8]) -> Outcome {
-        let (pages, _) = buf.as_chunks::<PAGE_SIZE>();
-        let Some(pages) = pages.get(..request.pages as usize) else {
-            return Outcome::Failed(Errno::INVAL);
-        };
-        let first = *request;
-        let put = |i: u32| self.engine.put(queue, self.page(&first, i), &pages[i as usize]);
-        match put_run(request, put) {
-            Ok(()) => Outcome::Done(bytes_of(request.pages)),
-            Err(PutError::Starved) => Outcome::Starved,
+    /// How a read or write ends whose pages are done, up to what it met with. What a failed write
+    /// has not written is lost now, never older data.
+    pub fn conclude(&self, request: &Request, trouble: Option<Trouble>) -> Outcome {
+        match trouble {
+            None => Outcome::Done(bytes_of(request.pages)),
             // The rest comes back as a request of its own, and is then the first page.
-            Err(PutError::Full) if request.done > 0 => Outcome::Done(bytes_of(request.done)),
-            Err(PutError::Full) => {
-                // That page the engine has lost, and counted.
-                self.lose_from(request, request.done + 1);
+            Some(Trouble::Page(page @ 1.., _)) => Outcome::Done(bytes_of(page)),
+            Some(Trouble::Page(0, BatchError::Put(PutError::Full))) => {
+                // The first page the engine has lost, and counted.
+                self.lose(request, |page| page > 0);
                 Outcome::Failed(Errno::NOSPC)
             }
-            Err(_) => Outcome::Failed(Errno::IO),
+            Some(Trouble::Page(0, _)) => Outcome::Failed(Errno::IO),
+            Some(Trouble::Starved(done)) => {
+                self.lose(request, |page| done & 1 << page == 0);
+                Outcome::TimedOut
+            }
+        }
+    }
+
+    fn lose(&self, request: &Request, which: impl Fn(u32) -> bool) {
+        for page in (0..request.pages).filter(|page| which(*page)) {
+            self.engine.lose(self.page(request, page));
         }
     }
 
@@ -200,18 +179,6 @@ impl Drop for BlockDevice {
         // Fails only for a client that is not there, which leaves nothing to do.
         let _ = self.engine.destroy_client(self.client);
     }
-}
-
-/// Puts pages in order from where the request stands, and keeps count in it.
-fn put_run(
-    request: &mut Request,
-    mut put: impl FnMut(u32) -> Result<(), PutError>,
-) -> Result<(), PutError> {
-    while request.done < request.pages {
-        put(request.done)?;
-        request.done += 1;
-    }
-    Ok(())
 }
 
 /// Bytes of so many pages of a buffer; buffers are far below 4 GiB.
@@ -302,6 +269,8 @@ pub struct IoStats {
     pub writes: u64,
     /// Discard and write-zeroes requests.
     pub discards: u64,
+    /// Pages of reads and writes that helpers did, beside the queues' own threads.
+    pub helped_pages: u64,
     /// Writes that waited for the arena to grow, those that still do included.
     pub deferred_writes: u64,
     /// How long they waited, added up, once each has ended.
@@ -325,6 +294,7 @@ impl IoStats {
         self.reads += other.reads;
         self.writes += other.writes;
         self.discards += other.discards;
+        self.helped_pages += other.helped_pages;
         self.deferred_writes += other.deferred_writes;
         self.deferred_ns_total += other.deferred_ns_total;
         self.deferred_ns_max = self.deferred_ns_max.max(other.deferred_ns_max);
@@ -337,37 +307,54 @@ impl IoStats {
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use std::ptr::NonNull;
+
+    use tmem::{Batches, Step, Way};
+
     use super::*;
 
-    fn run(request: &mut Request, answers: &[Result<(), PutError>]) -> Result<(), PutError> {
-        let from = request.done;
-        put_run(request, |i| answers[(i - from) as usize])
-    }
-
-    #[test]
-    fn a_starved_run_goes_on_where_it_stopped() {
-        let mut request = Request::new(Op::Write, 7, 4);
-        assert_eq!(
-            run(&mut request, &[Ok(()), Ok(()), Err(PutError::Starved)]),
-            Err(PutError::Starved)
-        );
-        assert_eq!(request.done, 2);
-        assert_eq!(run(&mut request, &[Err(PutError::Starved)]), Err(PutError::Starved));
-        assert_eq!(request.done, 2);
-        assert_eq!(run(&mut request, &[Ok(()), Ok(())]), Ok(()));
-        assert_eq!(request.done, 4);
+    /// Serves a request in `buf` as a front end does, with batches of its own.
+    #[allow(unsafe_code)]
+    fn serve(
+        device: &BlockDevice,
+        queue: &mut tmem::Queue,
+        request: Request,
+        buf: &mut [u8],
+    ) -> Outcome {
+        let way = match request.op {
+            Op::Read => Way::Get,
+            Op::Write => Way::Put,
+            _ => return device.carry_out(&request),
+        };
+        assert!(device.admits(&request) && buf.len() >= request.pages as usize * PAGE_SIZE);
+        let mut batches = Batches::new(1);
+        let start = NonNull::new(buf.as_mut_ptr()).unwrap();
+        // SAFETY: `buf` is long enough, and is not touched until the batches are gone.
+        unsafe { batches.open(0, way, device.pool, request.first_page, request.pages, start) };
+        let trouble = loop {
+            match batches.step(&device.engine, queue, 0) {
+                Step::Done => {}
+                Step::Taken => break None,
+                Step::Failed { page, error } => break Some(Trouble::Page(page, error)),
+            }
+        };
+        device.conclude(&request, trouble)
     }
 
     /// A device of 64 pages on a pool of so many bytes above the least, of which the supply step
     /// has brought all.
     pub(crate) fn device(room: u64) -> (BlockDevice, tmem::Queue) {
-        let limit = tmem::Config::limit_min(1) + room;
-        let config = tmem::Config { limit, limit_max: limit, shards: 1 };
-        let engine = Arc::new(Engine::new(&config).unwrap());
-        while engine.supply().unwrap().more {}
-        let device = BlockDevice::new(engine, 64).unwrap();
+        let device = dry_device(room);
+        while device.engine.supply().unwrap().more {}
         let queue = device.queue();
         (device, queue)
+    }
+
+    /// The same before the supply step has brought any.
+    pub(crate) fn dry_device(room: u64) -> BlockDevice {
+        let limit = tmem::Config::limit_min(1) + room;
+        let config = tmem::Config { limit, limit_max: limit, shards: 1 };
+        BlockDevice::new(Arc::new(Engine::new(&config).unwrap()), 64).unwrap()
     }
 
     /// Pages that do not compress, each different.
@@ -387,11 +374,11 @@ pub(crate) mod tests {
         let (device, mut queue) = device(1 << 20);
         let mut buf = noise(4, 1);
         let written = buf[..PAGE_SIZE].to_vec();
-        let mut write = Request::new(Op::Write, 6, 1);
-        assert_eq!(device.handle(&mut queue, &mut write, &mut buf), Outcome::Done(4096));
+        let write = Request::new(Op::Write, 6, 1);
+        assert_eq!(serve(&device, &mut queue, write, &mut buf), Outcome::Done(4096));
         buf.fill(0xee);
-        let mut read = Request::new(Op::Read, 5, 3);
-        assert_eq!(device.handle(&mut queue, &mut read, &mut buf), Outcome::Done(3 * 4096));
+        let read = Request::new(Op::Read, 5, 3);
+        assert_eq!(serve(&device, &mut queue, read, &mut buf), Outcome::Done(3 * 4096));
         assert!(buf[..PAGE_SIZE].iter().all(|byte| *byte == 0));
         assert_eq!(buf[PAGE_SIZE..2 * PAGE_SIZE], written);
         assert!(buf[2 * PAGE_SIZE..3 * PAGE_SIZE].iter().all(|byte| *byte == 0));
@@ -403,47 +390,46 @@ pub(crate) mod tests {
         let (device, mut queue) = device(1 << 20);
         for op in [Op::Discard, Op::WriteZeroes] {
             let mut buf = noise(8, 2);
-            let mut write = Request::new(Op::Write, 0, 8);
-            assert_eq!(device.handle(&mut queue, &mut write, &mut buf), Outcome::Done(8 * 4096));
-            let mut discard = Request::new(op, 0, 64);
-            assert_eq!(device.handle(&mut queue, &mut discard, &mut []), Outcome::Done(0));
-            let mut read = Request::new(Op::Read, 0, 8);
-            assert_eq!(device.handle(&mut queue, &mut read, &mut buf), Outcome::Done(8 * 4096));
+            let write = Request::new(Op::Write, 0, 8);
+            assert_eq!(serve(&device, &mut queue, write, &mut buf), Outcome::Done(8 * 4096));
+            let discard = Request::new(op, 0, 64);
+            assert_eq!(serve(&device, &mut queue, discard, &mut []), Outcome::Done(0));
+            let read = Request::new(Op::Read, 0, 8);
+            assert_eq!(serve(&device, &mut queue, read, &mut buf), Outcome::Done(8 * 4096));
             assert!(buf.iter().all(|byte| *byte == 0));
         }
     }
 
     #[test]
     fn a_full_pool_takes_what_it_can_and_loses_the_rest() {
-        let (device, mut queue) = device(128 << 10);
+        let (device, mut queue) = device(64 << 10);
         // Old data everywhere that a failed write could expose.
-        let mut same = vec![7; 64 * PAGE_SIZE];
-        let mut write = Request::new(Op::Write, 0, 64);
-        assert_eq!(device.handle(&mut queue, &mut write, &mut same), Outcome::Done(64 * 4096));
+        let mut same = vec![7; 32 * PAGE_SIZE];
+        let write = Request::new(Op::Write, 0, 32);
+        assert_eq!(serve(&device, &mut queue, write, &mut same), Outcome::Done(32 * 4096));
 
-        let new = noise(64, 3);
+        let new = noise(32, 3);
         let mut buf = new.clone();
-        let mut write = Request::new(Op::Write, 0, 64);
-        let Outcome::Done(bytes) = device.handle(&mut queue, &mut write, &mut buf) else {
+        let Outcome::Done(bytes) = serve(&device, &mut queue, write, &mut buf) else {
             panic!("not even one page was taken");
         };
         let stored = bytes / 4096;
-        assert!((1..64).contains(&stored), "{stored}");
+        assert!((1..32).contains(&stored), "{stored}");
         // The kernel asks for the rest again.
-        let mut rest = Request::new(Op::Write, stored.into(), 64 - stored);
+        let rest = Request::new(Op::Write, stored.into(), 32 - stored);
         let buf_rest = &mut buf[bytes as usize..];
         let before = device.pool_stats();
-        let failed = device.handle(&mut queue, &mut rest, buf_rest);
+        let failed = serve(&device, &mut queue, rest, buf_rest);
         assert_eq!(failed, Outcome::Failed(Errno::NOSPC));
         // Each page of it has failed once: the first was refused, and the others given up.
         let after = device.pool_stats();
         assert_eq!(after.failed_puts, before.failed_puts + 1);
-        assert_eq!(after.given_up_puts, u64::from(64 - stored - 1));
+        assert_eq!(after.given_up_puts, u64::from(32 - stored - 1));
 
-        for page in 0..64 {
+        for page in 0..32 {
             let at = page as usize * PAGE_SIZE;
-            let mut read = Request::new(Op::Read, page, 1);
-            let outcome = device.handle(&mut queue, &mut read, &mut buf[at..]);
+            let read = Request::new(Op::Read, page, 1);
+            let outcome = serve(&device, &mut queue, read, &mut buf[at..]);
             if page < u64::from(stored) {
                 assert_eq!(outcome, Outcome::Done(4096));
                 assert_eq!(buf[at..at + PAGE_SIZE], new[at..at + PAGE_SIZE]);
@@ -452,26 +438,24 @@ pub(crate) mod tests {
             }
         }
         // A read that begins well ends short, and its rest is the error.
-        let mut read = Request::new(Op::Read, 0, 64);
-        assert_eq!(device.handle(&mut queue, &mut read, &mut buf), Outcome::Done(bytes));
+        let read = Request::new(Op::Read, 0, 32);
+        assert_eq!(serve(&device, &mut queue, read, &mut buf), Outcome::Done(bytes));
     }
 
     #[test]
     fn giving_a_starved_write_up_loses_what_was_not_written() {
         let (device, mut queue) = device(1 << 20);
         let mut buf = vec![9; 4 * PAGE_SIZE];
-        let mut write = Request::new(Op::Write, 0, 4);
-        assert_eq!(device.handle(&mut queue, &mut write, &mut buf), Outcome::Done(4 * 4096));
-        let starved = Request { done: 1, ..Request::new(Op::Write, 0, 4) };
-        assert_eq!(device.give_up(&starved), Outcome::TimedOut);
+        let write = Request::new(Op::Write, 0, 4);
+        assert_eq!(serve(&device, &mut queue, write, &mut buf), Outcome::Done(4 * 4096));
+        // The first and the last page had been written when it was given up.
+        let done = Some(Trouble::Starved(0b1001));
+        assert_eq!(device.conclude(&write, done), Outcome::TimedOut);
         let counters = device.pool_stats();
-        assert_eq!((counters.failed_puts, counters.given_up_puts), (0, 3));
-        let mut read =
-            |page| device.handle(&mut queue, &mut Request::new(Op::Read, page, 1), &mut buf);
-        assert_eq!(read(0), Outcome::Done(4096));
-        for page in 1..4 {
-            assert_eq!(read(page), Outcome::Failed(Errno::IO));
-        }
+        assert_eq!((counters.failed_puts, counters.given_up_puts), (0, 2));
+        let mut read = |page| serve(&device, &mut queue, Request::new(Op::Read, page, 1), &mut buf);
+        assert_eq!([0, 3].map(&mut read), [Outcome::Done(4096); 2]);
+        assert_eq!([1, 2].map(&mut read), [Outcome::Failed(Errno::IO); 2]);
     }
 
     #[test]
@@ -479,9 +463,9 @@ pub(crate) mod tests {
         let (device, mut queue) = device(1 << 20);
         let other = BlockDevice::new(Arc::clone(&device.engine), 64).unwrap();
         let mut buf = vec![9; 3 * PAGE_SIZE];
-        device.handle(&mut queue, &mut Request::new(Op::Write, 0, 3), &mut buf);
-        other.handle(&mut other.queue(), &mut Request::new(Op::Write, 0, 1), &mut buf);
-        other.handle(&mut other.queue(), &mut Request::new(Op::Read, 0, 2), &mut buf);
+        serve(&device, &mut queue, Request::new(Op::Write, 0, 3), &mut buf);
+        serve(&other, &mut other.queue(), Request::new(Op::Write, 0, 1), &mut buf);
+        serve(&other, &mut other.queue(), Request::new(Op::Read, 0, 2), &mut buf);
         let counts =
             |latencies: tmem::Latencies| (latencies.put_latency.count, latencies.get_latency.count);
         assert_eq!(counts(device.latencies()), (3, 0));
@@ -490,20 +474,22 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn requests_beyond_the_device_or_its_buffer_are_refused() {
-        let (device, mut queue) = device(1 << 20);
-        let mut buf = vec![0; 2 * PAGE_SIZE];
+    fn requests_beyond_the_device_are_refused() {
+        let (device, _) = device(1 << 20);
         for (op, first_page, pages) in [
             (Op::Read, 64, 1),
             (Op::Write, 63, 2),
             (Op::Discard, u64::MAX, 1),
-            (Op::Read, 0, 3),
-            (Op::Write, 0, 3),
+            (Op::Discard, 60, 5),
         ] {
-            let mut request = Request::new(op, first_page, pages);
-            let outcome = device.handle(&mut queue, &mut request, &mut buf);
-            assert_eq!(outcome, Outcome::Failed(Errno::INVAL), "{op:?} {first_page} {pages}");
+            let request = Request::new(op, first_page, pages);
+            assert!(!device.admits(&request), "{op:?} {first_page} {pages}");
+            assert_eq!(device.carry_out(&request), Outcome::Failed(Errno::INVAL));
         }
+        assert!(device.admits(&Request::new(Op::Read, 63, 1)));
+        // What has data is not carried out here.
+        let write = Request::new(Op::Write, 0, 1);
+        assert_eq!(device.carry_out(&write), Outcome::Failed(Errno::INVAL));
     }
 
     #[test]

@@ -6,7 +6,7 @@
 #![deny(unsafe_code)]
 
 mod attachment;
-mod bytes;
+pub mod bytes;
 pub mod cli;
 pub mod commands;
 pub mod config;

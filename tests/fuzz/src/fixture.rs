@@ -6,6 +6,7 @@
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 
 use tmem::{Config, Engine, PAGE_SIZE};
+use tmem_ublk_target::bytes::{Part, Stored};
 use tmem_ublk_target::device::{BlockDevice, Op, Outcome, Request};
 use tmem_ublk_target::nbd::{Export, Exports};
 
@@ -107,16 +108,18 @@ impl Listed {
 fn fill(export: &Export) {
     let device = export.device();
     let mut queue = export.queue(0);
-    let mut drop_all = Request::new(Op::Discard, 0, PAGES as u32);
-    assert_eq!(device.handle(&mut queue, &mut drop_all, &mut []), Outcome::Done(0));
+    let drop_all = Request::new(Op::Discard, 0, PAGES as u32);
+    assert_eq!(device.carry_out(&drop_all), Outcome::Done(0));
     if export.name().as_bytes() == DRY {
         return;
     }
     for page in WRITTEN_PAGES {
-        let mut bytes = contents()[page as usize * PAGE_SIZE..][..PAGE_SIZE].to_vec();
-        let mut write = Request::new(Op::Write, page, 1);
-        let outcome = device.handle(&mut queue, &mut write, &mut bytes);
-        assert_eq!(outcome, Outcome::Done(PAGE_SIZE as u32), "page {page}");
+        let bytes = &contents()[page as usize * PAGE_SIZE..][..PAGE_SIZE];
+        assert_eq!(device.write_part(&mut queue, &whole(page), bytes), Stored::Done, "page {page}");
     }
-    device.give_up(&Request::new(Op::Write, LOST_PAGE, 1));
+    device.lose_at(&whole(LOST_PAGE));
+}
+
+fn whole(page: u64) -> Part {
+    Part::first(page * PAGE_SIZE as u64, PAGE_SIZE as u64)
 }

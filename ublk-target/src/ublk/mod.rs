@@ -1,9 +1,12 @@
 //! The ublk front end: block devices through the kernel's ublk driver.
 
+mod buffers;
 mod driver;
+mod helper;
 mod params;
 mod queue;
 mod ring;
+mod schedule;
 mod server;
 mod sizing;
 

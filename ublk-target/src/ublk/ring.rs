@@ -1,7 +1,7 @@
-//! The queue thread's io_uring: made here, and the two things done with it beside libublk.
+//! The queue thread's io_uring: made here, and the few things done with it beside libublk.
 //!
 //! The ring is this thread's alone (libublk keeps it in a thread-local). Nothing here allocates
-//! after [`init`]. This is the only file of the front end with `unsafe`.
+//! after [`init`].
 #![allow(unsafe_code)]
 
 use std::cell::RefCell;
@@ -17,22 +17,25 @@ use rustix::io::Errno;
 /// Marks completions that are not ublk commands.
 const TARGET: u64 = UblkUringData::Target as u64;
 
-/// Entries that a batch may need beyond one commit per tag: the signal.
-const EXTRA_ENTRIES: u32 = 1;
+/// Entries that a batch may need beyond one commit per tag: a signal to the supply thread, and one to
+/// a helper.
+const EXTRA_ENTRIES: u32 = 2;
 
 /// What [`signal`] writes; an eventfd adds it to its count.
 static ONE: u64 = 1;
 
 /// Makes this thread's ring, for a queue of `depth` tags.
 ///
-/// It holds a submission for every tag and a signal at once: libublk enters the kernel, and
+/// It holds a submission for every tag and the signals at once: libublk enters the kernel, and
 /// panics when that fails, where a submission finds no room. Completions are run when the thread
-/// asks for them (`DEFER_TASKRUN`) and never interrupt a put.
+/// asks for them (`DEFER_TASKRUN`) and never interrupt a put; that there are some, it sees without
+/// asking (`TASKRUN_FLAG`).
 pub fn init(depth: u16) -> Result<(), UblkError> {
     ublk_init_task_ring(|cell| {
         let ring = IoUring::builder()
             .setup_single_issuer()
             .setup_defer_taskrun()
+            .setup_taskrun_flag()
             .build(u32::from(depth) + EXTRA_ENTRIES)?;
         cell.set(RefCell::new(ring)).map_err(|_| UblkError::OtherError(-libc::EEXIST))
     })
@@ -41,6 +44,11 @@ pub fn init(depth: u16) -> Result<(), UblkError> {
 /// True if a completion is of [`signal`].
 pub fn is_signal(user_data: u64) -> bool {
     user_data & TARGET != 0
+}
+
+/// Whether something has come that the kernel has not been asked for: two looks at shared memory.
+pub fn has_news() -> bool {
+    with_task_io_ring_mut(|ring| ring.submission().taskrun() || !ring.completion().is_empty())
 }
 
 /// Queues a write that wakes whoever polls `eventfd`; it leaves with the next submission. False
@@ -54,6 +62,11 @@ pub fn signal(eventfd: RawFd) -> bool {
         .user_data(TARGET);
     // SAFETY: ONE is a static that is never written, so the kernel may read it at any time.
     with_task_io_ring_mut(|ring| unsafe { ring.submission().push(&entry) }.is_ok())
+}
+
+/// Submits what is queued, and waits for nothing.
+pub fn submit() -> io::Result<()> {
+    with_task_io_ring_mut(|ring| ring.submit()).map(drop)
 }
 
 /// Submits what is queued and waits for a completion, but not longer than `limit`.

@@ -12,16 +12,18 @@ use std::os::unix::fs::FileTypeExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::thread::JoinHandle;
+use std::thread::{JoinHandle, available_parallelism};
 use std::time::{Duration, Instant};
 
 use libublk::ctrl::{UblkCtrl, UblkCtrlBuilder, UblkQueueAffinity};
-use libublk::io::UblkDev;
+use libublk::io::{UblkDev, UblkQueue};
 use libublk::{UblkError, UblkFlags, sys};
 use parking_lot::Mutex;
 use rustix::thread::{CpuSet, Pid};
+use tmem::Batches;
 
 use super::driver::{self, DriverError};
+use super::helper::{Crew, Helpers, helpers_for};
 use super::params::params;
 use super::queue::{QueueContext, QueueWorker};
 use super::sizing::{IO_BYTES, QueuePlan};
@@ -101,11 +103,12 @@ struct Control {
 }
 
 /// What the device turned out to be.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 struct Live {
     path: String,
     queues: u16,
     depth: u16,
+    crew: Arc<Crew>,
 }
 
 enum Event {
@@ -187,6 +190,7 @@ impl UblkServer {
     pub fn io_stats(&self) -> IoStats {
         let mut sum = IoStats::default();
         self.counters.iter().for_each(|queue| queue.add_to(&mut sum));
+        sum.helped_pages = self.live.crew.helped();
         sum
     }
 
@@ -240,7 +244,8 @@ impl Job {
         wait_for_node(&path)?;
         let info = ctrl.dev_info();
         let (queue_count, depth) = (info.nr_hw_queues, info.queue_depth);
-        let live = Live { path: path.clone(), queues: queue_count, depth };
+        let crew = Arc::clone(queues.helpers.crew());
+        let live = Live { path: path.clone(), queues: queue_count, depth, crew };
         let claim = match events.send(Event::Live(live)) {
             Ok(()) => self.serve(&path, &mut queues, &commands, events),
             // Nobody waits for the device any more.
@@ -307,14 +312,26 @@ impl Job {
         ctrl: &'a UblkCtrl,
         dev: &Arc<UblkDev>,
     ) -> Result<Queues<'a>, ServerError> {
-        let mut queues = Queues { ctrl, threads: Vec::new() };
+        let info = &dev.dev_info;
+        let depth = usize::from(info.queue_depth);
+        let batches: Vec<_> = (0..info.nr_hw_queues).map(|_| Batches::new(depth)).collect();
+        let boards = batches.iter().map(|batches| Arc::clone(batches.board())).collect();
+        let cpus = available_parallelism().map_err(ServerError::Thread)?.get();
+        let device = &self.context.device;
+        let helpers = Helpers::start(helpers_for(cpus), info.dev_id, device, boards)
+            .map_err(ServerError::Thread)?;
+        let mut queues = Queues { ctrl, threads: Vec::new(), helpers };
         let (ready, readiness) = channel();
         let mut failed = None;
-        for id in 0..dev.dev_info.nr_hw_queues {
-            let name = format!("tmem-b{}q{id}", dev.dev_info.dev_id);
+        for (id, batches) in (0..).zip(batches) {
+            let name = format!("tmem-b{}q{id}", info.dev_id);
             let (dev, context) = (Arc::clone(dev), self.context.clone());
+            let crew = Arc::clone(queues.helpers.crew());
             let (ready, commands) = (ready.clone(), self.commands.clone());
-            let body = move || queue_thread(context, id, &dev, &ready, &commands);
+            let body = move || {
+                let prepare = |dev| QueueWorker::prepare(context, crew, batches, id, dev);
+                queue_thread(prepare, id, &dev, &ready, &commands);
+            };
             match process::spawn_essential(name, body) {
                 Ok(thread) => queues.threads.push(thread),
                 Err(error) => {
@@ -359,14 +376,14 @@ fn pin(ctrl: &UblkCtrl, queue: u16, tid: i32) {
 }
 
 /// Serves one queue until the device is stopped.
-fn queue_thread(
-    context: QueueContext,
+fn queue_thread<'a>(
+    prepare: impl FnOnce(&'a UblkDev) -> Result<(QueueWorker, UblkQueue<'a>), UblkError>,
     id: u16,
-    dev: &UblkDev,
+    dev: &'a UblkDev,
     ready: &Sender<Result<(u16, i32), UblkError>>,
     commands: &Sender<Command>,
 ) {
-    match QueueWorker::prepare(context, id, dev) {
+    match prepare(dev) {
         Err(error) => {
             let _ = ready.send(Err(error));
         }
@@ -383,6 +400,8 @@ fn queue_thread(
 struct Queues<'a> {
     ctrl: &'a UblkCtrl,
     threads: Vec<JoinHandle<()>>,
+    /// Go after the threads that call them.
+    helpers: Helpers,
 }
 
 impl Queues<'_> {
