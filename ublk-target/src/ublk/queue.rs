@@ -99,7 +99,7 @@ impl QueueWorker {
             }
             self.call_helper();
             self.schedule.serve(ring::has_news);
-            self.schedule.give_up_overdue(Instant::now());
+            self.schedule.give_up_overdue(Instant::now);
             while let Some((tag, outcome)) = self.schedule.next_ended() {
                 self.end(queue, tag, outcome);
             }

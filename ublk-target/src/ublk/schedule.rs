@@ -237,9 +237,13 @@ impl Schedule {
     }
 
     /// Gives up the first writes in line that have waited for memory as long as they may.
-    pub fn give_up_overdue(&mut self, now: Instant) {
+    pub fn give_up_overdue(&mut self, now: impl FnOnce() -> Instant) {
+        if !self.starving {
+            return;
+        }
+        let now = now();
         let mut waiting = self.buffers.waiting(Way::Put).count();
-        while let Some(tag) = self.buffers.first(Way::Put).filter(|_| self.starving) {
+        while let Some(tag) = self.buffers.first(Way::Put) {
             let limit = patience(waiting, self.requests.len());
             let is_overdue = |since: Instant| now.saturating_duration_since(since) >= limit;
             if !self.requests[tag].starved.is_some_and(is_overdue) {
@@ -441,9 +445,9 @@ mod tests {
         let start = Instant::now();
         schedule.came(0, write(0, 2));
         schedule.serve(|| false);
-        schedule.give_up_overdue(start + CROWDED_MAX);
+        schedule.give_up_overdue(|| start + CROWDED_MAX);
         assert_eq!(ended(&mut schedule), []);
-        schedule.give_up_overdue(Instant::now() + STARVED_MAX);
+        schedule.give_up_overdue(|| Instant::now() + STARVED_MAX);
         assert_eq!(ended(&mut schedule), [(0, Outcome::TimedOut)]);
         assert_eq!(schedule.device.pool_stats().given_up_puts, 2);
         assert_eq!((schedule.rest(), schedule.in_line), (Rest::Forever, 0));
@@ -461,7 +465,7 @@ mod tests {
             assert_eq!(schedule.came(tag, write(tag.into(), 1)), None);
         }
         schedule.serve(|| false);
-        schedule.give_up_overdue(Instant::now() + CROWDED_MAX);
+        schedule.give_up_overdue(|| Instant::now() + CROWDED_MAX);
         // The oldest ones, until three quarters of the tags are left.
         assert_eq!(ended(&mut schedule), [(0, Outcome::TimedOut), (1, Outcome::TimedOut)]);
     }
