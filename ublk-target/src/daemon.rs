@@ -265,9 +265,8 @@ impl Daemon {
         let mut warnings = process::prepare(config.best_effort)?;
         let system = |what| move |source| DaemonError::System { what, source };
         let cpus = available_parallelism().map_err(system("count the CPUs"))?.get();
-        // Both front ends share it, if there are two.
-        let shares = if config.nbd.is_some() && config.frontend == FrontEnd::Ublk { 2 } else { 1 };
-        let buffer_budget = buffer_budget(ram_bytes()) / shares;
+        let front_ends = 1 + u64::from(config.nbd.is_some() && config.frontend == FrontEnd::Ublk);
+        let buffer_budget = buffer_budget(ram_bytes(), front_ends);
         let engine = Arc::new(Engine::new(&Config {
             limit: config.pool_limit,
             limit_max: config.limit_max,
@@ -605,7 +604,7 @@ pub fn check_swap_bytes(bytes: u64) -> Result<(), DaemonError> {
 /// The smallest pool limit that the engine takes on this machine, in bytes.
 pub fn pool_limit_min() -> io::Result<u64> {
     let cpus = available_parallelism()?.get();
-    Ok(Config::limit_min(shards(most_queues(cpus, buffer_budget(ram_bytes())))))
+    Ok(Config::limit_min(shards(most_queues(cpus, buffer_budget(ram_bytes(), 1)))))
 }
 
 fn shorten(name: &str) -> String {
@@ -649,7 +648,7 @@ mod tests {
 
     #[test]
     fn devices_share_the_buffers_until_one_must_go() {
-        let budget = buffer_budget(64 << 30);
+        let budget = buffer_budget(64 << 30, 1);
         let mut plans = Vec::new();
         let full = loop {
             match plan_beside(8, budget, plans.iter().copied()) {
@@ -662,6 +661,16 @@ mod tests {
         let removed = plans.swap_remove(0);
         let again = plan_beside(8, budget, plans.iter().copied()).unwrap();
         assert!(again.buffer_bytes() <= removed.buffer_bytes());
+    }
+
+    #[test]
+    fn there_is_room_for_a_device_on_the_smallest_machine() {
+        for ram in [16 << 20, 64 << 20, 70 << 20, 256 << 20] {
+            for front_ends in [1, 2] {
+                let budget = buffer_budget(ram, front_ends);
+                plan_beside(1, budget, std::iter::empty()).unwrap();
+            }
+        }
     }
 
     #[test]
