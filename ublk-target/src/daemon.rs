@@ -18,6 +18,7 @@ use tmem::{
     SHARDS_MAX, Stats,
 };
 
+pub use crate::attachment::DeviceState;
 use crate::attachment::{Attachment, DetachError, Node};
 use crate::device::{BlockDevice, IoStats};
 use crate::log::log;
@@ -207,6 +208,9 @@ pub struct DeviceInfo {
     pub depth: u32,
     /// Whether the kernel swaps to it now.
     pub swapped_on: bool,
+    /// Whether its node can be used.
+    #[serde(default)]
+    pub state: DeviceState,
 }
 
 /// One device and what it counts.
@@ -532,6 +536,7 @@ impl Daemon {
             queues,
             depth,
             swapped_on: device.attachment.node().is_some_and(is_swap),
+            state: device.attachment.state(),
         }
     }
 }
