@@ -428,7 +428,7 @@ impl Daemon {
             verified => verified?,
         }
         if let Some(node) = attachment.node().filter(|_| self.config.swapon) {
-            swap::swap_on(node)?;
+            swap::swap_on(node, self.snapshot().len())?;
         }
         Ok(())
     }
