@@ -4,6 +4,7 @@
 //! ```text
 //! cargo run --release -p tmem-bench -- engine [--quick] [--json FILE] [--samples FILE]
 //! cargo run --release -p tmem-bench -- density [--quick] [--json FILE] [--samples FILE]
+//! tmem-bench pages [FOLDER]
 //! tmem-bench collect --suite device --platform uml --samples FILE.jsonl --output FILE.json
 //! tmem-bench page FOLDER
 //! ```
@@ -48,6 +49,9 @@ const FULL: Effort = Effort { pages: usize::MAX, rounds: 9 };
 /// Rounds of `density`, each of which churns in another way.
 const DENSITY_ROUNDS: u64 = 5;
 
+/// Where the page set is.
+const PAGES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../target/bench-pages");
+
 /// Measures tmem.
 #[derive(Parser)]
 struct Arguments {
@@ -61,6 +65,12 @@ enum What {
     Engine(Common),
     /// Memory against kernel zram.
     Density(Common),
+    /// Gathers the page set, if there is none.
+    Pages {
+        /// Its folder.
+        #[arg(default_value = PAGES)]
+        folder: PathBuf,
+    },
     /// Makes a results file of sample files.
     Collect(Collect),
     /// Writes the page and the plots for the results files in a folder.
@@ -79,8 +89,7 @@ struct Common {
     #[arg(long, value_name = "FILE")]
     samples: Option<PathBuf>,
     /// The folder of the page set; gathered there if it has none.
-    #[arg(long, value_name = "FOLDER",
-          default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/../target/bench-pages"))]
+    #[arg(long, value_name = "FOLDER", default_value = PAGES)]
     pages: PathBuf,
     /// Keeps all-zero pages in the set, which Linux since 6.12 does not swap out.
     #[arg(long)]
@@ -143,6 +152,7 @@ fn main() -> Result<()> {
             density::print(&figures[0]);
             Ok(Measured { lines: density::lines(&figures), figures, not_run })
         }),
+        What::Pages { folder } => page_set(&folder, true).map(drop),
         What::Collect(collect) => {
             let mut lines = Vec::new();
             for path in &collect.samples {

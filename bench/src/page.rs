@@ -132,11 +132,8 @@ fn suite(results: &Results) -> String {
     if machine.kernel != machine.host_kernel {
         let _ = write!(page, "; the host's: {}", machine.host_kernel);
     }
-    let part = match results.platform {
-        Platform::Uml => key(results.platform),
-        _ => key(results.suite),
-    };
-    let _ = writeln!(page, "\n- tmem {}; again by `scripts/bench {part}`", machine.revision);
+    let _ =
+        writeln!(page, "\n- tmem {}; again by `scripts/bench {}`", machine.revision, part(results));
     for missing in &results.not_run {
         let case = missing.case.as_ref().map_or(String::new(), |case| format!(" in {case}"));
         let _ =
@@ -147,6 +144,16 @@ fn suite(results: &Results) -> String {
         page += &table(results, metric);
     }
     page
+}
+
+/// What `scripts/bench` calls the part that has measured it.
+fn part(results: &Results) -> String {
+    match (results.suite, results.platform) {
+        (_, Platform::Uml) => key(results.platform),
+        // In the machine that the block devices are in.
+        (Suite::Density, Platform::QemuKvm | Platform::QemuTcg) => key(Suite::Device),
+        (suite, _) => key(suite),
+    }
 }
 
 fn table(results: &Results, metric: &Series) -> String {
@@ -291,6 +298,11 @@ fn about(results: &Results) -> &'static str {
             "A page through the engine, through the bare codecs, and through the kernel's zram by \
              direct reads and writes of a process, which costs a system call that swapping does not."
         }
+        (Suite::Density, Platform::QemuKvm | Platform::QemuTcg) => {
+            "Memory that block devices take for a byte stored, after the same pages were written to \
+             each, with all tables and with the free frames that tmem keeps ready. The daemon's own \
+             memory is not counted."
+        }
         (Suite::Density, _) => {
             "Memory taken for a byte stored, with all tables. `tmem` counts the free frames that it \
              keeps ready as well, `tmem-in-use` does not."
@@ -411,6 +423,23 @@ mod tests {
             "| sequential write, 128 KiB | throughput, at least 0.95 times | | | | | not measured |",
         ] {
             assert!(page.contains(row), "{row}\n{page}");
+        }
+    }
+
+    #[test]
+    fn density_of_the_host_and_of_devices_are_told_apart() {
+        let series = [("fresh", "zram-zstd", "bytes_per_byte", Better::Lower, &[0.3][..])];
+        let (mut host, device) =
+            (results(Suite::Density, &series, &[]), results(Suite::Density, &series, &[]));
+        host.platform = Platform::Host;
+        let page = text(&[host, device]);
+        for line in [
+            "## Density, in a process on the host",
+            "; again by `scripts/bench density`",
+            "## Density, under QEMU with emulated processors (TCG)",
+            "; again by `scripts/bench device`",
+        ] {
+            assert!(page.contains(line), "{line}\n{page}");
         }
     }
 

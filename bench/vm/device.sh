@@ -51,7 +51,7 @@ measure_density() {
     [ -n "$input" ] || return 0
     bytes=$(blockdev_bytes "$input")
     SAMPLES=${SAMPLES%/*}/density.jsonl
-    for contender in tmem-ublk zram-lz4 zram-zstd; do
+    for contender in tmem-ublk zram-lz4 zram-lzo-rle zram-zstd; do
         start "$contender" $SIZE || { not_run "$contender" "$reason"; continue; }
         dd if="$input" of="$DEVICE" bs=128k oflag=direct status=none || give_up "cannot fill $contender"
         sample fresh "$contender" bytes_per_byte \

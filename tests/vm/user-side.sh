@@ -42,7 +42,8 @@ check_code "list" 0 second tmem list
 check_code "stats" 0 second tmem stats
 check_code "doctor" 0 ublk tmem doctor
 
-check "a device added later is swapped on too" grep -q "^$second" /proc/swaps
+check "a device added later is swapped on too, and filled later" \
+    eval 'grep -qE "^$second .* 99$" <(tr -s "\t " " " </proc/swaps)'
 check_code "del swaps off what the daemon swapped on" 0 '' tmem del second
 [ -b "$second" ] && fail "$second is still there" || pass "$second is gone"
 stop_tmem

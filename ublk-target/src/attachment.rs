@@ -8,6 +8,8 @@ use std::sync::Arc;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use serde::{Deserialize, Serialize};
+
 use crate::device::{BlockDevice, IoStats};
 use crate::nbd::{CONNECTION_DEPTH, Export, KernelClient, KernelError, NbdServer};
 use crate::ublk::{QueuePlan, ServerError, UblkServer};
@@ -58,6 +60,39 @@ impl Node {
     }
 }
 
+/// Whether a device's node can be used.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DeviceState {
+    /// It can, or there is none.
+    #[default]
+    Live,
+    /// Some of the kernel's NBD connections have broken.
+    Degraded,
+    /// All have, or somebody else has removed it: who uses it gets errors.
+    Dead,
+}
+
+impl DeviceState {
+    /// The state of a node to which so many of its connections are left.
+    fn of_connections(left: u32, all: u32) -> Self {
+        match left {
+            0 => Self::Dead,
+            _ if left < all => Self::Degraded,
+            _ => Self::Live,
+        }
+    }
+
+    /// The word for it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Live => "live",
+            Self::Degraded => "degraded",
+            Self::Dead => "dead",
+        }
+    }
+}
+
 /// See the module's description.
 pub struct Attachment {
     node: Option<Node>,
@@ -103,6 +138,18 @@ impl Attachment {
     /// True once its node is gone though nobody told us to remove it.
     pub fn node_has_ended(&self) -> bool {
         self.node.as_ref().is_some_and(Node::has_ended)
+    }
+
+    /// Whether its node can be used. The kernel does not say how many of its connections are left. Those
+    /// of other clients of the export are counted with them, so that it may look better than it is.
+    pub fn state(&self) -> DeviceState {
+        match &self.node {
+            Some(node) if node.has_ended() => DeviceState::Dead,
+            Some(Node::Nbd(client)) => {
+                DeviceState::of_connections(self.connections(), client.connections().into())
+            }
+            Some(Node::Ublk(_)) | None => DeviceState::Live,
+        }
     }
 
     /// The URI of its export, if it has one.
@@ -199,5 +246,18 @@ impl Attachment {
         if let Some((_, export)) = &self.export {
             export.reopen();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_is_as_live_as_its_connections() {
+        let states = [2, 1, 0].map(|left| DeviceState::of_connections(left, 2));
+        assert_eq!(states, [DeviceState::Live, DeviceState::Degraded, DeviceState::Dead]);
+        // Other clients of the export.
+        assert_eq!(DeviceState::of_connections(3, 2), DeviceState::Live);
     }
 }

@@ -18,6 +18,7 @@ use tmem::{
     SHARDS_MAX, Stats,
 };
 
+pub use crate::attachment::DeviceState;
 use crate::attachment::{Attachment, DetachError, Node};
 use crate::device::{BlockDevice, IoStats};
 use crate::log::log;
@@ -207,6 +208,9 @@ pub struct DeviceInfo {
     pub depth: u32,
     /// Whether the kernel swaps to it now.
     pub swapped_on: bool,
+    /// Whether its node can be used.
+    #[serde(default)]
+    pub state: DeviceState,
 }
 
 /// One device and what it counts.
@@ -265,9 +269,8 @@ impl Daemon {
         let mut warnings = process::prepare(config.best_effort)?;
         let system = |what| move |source| DaemonError::System { what, source };
         let cpus = available_parallelism().map_err(system("count the CPUs"))?.get();
-        // Both front ends share it, if there are two.
-        let shares = if config.nbd.is_some() && config.frontend == FrontEnd::Ublk { 2 } else { 1 };
-        let buffer_budget = buffer_budget(ram_bytes()) / shares;
+        let front_ends = 1 + u64::from(config.nbd.is_some() && config.frontend == FrontEnd::Ublk);
+        let buffer_budget = buffer_budget(ram_bytes(), front_ends);
         let engine = Arc::new(Engine::new(&Config {
             limit: config.pool_limit,
             limit_max: config.limit_max,
@@ -425,7 +428,7 @@ impl Daemon {
             verified => verified?,
         }
         if let Some(node) = attachment.node().filter(|_| self.config.swapon) {
-            swap::swap_on(node)?;
+            swap::swap_on(node, self.snapshot().len())?;
         }
         Ok(())
     }
@@ -533,6 +536,7 @@ impl Daemon {
             queues,
             depth,
             swapped_on: device.attachment.node().is_some_and(is_swap),
+            state: device.attachment.state(),
         }
     }
 }
@@ -605,7 +609,7 @@ pub fn check_swap_bytes(bytes: u64) -> Result<(), DaemonError> {
 /// The smallest pool limit that the engine takes on this machine, in bytes.
 pub fn pool_limit_min() -> io::Result<u64> {
     let cpus = available_parallelism()?.get();
-    Ok(Config::limit_min(shards(most_queues(cpus, buffer_budget(ram_bytes())))))
+    Ok(Config::limit_min(shards(most_queues(cpus, buffer_budget(ram_bytes(), 1)))))
 }
 
 fn shorten(name: &str) -> String {
@@ -649,7 +653,7 @@ mod tests {
 
     #[test]
     fn devices_share_the_buffers_until_one_must_go() {
-        let budget = buffer_budget(64 << 30);
+        let budget = buffer_budget(64 << 30, 1);
         let mut plans = Vec::new();
         let full = loop {
             match plan_beside(8, budget, plans.iter().copied()) {
@@ -662,6 +666,16 @@ mod tests {
         let removed = plans.swap_remove(0);
         let again = plan_beside(8, budget, plans.iter().copied()).unwrap();
         assert!(again.buffer_bytes() <= removed.buffer_bytes());
+    }
+
+    #[test]
+    fn there_is_room_for_a_device_on_the_smallest_machine() {
+        for ram in [16 << 20, 64 << 20, 70 << 20, 256 << 20] {
+            for front_ends in [1, 2] {
+                let budget = buffer_budget(ram, front_ends);
+                plan_beside(1, budget, std::iter::empty()).unwrap();
+            }
+        }
     }
 
     #[test]

@@ -12,7 +12,7 @@ use tmem::PAGE_SIZE;
 
 use crate::cli::TableArgs;
 use crate::control::REPORT_VERSION;
-use crate::daemon::{DeviceInfo, TOTAL};
+use crate::daemon::{DeviceInfo, DeviceState, TOTAL};
 use crate::exit::{Exit, Failure};
 use crate::size::Human;
 use crate::table::{Cell, Column, Style, ratio, render, select};
@@ -62,6 +62,11 @@ pub const DEVICE_COLUMNS: &[Column<DeviceInfo>] = &[
         name: "MOUNTPOINT",
         help: "[SWAP] if the kernel swaps to it",
         cell: |device| mountpoint(Some(device.swapped_on)),
+    },
+    Column {
+        name: "STATE",
+        help: "live; degraded: the kernel has lost some NBD connections; dead: its node is of no use",
+        cell: |device| Cell::Word(device.state.as_str().to_owned()),
     },
 ];
 
@@ -249,7 +254,26 @@ pub fn devices(devices: &[DeviceInfo], args: &TableArgs) -> Result<String, Failu
         return Ok(json(&report));
     }
     let columns = chosen(DEVICE_COLUMNS, DEVICE_DEFAULT, args)?;
-    Ok(render(&columns, devices, style(args)))
+    let mut text = render(&columns, devices, style(args));
+    if !is_for_a_script(args) {
+        text.extend(devices.iter().filter_map(warning));
+    }
+    Ok(text)
+}
+
+/// What a person must know of a device that is not well.
+fn warning(device: &DeviceInfo) -> Option<String> {
+    let DeviceInfo { name, path, connections, queues, .. } = device;
+    let trouble = match device.state {
+        DeviceState::Live => return None,
+        DeviceState::Degraded => format!("only {connections} of {queues} connections are left"),
+        DeviceState::Dead if device.swapped_on => {
+            "nothing reaches it any more, and what is swapped out to it cannot be read: reboot"
+                .into()
+        }
+        DeviceState::Dead => format!("nothing reaches it any more: `tmem del {name}`"),
+    };
+    Some(format!("warning: {name} ({path}): {trouble}\n"))
 }
 
 /// A report as `args` want it shown.
@@ -267,12 +291,18 @@ pub fn stats(report: &Value, args: &TableArgs) -> Result<String, Failure> {
     let deferred = rows.iter().filter_map(|row| row.io.as_ref()).map(|io| io.deferred_writes).sum();
     rows.push(total);
     let mut text = render(&columns, &rows, style(args));
-    let for_a_script = args.raw || args.noheadings || args.output_all || !args.output.is_empty();
-    if !for_a_script {
+    if !is_for_a_script(args) {
         let pool = Pool::deserialize(&report["total"]).map_err(unreadable)?;
         text.push_str(&summary(&pool, deferred, args.bytes));
+        let devices = Vec::<DeviceInfo>::deserialize(&report["devices"]).map_err(unreadable)?;
+        text.extend(devices.iter().filter_map(warning));
     }
     Ok(text)
+}
+
+/// Whether the table is wanted, and nothing else.
+fn is_for_a_script(args: &TableArgs) -> bool {
+    args.raw || args.noheadings || args.output_all || !args.output.is_empty()
 }
 
 /// The lines below the table. `deferred` writes had to wait.
@@ -374,6 +404,7 @@ mod tests {
             queues: 2,
             depth: 128,
             swapped_on: true,
+            state: DeviceState::Live,
         }
     }
 
@@ -415,9 +446,33 @@ mod tests {
         let all = TableArgs { output_all: true, raw: true, bytes: true, ..args() };
         assert_eq!(
             devices(&[info()], &all).unwrap(),
-            "NAME TYPE PATH URI CONNECTIONS DISKSIZE QUEUES DEPTH MOUNTPOINT\n\
-             swap0 swap /dev/ublkb0 - 0 4294967296 2 128 [SWAP]\n"
+            "NAME TYPE PATH URI CONNECTIONS DISKSIZE QUEUES DEPTH MOUNTPOINT STATE\n\
+             swap0 swap /dev/ublkb0 - 0 4294967296 2 128 [SWAP] live\n"
         );
+    }
+
+    #[test]
+    fn a_device_that_lost_its_connections_is_warned_of() {
+        let mut device = DeviceInfo { path: "/dev/nbd0".into(), connections: 1, ..info() };
+        device.state = DeviceState::Degraded;
+        let line = "\nwarning: swap0 (/dev/nbd0): only 1 of 2 connections are left\n";
+        let list = |device: &DeviceInfo, args: &TableArgs| {
+            devices(std::slice::from_ref(device), args).unwrap()
+        };
+        let text = list(&device, &args());
+        assert!(text.ends_with(line), "{text}");
+        let dead = DeviceInfo { connections: 0, state: DeviceState::Dead, ..device };
+        let text = list(&dead, &args());
+        assert!(text.ends_with("what is swapped out to it cannot be read: reboot\n"), "{text}");
+        let raw = TableArgs { raw: true, ..args() };
+        assert!(!list(&dead, &raw).contains("warning"));
+
+        let mut of_stats = a_report();
+        of_stats["devices"][0]["state"] = "dead".into();
+        let text = stats(&of_stats, &args()).unwrap();
+        assert!(text.contains("\nwarning: swap0 (/dev/ublkb0): nothing reaches it"), "{text}");
+        let unused = DeviceInfo { swapped_on: false, ..dead };
+        assert!(list(&unused, &args()).ends_with("`tmem del swap0`\n"));
     }
 
     #[test]

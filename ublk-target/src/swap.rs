@@ -13,8 +13,8 @@ use std::path::{Path, PathBuf};
 
 use crate::program::{self, ProgramError};
 
-/// Priority of our swap: above swap on disks, whose default is negative.
-const PRIORITY: &str = "100";
+/// Priority of our first swap: above swap on disks, whose default is negative.
+const PRIORITY: usize = 100;
 
 /// Why a swap area could not be switched on or off, or its users not be found.
 #[derive(Debug, thiserror::Error)]
@@ -135,11 +135,20 @@ pub fn claim(path: &str) -> io::Result<File> {
     OpenOptions::new().read(true).custom_flags(libc::O_EXCL).open(path)
 }
 
-/// Makes a swap area on `path` and switches it on, telling the kernel to discard what it frees:
-/// that is the only way in which we learn of it.
-pub fn swap_on(path: &str) -> Result<(), SwapError> {
+/// Makes a swap area on `path` and switches it on beside `others` of ours, telling the kernel to
+/// discard what it frees: that is the only way in which we learn of it.
+pub fn swap_on(path: &str, others: usize) -> Result<(), SwapError> {
     program::run("mkswap", [path], path)?;
-    Ok(program::run("swapon", ["--priority", PRIORITY, "--discard=pages", path], path)?)
+    let priority = priority(others).to_string();
+    Ok(program::run("swapon", ["--priority", &priority, "--discard=pages", path], path)?)
+}
+
+/// The priority beside so many others. The kernel fills what has a higher one first, and places there
+/// that it has freed before it goes on to the next: they are written over, which frees what we hold for
+/// them. With the same priority it would use all in turn, and leave such places wherever they are
+/// until it has no cluster left that is wholly free.
+fn priority(others: usize) -> usize {
+    PRIORITY.saturating_sub(others).max(1)
 }
 
 /// Switches swap on `path` off; takes as long as it takes to read all of it back.
@@ -234,6 +243,11 @@ mod tests {
         assert_eq!(tree.0.user(PATH).unwrap(), None);
         tree.write("sys/block/ublkb0/holders/dm-4", "");
         assert_eq!(tree.0.user(PATH).unwrap(), Some(User::Holder("dm-4".into())));
+    }
+
+    #[test]
+    fn later_devices_are_filled_later_and_before_disks() {
+        assert_eq!([0, 1, 2, 98, 99, 1000].map(priority), [100, 99, 98, 2, 1, 1]);
     }
 
     #[test]

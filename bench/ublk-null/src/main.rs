@@ -1,14 +1,18 @@
 //! `ublk-null BYTES QUEUES DEPTH`: a ublk device that answers every request at once and keeps nothing.
 //!
 //! Its device is like one of tmem's (requests of 128 KiB at most, blocks of a page, buffers that the
-//! kernel copies to and from), so what a request costs here is what ublk costs. It prints the device's
-//! path when that is live. The kernel stops the device when this process ends.
+//! kernel copies to and from) and so are its queues' threads: an io_uring of the same kind, on the
+//! processors whose requests they serve. So what a request costs here is what ublk costs. It prints
+//! the device's path when that is live. The kernel stops the device when this process ends, which it
+//! would not do with a promise of recovery like tmem's.
 
+use std::cell::RefCell;
 use std::process::ExitCode;
 
+use io_uring::IoUring;
 use libublk::ctrl::{UblkCtrl, UblkCtrlBuilder};
 use libublk::io::{UblkDev, UblkIOCtx, UblkQueue};
-use libublk::{BufDesc, BufDescList, UblkError, UblkFlags, UblkIORes, sys};
+use libublk::{BufDesc, BufDescList, UblkError, UblkFlags, UblkIORes, sys, ublk_init_task_ring};
 
 /// Largest request.
 const IO_BYTES: u32 = 128 << 10;
@@ -67,7 +71,17 @@ fn params(bytes: u64) -> sys::ublk_params {
     }
 }
 
-/// A queue's thread: every request succeeds in full.
+/// Makes this thread's ring as tmem's queues have it: they take completions when they ask for them, and
+/// libublk's own ring whenever the thread enters the kernel. With that this would be no floor under tmem.
+fn init_ring(depth: u16) -> Result<(), UblkError> {
+    ublk_init_task_ring(|cell| {
+        let ring =
+            IoUring::builder().setup_single_issuer().setup_defer_taskrun().build(depth.into())?;
+        cell.set(RefCell::new(ring)).map_err(|_| UblkError::OtherError(-libc::EEXIST))
+    })
+}
+
+/// A queue's thread, which libublk has started and pins: every request succeeds in full.
 fn answer(queue: u16, dev: &UblkDev) {
     let buffers = dev.alloc_queue_io_bufs();
     let done = |queue: &UblkQueue, tag: u16, _: &UblkIOCtx| {
@@ -76,7 +90,8 @@ fn answer(queue: u16, dev: &UblkDev) {
         let result = queue.complete_io_cmd_unified(tag, buffer, Ok(UblkIORes::Result(bytes)));
         result.expect("the ring has room for a completion of each request");
     };
-    UblkQueue::new(queue, dev)
+    init_ring(dev.dev_info.queue_depth)
+        .and_then(|()| UblkQueue::new(queue, dev))
         .and_then(|queue| queue.submit_fetch_commands_unified(BufDescList::Slices(Some(&buffers))))
         .expect("a queue that cannot start leaves the device unusable")
         .wait_and_handle_io(done);

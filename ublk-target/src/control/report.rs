@@ -86,7 +86,7 @@ fn share(whole: u64, part: u64, parts: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::daemon::DeviceStats;
+    use crate::daemon::{DeviceState, DeviceStats};
 
     fn device(name: &str, compr_data_size: u64, obj_count: u64) -> DeviceStats {
         let mut pool = PoolCounters::default();
@@ -103,6 +103,7 @@ mod tests {
             queues: 1,
             depth: 128,
             swapped_on: true,
+            state: DeviceState::Live,
         };
         let mut latencies = Latencies::default();
         latencies.put_latency.count = compr_data_size;

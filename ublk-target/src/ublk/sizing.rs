@@ -42,10 +42,12 @@ impl QueuePlan {
     }
 }
 
-/// What the I/O buffers of all devices together may take on a machine of so much memory, in bytes:
-/// enough for one device at least.
-pub fn buffer_budget(ram_bytes: u64) -> u64 {
-    BUFFER_BYTES_MAX.min(ram_bytes / BUFFER_RAM_DIVISOR).max(DEVICE_BYTES_MIN)
+/// What the I/O buffers of all devices together may take on a machine of so much memory, in bytes,
+/// with each of so many front ends: an equal share, and enough for one device at least.
+pub fn buffer_budget(ram_bytes: u64, front_ends: u64) -> u64 {
+    let all = BUFFER_BYTES_MAX.min(ram_bytes / BUFFER_RAM_DIVISOR);
+    // Below some 70 MiB of memory two shares are too small.
+    (all / front_ends).max(DEVICE_BYTES_MIN)
 }
 
 /// Queues for a new device on a machine of so many CPUs, of whose budget so many bytes are left:
@@ -69,14 +71,14 @@ mod tests {
     const GIB: u64 = 1 << 30;
 
     fn first(cpus: usize, ram: u64) -> QueuePlan {
-        plan(cpus, buffer_budget(ram)).unwrap()
+        plan(cpus, buffer_budget(ram, 1)).unwrap()
     }
 
     #[test]
     fn all_devices_together_stay_within_the_budget() {
         for cpus in [1, 2, 8, 64, 256] {
             for ram in [GIB / 8, GIB / 4, GIB, 4 * GIB, 64 * GIB, 4096 * GIB] {
-                let budget = buffer_budget(ram);
+                let budget = buffer_budget(ram, 1);
                 assert!(budget <= (64 << 20).min(ram / 32), "{ram}");
                 let (mut left, mut devices) = (budget, 0);
                 while let Some(plan) = plan(cpus, left) {
@@ -94,8 +96,17 @@ mod tests {
     }
 
     #[test]
+    fn two_front_ends_share_what_is_enough_for_both() {
+        for ram in [GIB, 64 * GIB] {
+            assert_eq!(2 * buffer_budget(ram, 2), buffer_budget(ram, 1));
+        }
+        assert_eq!(buffer_budget(64 << 20, 2), DEVICE_BYTES_MIN);
+        assert!(plan(8, buffer_budget(0, 2)).is_some());
+    }
+
+    #[test]
     fn a_device_leaves_half_for_others_while_there_is_enough() {
-        let budget = buffer_budget(64 * GIB);
+        let budget = buffer_budget(64 * GIB, 1);
         assert_eq!(budget, 64 << 20);
         assert!(plan(256, budget).unwrap().buffer_bytes() <= budget / 2);
         let smallest = QueuePlan { queues: 1, depth: 8 };

@@ -7,7 +7,7 @@ use std::thread;
 use std::time::Duration;
 
 use tmem_ublk_target::control::{Operations, Server};
-use tmem_ublk_target::daemon::{DaemonStats, DeviceInfo, DeviceStats};
+use tmem_ublk_target::daemon::{DaemonStats, DeviceInfo, DeviceState, DeviceStats};
 use tmem_ublk_target::device::IoStats;
 use tmem_ublk_target::exit::{Exit, Failure};
 use tmem_ublk_target::run::Service;
@@ -54,6 +54,7 @@ impl Operations for Fake {
             queues: 2,
             depth: 128,
             swapped_on: true,
+            state: DeviceState::Live,
         };
         devices.push(info.clone());
         Ok(info)
