@@ -428,7 +428,11 @@ impl Daemon {
             verified => verified?,
         }
         if let Some(node) = attachment.node().filter(|_| self.config.swapon) {
-            swap::swap_on(node, self.snapshot().len())?;
+            let devices = self.snapshot();
+            let nodes = devices.iter().filter_map(|device| device.attachment.node());
+            let others =
+                nodes.map(|node| self.host.priority(node)).collect::<Result<Vec<_>, _>>()?;
+            swap::swap_on(node, others.into_iter().flatten())?;
         }
         Ok(())
     }

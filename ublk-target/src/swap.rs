@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use crate::program::{self, ProgramError};
 
 /// Priority of our first swap: above swap on disks, whose default is negative.
-const PRIORITY: usize = 100;
+const PRIORITY: i32 = 100;
 
 /// Why a swap area could not be switched on or off, or its users not be found.
 #[derive(Debug, thiserror::Error)]
@@ -77,10 +77,16 @@ impl Default for Host {
 impl Host {
     /// True if the kernel swaps to `path`.
     pub fn is_swap(&self, path: &str) -> Result<bool, SwapError> {
+        Ok(self.priority(path)?.is_some())
+    }
+
+    /// The priority of swap on `path`, if the kernel swaps to it.
+    pub fn priority(&self, path: &str) -> Result<Option<i32>, SwapError> {
         let swaps = self.read("proc/swaps")?;
-        Ok(swaps.lines().skip(1).any(|line| {
-            let name = line.split_ascii_whitespace().next().map(unescape);
-            name.as_deref() == Some(Path::new(path))
+        Ok(swaps.lines().skip(1).find_map(|line| {
+            let mut fields = line.split_ascii_whitespace();
+            let is_it = fields.next().map(unescape).as_deref() == Some(Path::new(path));
+            is_it.then(|| fields.next_back()?.parse().ok())?
         }))
     }
 
@@ -135,20 +141,20 @@ pub fn claim(path: &str) -> io::Result<File> {
     OpenOptions::new().read(true).custom_flags(libc::O_EXCL).open(path)
 }
 
-/// Makes a swap area on `path` and switches it on beside `others` of ours, telling the kernel to
-/// discard what it frees: that is the only way in which we learn of it.
-pub fn swap_on(path: &str, others: usize) -> Result<(), SwapError> {
+/// Makes a swap area on `path` and switches it on, telling the kernel to discard what it frees: that is
+/// the only way in which we learn of it. `others` are the priorities of our other swap.
+pub fn swap_on(path: &str, others: impl Iterator<Item = i32>) -> Result<(), SwapError> {
     program::run("mkswap", [path], path)?;
-    let priority = priority(others).to_string();
+    let priority = below(others).to_string();
     Ok(program::run("swapon", ["--priority", &priority, "--discard=pages", path], path)?)
 }
 
-/// The priority beside so many others. The kernel fills what has a higher one first, and places there
-/// that it has freed before it goes on to the next: they are written over, which frees what we hold for
+/// A priority below all of these. The kernel fills what has a higher one first, and places there that it
+/// has freed before it goes on to the next: they are written over, which frees what we hold for
 /// them. With the same priority it would use all in turn, and leave such places wherever they are
 /// until it has no cluster left that is wholly free.
-fn priority(others: usize) -> usize {
-    PRIORITY.saturating_sub(others).max(1)
+fn below(others: impl Iterator<Item = i32>) -> i32 {
+    others.min().map_or(PRIORITY, |lowest| (lowest - 1).max(1))
 }
 
 /// Switches swap on `path` off; takes as long as it takes to read all of it back.
@@ -222,6 +228,9 @@ mod tests {
         assert_eq!(tree.0.user(PATH).unwrap(), Some(User::Swap));
         assert!(tree.0.is_swap("/swap file").unwrap());
         assert!(!tree.0.is_swap("/dev/ublkb").unwrap());
+        let priorities =
+            [PATH, "/swap file", "/dev/ublkb"].map(|path| tree.0.priority(path).unwrap());
+        assert_eq!(priorities, [Some(100), Some(-2), None]);
         let message = User::Swap.explain(PATH).to_string();
         assert!(message.contains("`swapoff /dev/ublkb0`"), "{message}");
     }
@@ -247,7 +256,11 @@ mod tests {
 
     #[test]
     fn later_devices_are_filled_later_and_before_disks() {
-        assert_eq!([0, 1, 2, 98, 99, 1000].map(priority), [100, 99, 98, 2, 1, 1]);
+        assert_eq!(below([].into_iter()), 100);
+        assert_eq!(below([100, 98].into_iter()), 97);
+        // One that was removed leaves its priority to nobody.
+        assert_eq!(below([99].into_iter()), 98);
+        assert_eq!([1, -2].map(|lowest| below([100, lowest].into_iter())), [1, 1]);
     }
 
     #[test]
