@@ -75,8 +75,11 @@ fn params(bytes: u64) -> sys::ublk_params {
 /// libublk's own ring whenever the thread enters the kernel. With that this would be no floor under tmem.
 fn init_ring(depth: u16) -> Result<(), UblkError> {
     ublk_init_task_ring(|cell| {
-        let ring =
-            IoUring::builder().setup_single_issuer().setup_defer_taskrun().build(depth.into())?;
+        let ring = IoUring::builder()
+            .setup_single_issuer()
+            .setup_defer_taskrun()
+            .setup_taskrun_flag()
+            .build(depth.into())?;
         cell.set(RefCell::new(ring)).map_err(|_| UblkError::OtherError(-libc::EEXIST))
     })
 }
