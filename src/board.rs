@@ -10,7 +10,7 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 
 use crate::batch::{BATCH_PAGES, Batch, Claim};
-use crate::engine::{Engine, Got, Padded};
+use crate::engine::{Engine, POOLS_MAX, Padded};
 use crate::error::{GetError, PutError};
 use crate::handle::{Handle, PAGE_SIZE, POOL_PAGES_MAX, Page, PoolId};
 use crate::queue::Queue;
@@ -253,6 +253,9 @@ struct What {
 const POOL_SHIFT: u32 = 32;
 const PUT_BIT: u64 = 1 << 63;
 
+// A pool's number stays below the way's bit.
+const _: () = assert!(POOLS_MAX <= 1 << 15);
+
 impl What {
     fn to_word(self) -> u64 {
         let put = if self.way == Way::Put { PUT_BIT } else { 0 };
@@ -261,21 +264,19 @@ impl What {
 
     fn from_word(word: u64) -> Self {
         let way = if word & PUT_BIT != 0 { Way::Put } else { Way::Get };
-        let pool = PoolId((word >> POOL_SHIFT) as u16);
+        let pool = PoolId(((word & !PUT_BIT) >> POOL_SHIFT) as u16);
         Self { way, pool, first: word & (POOL_PAGES_MAX - 1) }
     }
 }
 
 impl Engine {
-    /// Does one page of a batch that is open to helpers; false if there is none. A page that fails is
-    /// left to the batch's owner.
+    /// Does one page of a batch that is open to helpers; false if there is none, or the page failed. That
+    /// one is left to the batch's owner, who will meet the same error.
     pub fn help(&self, queue: &mut Queue, board: &Board) -> bool {
         // Who finds a batch open and gets no page of it has lost the page to another, and looks on.
         while let Some(batch) = board.open_batch() {
             if let Some(claim) = batch.take_last() {
-                // The owner will meet the same error.
-                let _ = self.carry_out(queue, batch, claim);
-                return true;
+                return self.carry_out(queue, batch, claim).is_ok();
             }
         }
         false
@@ -291,31 +292,17 @@ impl Engine {
         let result = match what.way {
             // SAFETY: by that promise nobody writes it, nor does who has taken another page.
             Way::Put => self.put(queue, handle, unsafe { &*page }).map_err(BatchError::Put),
-            // SAFETY: by that promise and because the page is taken, nobody else touches it.
-            Way::Get => self.get_or_zero(queue, handle, unsafe { &mut *page }),
+            Way::Get => {
+                // SAFETY: by that promise and because the page is taken, nobody else touches it.
+                let page = unsafe { &mut *page };
+                self.get_or_zeros(queue, handle, page).map_err(BatchError::Get)
+            }
         };
         match result {
             Ok(()) => batch.finish(claim),
             Err(_) => batch.give_back(claim),
         }
         result
-    }
-
-    fn get_or_zero(
-        &self,
-        queue: &mut Queue,
-        handle: Handle,
-        page: &mut Page,
-    ) -> Result<(), BatchError> {
-        match self.get(queue, handle, page) {
-            Ok(Got::Hit) => Ok(()),
-            Ok(Got::Miss) => {
-                // The buffer still holds another request's data.
-                page.fill(0);
-                Ok(())
-            }
-            Err(error) => Err(BatchError::Get(error)),
-        }
     }
 }
 
@@ -326,12 +313,10 @@ mod tests {
     #[test]
     fn a_word_says_what_a_batch_is_about() {
         for way in [Way::Get, Way::Put] {
-            for (pool, first) in [(0, 0), (u16::MAX, POOL_PAGES_MAX - 1), (63, 1 << 31)] {
+            for (pool, first) in [(0, 0), (POOLS_MAX as u16 - 1, POOL_PAGES_MAX - 1), (1, 1 << 31)]
+            {
                 let what = What { way, pool: PoolId(pool), first };
-                // The uppermost bit of the pool's number is the way's; no pool has it.
-                if pool < 1 << 15 {
-                    assert_eq!(What::from_word(what.to_word()), what);
-                }
+                assert_eq!(What::from_word(what.to_word()), what);
             }
         }
     }

@@ -224,6 +224,19 @@ impl Engine {
         result
     }
 
+    /// Gets a page of a block device: one that is not there reads as zeros, whatever was in `page`.
+    pub fn get_or_zeros(
+        &self,
+        queue: &mut Queue,
+        handle: Handle,
+        page: &mut Page,
+    ) -> Result<(), GetError> {
+        if self.get(queue, handle, page)? == Got::Miss {
+            page.fill(0);
+        }
+        Ok(())
+    }
+
     fn get_unpacked(
         &self,
         queue: &mut Queue,

@@ -1,16 +1,18 @@
 //! The I/O path does not allocate.
 //!
 //! A counting allocator stands in for the system's. After the engine, its pools and a queue are made,
-//! puts of all kinds, gets, flushes, evictions and refusals must leave its count where it was.
+//! puts of all kinds, gets, flushes, evictions, refusals and batches must leave its count where it was.
 
 // In a test a panic is the report.
 #![allow(clippy::unwrap_used)]
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
+use std::ptr::NonNull;
 
 use tmem::{
-    ClientId, Config, Engine, Handle, OBJECT_PAGES, PAGE_SIZE, Page, PoolId, PoolKind, Queue,
+    Batches, ClientId, Config, Engine, Handle, OBJECT_PAGES, PAGE_SIZE, Page, PoolId, PoolKind,
+    Queue, Step, Way,
 };
 
 struct Counting;
@@ -115,6 +117,37 @@ fn puts_gets_and_flushes_do_not_allocate() {
         stats.alloc.pers_ate_eph,
     ];
     assert!(happened.iter().all(|&count| count > 0), "not every path ran: {happened:?}");
+}
+
+/// Nor do requests of many pages, whoever does them, or what is given back of them.
+#[test]
+fn batches_do_not_allocate() {
+    let mut path = Path::new();
+    let mut helping = path.engine.queue(path.client);
+    let mut batches = Batches::new(2);
+    let mut pages = path.pages.clone();
+    let start = NonNull::new(pages.as_mut_ptr()).unwrap().cast();
+    let before = ALLOCATIONS.with(Cell::get);
+    let (mut helped, mut refused) = (0, 0);
+    // The pool is too small for all of them.
+    for round in 0..PAGES / 8 {
+        for (tag, way) in [Way::Put, Way::Get].into_iter().enumerate() {
+            // SAFETY: `pages` are eight, outlive the batches, and are not looked at meanwhile.
+            unsafe { batches.open(tag, way, path.swap, 8 * round, 8, start) };
+            helped += u64::from(path.engine.help(&mut helping, batches.board()));
+            while matches!(batches.step(&path.engine, &mut path.queue, tag), Step::Done) {}
+            refused += u64::from(!batches.is_taken(tag));
+            batches.close(tag);
+            assert!(batches.has_ended(tag));
+            assert_eq!(batches.leave(way), tag);
+            if batches.done(tag) != u32::MAX {
+                batches.rejoin(way, tag);
+                assert_eq!(batches.leave(way), tag);
+            }
+        }
+    }
+    assert_eq!(ALLOCATIONS.with(Cell::get), before, "a batch allocated or freed");
+    assert!(helped > 0 && refused > 0, "not every path ran: {helped} {refused}");
 }
 
 /// Waiting for another thread's lock does not allocate either, not even the first time.

@@ -7,7 +7,7 @@
 use std::ops::Range;
 
 use rustix::io::Errno;
-use tmem::{GetError, Got, Handle, Holding, PAGE_SIZE, Page, PutError, Queue, UpdateError};
+use tmem::{GetError, Handle, Holding, PAGE_SIZE, Page, PutError, Queue, UpdateError};
 
 use crate::device::BlockDevice;
 
@@ -121,13 +121,8 @@ impl BlockDevice {
     }
 
     fn read_page(&self, queue: &mut Queue, number: u64, page: &mut Page) -> Result<(), Errno> {
-        match self.engine().get(queue, self.handle_of(number), page) {
-            Ok(Got::Hit) => {}
-            // The buffer still holds another request's data.
-            Ok(Got::Miss) => page.fill(0),
-            Err(_) => return Err(Errno::IO),
-        }
-        Ok(())
+        let handle = self.handle_of(number);
+        self.engine().get_or_zeros(queue, handle, page).map_err(|_| Errno::IO)
     }
 
     fn put_page(&self, queue: &mut Queue, number: u64, page: &Page) -> Stored {

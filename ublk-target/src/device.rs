@@ -54,9 +54,8 @@ impl Request {
 pub enum Trouble {
     /// The page at this place in the request, the first that could not be done; those before it are.
     Page(u32, BatchError),
-    /// It waited too long for a frame, and was given up. A bit for each page that was done meanwhile,
-    /// the lowest for the first.
-    Starved(u32),
+    /// It waited too long for a frame, and was given up.
+    Starved,
 }
 
 /// How a request ended, or that it has not.
@@ -143,9 +142,19 @@ impl BlockDevice {
         }
     }
 
-    /// How a read or write ends whose pages are done, up to what it met with. What a failed write
-    /// has not written is lost now, never older data.
-    pub fn conclude(&self, request: &Request, trouble: Option<Trouble>) -> Outcome {
+    /// How a read or write ends that met with this. `done` has a bit for each page that is done, the
+    /// lowest for the first. What a failed write has not written is lost now, never older data.
+    ///
+    /// # Panics
+    ///
+    /// If a page is to be acknowledged that is not done.
+    pub fn conclude(&self, request: &Request, trouble: Option<Trouble>, done: u32) -> Outcome {
+        let acknowledged = match trouble {
+            None => request.pages,
+            Some(Trouble::Page(page, _)) => page,
+            Some(Trouble::Starved) => 0,
+        };
+        assert!(acknowledged <= done.trailing_ones(), "{acknowledged} pages of {done:#b} done");
         match trouble {
             None => Outcome::Done(bytes_of(request.pages)),
             // The rest comes back as a request of its own, and is then the first page.
@@ -156,7 +165,7 @@ impl BlockDevice {
                 Outcome::Failed(Errno::NOSPC)
             }
             Some(Trouble::Page(0, _)) => Outcome::Failed(Errno::IO),
-            Some(Trouble::Starved(done)) => {
+            Some(Trouble::Starved) => {
                 self.lose(request, |page| done & 1 << page == 0);
                 Outcome::TimedOut
             }
@@ -338,7 +347,7 @@ pub(crate) mod tests {
                 Step::Failed { page, error } => break Some(Trouble::Page(page, error)),
             }
         };
-        device.conclude(&request, trouble)
+        device.conclude(&request, trouble, batches.done(0))
     }
 
     /// A device of 64 pages on a pool of so many bytes above the least, of which the supply step
@@ -449,13 +458,25 @@ pub(crate) mod tests {
         let write = Request::new(Op::Write, 0, 4);
         assert_eq!(serve(&device, &mut queue, write, &mut buf), Outcome::Done(4 * 4096));
         // The first and the last page had been written when it was given up.
-        let done = Some(Trouble::Starved(0b1001));
-        assert_eq!(device.conclude(&write, done), Outcome::TimedOut);
+        assert_eq!(device.conclude(&write, Some(Trouble::Starved), 0b1001), Outcome::TimedOut);
         let counters = device.pool_stats();
         assert_eq!((counters.failed_puts, counters.given_up_puts), (0, 2));
         let mut read = |page| serve(&device, &mut queue, Request::new(Op::Read, page, 1), &mut buf);
         assert_eq!([0, 3].map(&mut read), [Outcome::Done(4096); 2]);
         assert_eq!([1, 2].map(&mut read), [Outcome::Failed(Errno::IO); 2]);
+    }
+
+    #[test]
+    #[should_panic(expected = "2 pages of 0b101 done")]
+    fn what_is_not_done_is_not_acknowledged() {
+        let (device, _) = device(1 << 20);
+        let error = BatchError::Put(PutError::Full);
+        let trouble = |page| Some(Trouble::Page(page, error));
+        assert_eq!(
+            device.conclude(&Request::new(Op::Write, 0, 3), trouble(1), 0b101),
+            Outcome::Done(4096)
+        );
+        device.conclude(&Request::new(Op::Write, 0, 3), trouble(2), 0b101);
     }
 
     #[test]

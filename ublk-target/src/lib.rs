@@ -30,3 +30,4 @@ pub mod supply;
 pub mod swap;
 pub mod table;
 pub mod ublk;
+pub mod waker;

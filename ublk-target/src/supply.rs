@@ -5,18 +5,17 @@
 //! writes would starve for ever.
 
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 use std::thread::{JoinHandle, sleep};
 use std::time::Duration;
 
-use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
-use rustix::io::Errno;
+use rustix::event::Timespec;
 use serde::Serialize;
 use tmem::{Engine, Supplied};
 
 use crate::process;
+use crate::waker::Waker;
 
 /// How soon to look again after there was something to do.
 const ACTIVE_PERIOD: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
@@ -26,59 +25,6 @@ const QUIET_PERIOD: Timespec = Timespec { tv_sec: 8, tv_nsec: 0 };
 
 /// How long it leaves the system alone after a failure: every queue would wake it again at once.
 const FAILED_PERIOD: Duration = Duration::from_millis(20);
-
-/// How anybody wakes the supply thread.
-///
-/// A claim makes a crowd of queues wake it once. The thread drops the claim before it looks at
-/// the engine, so that what is wanted after that look is claimed anew and never missed.
-pub struct Waker {
-    eventfd: OwnedFd,
-    claimed: AtomicBool,
-    stop: AtomicBool,
-}
-
-impl Waker {
-    fn new() -> io::Result<Self> {
-        // Non-blocking, so that io_uring writes it inline.
-        let eventfd = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        Ok(Self { eventfd, claimed: AtomicBool::new(false), stop: AtomicBool::new(false) })
-    }
-
-    /// The eventfd to write 1 to after [`Waker::claim`].
-    pub fn fd(&self) -> RawFd {
-        self.eventfd.as_raw_fd()
-    }
-
-    /// True if the caller is the one to wake the thread.
-    pub fn claim(&self) -> bool {
-        !self.claimed.load(Ordering::Relaxed) && !self.claimed.swap(true, Ordering::AcqRel)
-    }
-
-    /// Takes a claim back that could not be made good.
-    pub fn unclaim(&self) {
-        self.claimed.store(false, Ordering::Release);
-    }
-
-    /// Wakes the thread with a system call: not for the I/O path.
-    pub fn wake(&self) {
-        // Fails only if the count is at its maximum, and then the thread is awake.
-        // Any number but 0 wakes it.
-        let _ = rustix::io::write(&self.eventfd, &1_u64.to_le_bytes());
-    }
-
-    /// Waits until woken, or for `limit`.
-    fn wait(&self, limit: &Timespec) {
-        let mut fds = [PollFd::new(&self.eventfd, PollFlags::IN)];
-        match poll(&mut fds, Some(limit)) {
-            Ok(_) | Err(Errno::INTR) => {}
-            Err(errno) => process::fatal(format_args!("cannot wait for work: {errno}")),
-        }
-        let mut count = [0; 8];
-        // Would block after a timeout; the count itself says nothing.
-        let _ = rustix::io::read(&self.eventfd, &mut count);
-        self.claimed.store(false, Ordering::SeqCst);
-    }
-}
 
 /// How the supply of frames fares.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Serialize)]
@@ -143,8 +89,7 @@ impl Supply {
 
 impl Drop for Supply {
     fn drop(&mut self) {
-        self.waker.stop.store(true, Ordering::SeqCst);
-        self.waker.wake();
+        self.waker.stop();
         if let Some(thread) = self.thread.take() {
             // A panic in it would have ended the process.
             let _ = thread.join();
@@ -155,7 +100,7 @@ impl Drop for Supply {
 fn run(engine: &Engine, waker: &Waker, faults: &Faults) {
     let mut active = true;
     let mut failing = false;
-    while !waker.stop.load(Ordering::SeqCst) {
+    while !waker.is_stopped() {
         waker.wait(if active { &ACTIVE_PERIOD } else { &QUIET_PERIOD });
         let done = round(engine, waker);
         active = done.as_ref().is_ok_and(|done| done.grown + done.released > 0)
@@ -185,7 +130,7 @@ fn round(engine: &Engine, waker: &Waker) -> io::Result<Supplied> {
         let step = engine.supply()?;
         done.grown += step.grown;
         done.released += step.released;
-        if !step.more || waker.stop.load(Ordering::SeqCst) {
+        if !step.more || waker.is_stopped() {
             break;
         }
     }
@@ -198,18 +143,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_crowd_wakes_the_thread_once_until_it_looks() {
-        let waker = Waker::new().unwrap();
-        assert!(waker.claim());
-        assert!(!waker.claim());
-        waker.wake();
-        waker.wait(&QUIET_PERIOD);
-        assert!(waker.claim());
-        waker.unclaim();
-        assert!(waker.claim());
-    }
-
-    #[test]
     fn errors_are_counted_with_the_last_ones_number() {
         let faults = Faults::default();
         assert_eq!(faults.stats(), SupplyStats::default());
@@ -217,11 +150,5 @@ mod tests {
         faults.count(&io::Error::from_raw_os_error(libc::ENOMEM));
         let expected = SupplyStats { supply_errors: 2, supply_errno: libc::ENOMEM };
         assert_eq!(faults.stats(), expected);
-    }
-
-    #[test]
-    fn a_wait_ends_without_a_wake() {
-        let waker = Waker::new().unwrap();
-        waker.wait(&Timespec { tv_sec: 0, tv_nsec: 1_000_000 });
     }
 }

@@ -25,7 +25,7 @@ use super::worker::{Worker, WorkerContext};
 use crate::log::log;
 use crate::process;
 use crate::socket::{BindError, Listener};
-use crate::supply::Waker;
+use crate::waker::Waker;
 
 /// Workers at most: more than serve what memory can deliver would only wait for each other.
 const WORKERS_MAX: usize = 8;

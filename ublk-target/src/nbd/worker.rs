@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use super::protocol::Progress;
 use super::ring::{Link, Outcome, Ring, Token};
 use crate::process;
-use crate::supply::Waker;
+use crate::waker::Waker;
 
 /// How long a client may take to choose an export.
 const NEGOTIATION_MAX: Duration = Duration::from_secs(10);

@@ -22,7 +22,7 @@ use super::ring;
 use super::schedule::{Rest, Schedule};
 use crate::device::{BlockDevice, IoCounters, Op, Outcome, Request};
 use crate::process;
-use crate::supply::Waker;
+use crate::waker::Waker;
 
 /// What a queue serves, and whom it tells.
 #[derive(Clone)]

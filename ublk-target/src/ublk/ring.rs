@@ -81,3 +81,31 @@ pub fn wait(limit: Duration) -> io::Result<()> {
         _ => Ok(()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsRawFd;
+
+    use rustix::event::{EventfdFlags, eventfd};
+
+    use super::*;
+
+    #[test]
+    fn what_came_is_seen_without_a_system_call() {
+        init(8).unwrap();
+        let eventfd = eventfd(0, EventfdFlags::NONBLOCK).unwrap();
+        let watch =
+            opcode::PollAdd::new(types::Fd(eventfd.as_raw_fd()), libc::POLLIN as u32).build();
+        // SAFETY: a poll has no memory of ours.
+        with_task_io_ring_mut(|ring| unsafe { ring.submission().push(&watch) }).unwrap();
+        submit().unwrap();
+        assert!(!has_news());
+        rustix::io::write(&eventfd, &1_u64.to_le_bytes()).unwrap();
+        // Its completion waits until this thread asks for it.
+        assert!(has_news());
+        wait(Duration::ZERO).unwrap();
+        assert!(has_news());
+        assert!(with_task_io_ring_mut(|ring| ring.completion().next()).is_some());
+        assert!(!has_news());
+    }
+}

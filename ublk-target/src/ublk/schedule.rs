@@ -6,9 +6,9 @@
 //!
 //! Guarantees: reads are served while writes wait for memory; no write waits longer than
 //! [`STARVED_MAX`], and when waiting writes have taken most of the queue's tags, [`CROWDED_MAX`]; writes
-//! that wait keep their order. No call does more than [`TURN_COST`] of work. Nothing here allocates, blocks
-//! or makes a system call, but for reading the clock, or knows of libublk's queue: [`super::queue`]
-//! brings both together.
+//! that wait keep their order. A turn of serving has at most [`TURN_COST`] of work. Nothing here allocates,
+//! blocks or makes a system call, but for reading the clock, or knows of libublk's queue:
+//! [`super::queue`] brings both together.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -41,8 +41,8 @@ const HELPED_SPINS: u32 = 200;
 const GET_COST: u32 = 3;
 const PUT_COST: u32 = 10;
 
-/// Work in line from which on a helper is called. It gets there after some 5 us, or 50 on a
-/// virtual machine, so there must be something left for it.
+/// Work in line from which on a helper is called. It has to wake up first, which takes longer on a
+/// virtual machine, and there must be something left for it then.
 const HELP_COST: u32 = 12 * PUT_COST;
 
 /// Work after which what is done goes to the kernel, though there is more.
@@ -76,7 +76,7 @@ pub struct Schedule {
     leaving: Vec<u16>,
     /// What the reads and writes in line cost, those pages included that are done.
     in_line: u32,
-    /// Whether the last put that was tried found no memory.
+    /// Whether puts are in line of which the last that was tried found no memory.
     starving: bool,
     /// Pages of reads since the last one of a write.
     reads_in_row: u32,
@@ -130,10 +130,8 @@ impl Schedule {
     /// Puts a new read or write in line. Anything else is done at once, and this is how it ended.
     pub fn came(&mut self, tag: u16, request: Request) -> Option<Outcome> {
         self.counters[self.id].came(request.op);
-        let way = match request.op {
-            Op::Read => Way::Get,
-            Op::Write => Way::Put,
-            _ => return Some(self.count(&request, self.device.carry_out(&request))),
+        let Some(way) = way_of(request.op) else {
+            return Some(self.count(&request, self.device.carry_out(&request)));
         };
         if !self.device.admits(&request) {
             return Some(self.count(&request, Outcome::Failed(Errno::INVAL)));
@@ -192,24 +190,25 @@ impl Schedule {
     /// Does a page of the first request in a line, or takes it out of the line if there is none left
     /// to do. False if there is no memory for a put.
     fn step(&mut self, way: Way, tag: usize) -> bool {
-        match self.buffers.step(self.device.engine(), &mut self.engine_queue, tag) {
-            Step::Done => {
-                self.starving &= way == Way::Get;
-                if self.buffers.is_taken(tag) {
-                    self.leave(way, tag);
-                }
-                return true;
-            }
-            Step::Taken => {}
+        let is_over = match self.buffers.step(self.device.engine(), &mut self.engine_queue, tag) {
             Step::Failed { error: BatchError::Put(PutError::Starved), .. } => {
                 self.starve();
                 return false;
             }
             Step::Failed { page, error } => {
                 self.requests[tag].trouble = Some(Trouble::Page(page, error));
+                self.starving &= way == Way::Get;
+                true
             }
+            Step::Done => {
+                self.starving &= way == Way::Get;
+                self.buffers.is_taken(tag)
+            }
+            Step::Taken => true,
+        };
+        if is_over {
+            self.leave(way, tag);
         }
-        self.leave(way, tag);
         true
     }
 
@@ -232,6 +231,7 @@ impl Schedule {
         assert_eq!(left, tag, "the first in line is another");
         self.buffers.close(tag);
         self.in_line -= cost(way) * self.requests[tag].request.pages;
+        self.starving &= self.buffers.first(Way::Put).is_some();
         // Each tag is in it once at most, so it never grows.
         self.leaving.push(tag as u16);
     }
@@ -249,7 +249,7 @@ impl Schedule {
             if !self.requests[tag].starved.is_some_and(is_overdue) {
                 return;
             }
-            self.requests[tag].trouble = Some(Trouble::Starved(0));
+            self.requests[tag].trouble = Some(Trouble::Starved);
             self.leave(Way::Put, tag);
             waiting -= 1;
         }
@@ -259,8 +259,7 @@ impl Schedule {
     fn spin_for_helpers(&self, has_news: impl Fn() -> bool) {
         for _ in 0..HELPED_SPINS {
             let is_over = self.leaving.iter().all(|tag| self.buffers.has_ended((*tag).into()));
-            let is_idle = !matches!(self.rest(), Rest::None);
-            if is_over || !is_idle || has_news() {
+            if is_over || self.rest() == Rest::None || has_news() {
                 return;
             }
             std::hint::spin_loop();
@@ -275,27 +274,22 @@ impl Schedule {
             let tag = self.leaving.swap_remove(at);
             let Underway { request, trouble, starved } = self.requests[usize::from(tag)];
             let done = self.buffers.done(tag.into());
-            let trouble = match trouble {
-                None if done != u32::MAX => {
-                    self.rejoin(tag, &request);
-                    continue;
-                }
-                // Helpers may have done some of it since.
-                Some(Trouble::Starved(_)) => Some(Trouble::Starved(done)),
-                trouble => trouble,
-            };
+            if trouble.is_none() && done != u32::MAX {
+                self.rejoin(tag, &request);
+                continue;
+            }
             if let Some(since) = starved {
                 let waited = Instant::now().saturating_duration_since(since);
                 self.counters[self.id].waited(waited);
             }
-            let outcome = self.device.conclude(&request, trouble);
+            let outcome = self.device.conclude(&request, trouble, done);
             return Some((tag, self.count(&request, outcome)));
         }
     }
 
     /// Puts a request in line again of which a helper has given back a page that it could not do.
     fn rejoin(&mut self, tag: u16, request: &Request) {
-        let way = if request.op == Op::Read { Way::Get } else { Way::Put };
+        let way = way_of(request.op).expect("only reads and writes are in line");
         self.buffers.rejoin(way, tag.into());
         self.in_line += cost(way) * request.pages;
     }
@@ -303,6 +297,15 @@ impl Schedule {
     fn count(&self, request: &Request, outcome: Outcome) -> Outcome {
         self.counters[self.id].ended(request, outcome);
         outcome
+    }
+}
+
+/// What is done with the pages of a request that has some.
+fn way_of(op: Op) -> Option<Way> {
+    match op {
+        Op::Read => Some(Way::Get),
+        Op::Write => Some(Way::Put),
+        Op::Discard | Op::Flush | Op::WriteZeroes => None,
     }
 }
 
@@ -451,10 +454,11 @@ mod tests {
         assert_eq!(ended(&mut schedule), [(0, Outcome::TimedOut)]);
         assert_eq!(schedule.device.pool_stats().given_up_puts, 2);
         assert_eq!((schedule.rest(), schedule.in_line), (Rest::Forever, 0));
-        // The next one is tried.
+        // The next one is tried, and waits only if there is no memory for it either.
         schedule.came(0, write(0, 2));
-        assert_eq!(stats(&schedule).deferred_writes, 2);
+        assert_eq!((stats(&schedule).deferred_writes, schedule.rest()), (1, Rest::None));
         schedule.serve(|| false);
+        assert_eq!(stats(&schedule).deferred_writes, 2);
         assert_eq!(schedule.rest(), Rest::For(STARVED_RETRY));
     }
 
@@ -476,9 +480,9 @@ mod tests {
         let device = Arc::clone(&schedule.device);
         schedule.came(0, write(0, 32));
         assert!(schedule.wants_help());
-        assert!(device.engine().help(&mut device.queue(), schedule.board()));
-        // That one found no memory.
+        // It finds no memory.
         assert!(!device.engine().help(&mut device.queue(), schedule.board()));
+        assert!(!schedule.wants_help());
         while device.engine().supply().unwrap().more {}
         assert_eq!(finish(&mut schedule), [(0, Outcome::Done(32 * 4096))]);
         assert_eq!(puts(&schedule), 32);

@@ -29,7 +29,7 @@ use super::queue::{QueueContext, QueueWorker};
 use super::sizing::{IO_BYTES, QueuePlan};
 use crate::device::{BlockDevice, IoCounters, IoStats};
 use crate::process;
-use crate::supply::Waker;
+use crate::waker::Waker;
 
 /// How long a device may take to come up.
 const START_LIMIT: Duration = Duration::from_secs(30);
