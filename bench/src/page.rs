@@ -307,6 +307,12 @@ fn about(results: &Results) -> &'static str {
             "Memory taken for a byte stored, with all tables. `tmem` counts the free frames that it \
              keeps ready as well, `tmem-in-use` does not."
         }
+        (Suite::Swap, Platform::QemuTcg) => {
+            "Emulated processors are ten to twenty times slower than real ones, and not evenly so: a \
+             switch from one process to another, of which a page read from tmem needs two and one from \
+             zram none, costs as much as decompressing ten pages. The disk is as fast as a real one, \
+             so beside the rest it looks ten times faster than it is."
+        }
         (_, Platform::QemuTcg) => {
             "Emulated processors are ten to twenty times slower than real ones, and not evenly so: \
              ratios mean something, times do not."

@@ -108,6 +108,7 @@ start_nbdkit() {
 
 start_null() {
     load ublk_drv
+    : >/tmp/null.out
     ublk-null "$(bytes "$1")" "$(nproc)" 128 >/tmp/null.out 2>/tmp/null.log &
     PID_OF[ublk-null]=$!
     wait_for 30 said_something /tmp/null.out $!

@@ -46,3 +46,16 @@ in_guest() {
     [ ! -e "$results/density.jsonl" ] || cat "$results/density.jsonl" >>"$density"
     [ "$status" = 0 ] || die "$script failed with status $status"
 }
+
+# The programs that swap, how large they are and what they say where memory is enough: here. Leaves that
+# in PROGRAMS, for the environment of swap.sh.
+known_results() {
+    local lines=${SORT_LINES:-600000} records=${PYTHON_RECORDS:-60000} guest sort_sum python_sum
+    guest=$target/guest/x86_64-unknown-linux-gnu/release/tmem-guest
+    "$root/scripts/vm" --build
+    sort_sum=$("$guest" lines --count "$lines" | LC_ALL=C sort | md5sum)
+    python_sum=$(/usr/bin/python3 -I -B "$root/bench/vm/job.py" "$records")
+    PROGRAMS=(TOUCH_MEMORY="${TOUCH_MEMORY:-230M}" TOUCHES="${TOUCHES:-20000}"
+        GROUP_MEMORY="${GROUP_MEMORY:-100M}" SORT_LINES="$lines" SORT_BUFFER=256M SORT_SUM="${sort_sum%% *}"
+        PYTHON_RECORDS="$records" PYTHON_SUM="$python_sum")
+}

@@ -208,16 +208,36 @@ where
     })
 }
 
+/// As [`spawn_essential`], for a thread that serves requests: one of the batch class, which interrupts
+/// nobody when it is woken.
+///
+/// Who sends requests one after the other would else be interrupted at the first, for a switch there and
+/// back with each; so they come together. Who waits for one gives up the processor, and we run at once. A
+/// kernel that refuses the class is slower to serve them, and no worse.
+pub fn spawn_server<F>(name: String, body: F) -> io::Result<JoinHandle<()>>
+where
+    F: FnOnce() + Send + 'static,
+{
+    spawn_essential(name, move || {
+        let _ = set_class(libc::SCHED_BATCH, 0);
+        body();
+    })
+}
+
 /// Makes this thread one of the real-time class, of the lowest priority there.
 ///
 /// That is for what the kernel allocates on its behalf: such a thread gets memory below the reserve
 /// that everybody else has to leave, down to half of it.
 pub fn become_urgent() -> io::Result<()> {
+    // What the thread starts is not urgent.
+    set_class(libc::SCHED_RR | libc::SCHED_RESET_ON_FORK, 1)
+}
+
+/// Sets this thread's scheduling class, and its priority there.
+fn set_class(policy: i32, priority: i32) -> io::Result<()> {
     // SAFETY: all zeros is a scheduling parameter.
     let mut parameter: libc::sched_param = unsafe { std::mem::zeroed() };
-    parameter.sched_priority = 1;
-    // What the thread starts is not urgent.
-    let policy = libc::SCHED_RR | libc::SCHED_RESET_ON_FORK;
+    parameter.sched_priority = priority;
     // SAFETY: the call reads the parameter, and 0 is this thread.
     match unsafe { libc::sched_setscheduler(0, policy, &parameter) } {
         0 => Ok(()),
@@ -493,15 +513,27 @@ fn status_hex(status: &str, field: &str) -> Option<u64> {
 mod tests {
     use super::*;
 
+    /// This thread's scheduling policy: field 41 of its line.
+    fn policy() -> String {
+        let stat = fs::read_to_string("/proc/thread-self/stat").unwrap();
+        let fields = stat.rsplit_once(')').unwrap().1;
+        fields.split_ascii_whitespace().nth(38).unwrap().to_owned()
+    }
+
+    #[test]
+    fn who_serves_requests_interrupts_nobody() {
+        let (tell, told) = std::sync::mpsc::channel();
+        let server = spawn_server("server".into(), move || tell.send(policy()).unwrap()).unwrap();
+        // SCHED_BATCH.
+        assert_eq!(told.recv().unwrap(), "3");
+        server.join().unwrap();
+        assert_eq!(policy(), "0");
+    }
+
     #[test]
     fn an_urgent_thread_is_one_alone() {
-        // Field 41 of the line: the policy, 2 for SCHED_RR.
-        let policy = || {
-            let stat = fs::read_to_string("/proc/thread-self/stat").unwrap();
-            let fields = stat.rsplit_once(')').unwrap().1;
-            fields.split_ascii_whitespace().nth(38).unwrap().to_owned()
-        };
         match become_urgent() {
+            // SCHED_RR.
             Ok(()) => {
                 assert_eq!(policy(), "2");
                 assert_eq!(std::thread::spawn(policy).join().unwrap(), "0");

@@ -86,7 +86,7 @@ impl Helpers {
         for id in 0..count {
             let (crew, device) = (Arc::clone(&helpers.crew), Arc::clone(device));
             let body = move || crew.run(&crew.wakers[id], &device);
-            let thread = process::spawn_essential(format!("tmem-b{number}h{id}"), body)?;
+            let thread = process::spawn_server(format!("tmem-b{number}h{id}"), body)?;
             helpers.threads.push(thread);
         }
         Ok(helpers)

@@ -332,7 +332,7 @@ impl Job {
                 let prepare = |dev| QueueWorker::prepare(context, crew, batches, id, dev);
                 queue_thread(prepare, id, &dev, &ready, &commands);
             };
-            match process::spawn_essential(name, body) {
+            match process::spawn_server(name, body) {
                 Ok(thread) => queues.threads.push(thread),
                 Err(error) => {
                     failed = Some(ServerError::Thread(error));
