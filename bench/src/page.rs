@@ -308,10 +308,11 @@ fn about(results: &Results) -> &'static str {
              keeps ready as well, `tmem-in-use` does not."
         }
         (Suite::Swap, Platform::QemuTcg) => {
-            "Emulated processors are ten to twenty times slower than real ones, and not evenly so: a \
-             switch from one process to another, of which a page read from tmem needs two and one from \
-             zram none, costs as much as decompressing ten pages. The disk is as fast as a real one, \
-             so beside the rest it looks ten times faster than it is."
+            "Emulated processors are ten to twenty times slower than real ones, and not evenly so: the \
+             switches from one process to another, of which a page read from tmem needs two and one \
+             from zram none, cost far more than decompressing does. What tmem takes there over zram is \
+             mostly that; User-mode Linux is nearer to a real machine. The disk is as fast as a real \
+             one, so beside the rest it looks ten to twenty times faster than it is."
         }
         (_, Platform::QemuTcg) => {
             "Emulated processors are ten to twenty times slower than real ones, and not evenly so: \

@@ -20,16 +20,17 @@ uml_kernel() {
 # answer ARGUMENT NAMES: to --ensure, --platform and --kernel, and ends; returns on any other.
 answer() {
     case $1 in
-        --ensure) ensure_uml "$2" && exit ;;
-        --platform) echo uml && exit ;;
-        --kernel) uml_kernel && exit ;;
+        --ensure) ensure_uml "$2"; exit ;;
+        --platform) echo uml; exit ;;
+        --kernel) uml_kernel; exit ;;
     esac
 }
 
 # in_uml SCRIPT MEMORY K=V...: runs a script of bench/vm; its samples are added to the output.
 in_uml() {
-    local script=$1 memory=$2 status
+    local script=$1 memory=$2 kernel status
     shift 2
+    kernel=$("$root/bench/uml/build" --path)
     "$root/scripts/vm" --build
     # The guest's scripts lie side by side, as in the virtual machine.
     job=$(mktemp -d)
@@ -43,8 +44,8 @@ in_uml() {
         ${null:+"$null"} "$job/bin/"
     printf 'export %q\n' "SCRIPT=$script" "$@" >"$job/environment"
 
-    say "$script: User-mode Linux $(uml_kernel), pinned to processor 0"
-    timeout --kill-after=5 1800 taskset -c 0 "$("$root/bench/uml/build" --path)" "mem=$memory" ncpus=1 \
+    say "$script: User-mode Linux $(basename "${kernel#*/linux-}"), pinned to processor 0"
+    timeout --kill-after=5 1800 taskset -c 0 "$kernel" "mem=$memory" ncpus=1 \
         root=/dev/root rootfstype=hostfs hostfs=/ rw init="$job/init" con=null con0=fd:0,fd:1 seccomp=on \
         quiet </dev/null >"$job/console" 2>&1 &
     linux=$!

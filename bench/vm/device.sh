@@ -6,7 +6,7 @@
 # With a disk of the serial `input`, the same pages of real heaps go to tmem and to zram with each of
 # its compressors, and what they take for them goes to density.jsonl.
 #
-#   ROUNDS (5), MILLISECONDS (2500): how often and how long; CONTENDERS_WANTED: which
+#   ROUNDS (5), MILLISECONDS (1500): how often and how long; CONTENDERS_WANTED: which
 
 . "$(dirname "$0")/lib.sh"
 . "$(dirname "$0")/contenders.sh"
@@ -27,7 +27,7 @@ found() { tmem-guest json "$@" </tmp/fio.json; }
 measure() {
     local way='read' iops mean p50 p99 kib errors
     case $1 in *write*) way=write ;; esac
-    fio_run "$2" "$1" "${MILLISECONDS:-2500}ms" || give_up "$1 on $2: fio: $(tail -3 /tmp/fio.log)"
+    fio_run "$2" "$1" "${MILLISECONDS:-1500}ms" || give_up "$1 on $2: fio: $(tail -3 /tmp/fio.log)"
     read -r errors iops kib mean p50 p99 < <(found jobs.0.error jobs.0.$way.{iops,bw,lat_ns.mean} \
         jobs.0.$way.lat_ns.percentile.{50,99}.000000)
     [ "$errors" = 0 ] && [ -n "$p99" ] || give_up "$1 on $2: fio says nothing or errors: $errors"

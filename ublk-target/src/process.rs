@@ -29,6 +29,9 @@ use rustix::mount::MountPropagationFlags;
 use rustix::process::{DumpableBehavior, Resource, Rlimit};
 use rustix::thread::UnshareFlags;
 
+/// The nice value of the highest weight.
+const NICE_MIN: i32 = -20;
+
 /// Stack of a thread. All of it is locked memory from the start, so it is small.
 const STACK_BYTES: usize = 256 << 10;
 
@@ -208,20 +211,31 @@ where
     })
 }
 
-/// As [`spawn_essential`], for a thread that serves requests: one of the batch class, which interrupts
-/// nobody when it is woken.
+/// As [`spawn_essential`], for a thread that serves requests: one of the batch class, which when it is
+/// woken does not interrupt an ordinary thread.
 ///
 /// Who sends requests one after the other would else be interrupted at the first, for a switch there and
-/// back with each; so they come together. Who waits for one gives up the processor, and we run at once. A
-/// kernel that refuses the class is slower to serve them, and no worse.
+/// back with each; so they come together. Who waits for one gives up the processor, and we are next if
+/// nobody else wants it.
 pub fn spawn_server<F>(name: String, body: F) -> io::Result<JoinHandle<()>>
 where
     F: FnOnce() + Send + 'static,
 {
     spawn_essential(name, move || {
-        let _ = set_class(libc::SCHED_BATCH, 0);
+        // Whoever has given the daemon another class knows why. A kernel that refuses is slower.
+        // SAFETY: the call has no memory of ours, and 0 is this thread.
+        if unsafe { libc::sched_getscheduler(0) } == libc::SCHED_OTHER {
+            let _ = set_class(libc::SCHED_BATCH, 0);
+        }
         body();
     })
+}
+
+/// Lets this thread be the next whenever its processor is free, however many ordinary threads want it: it
+/// gets the highest weight among them. Without the privilege (CAP_SYS_NICE) it takes turns with them,
+/// and who waits for its I/O does so as well.
+pub fn be_next() {
+    let _ = rustix::process::setpriority_process(None, NICE_MIN);
 }
 
 /// Makes this thread one of the real-time class, of the lowest priority there.
@@ -521,13 +535,22 @@ mod tests {
     }
 
     #[test]
-    fn who_serves_requests_interrupts_nobody() {
+    fn who_serves_requests_interrupts_nobody_and_is_next() {
         let (tell, told) = std::sync::mpsc::channel();
-        let server = spawn_server("server".into(), move || tell.send(policy()).unwrap()).unwrap();
-        // SCHED_BATCH.
-        assert_eq!(told.recv().unwrap(), "3");
-        server.join().unwrap();
-        assert_eq!(policy(), "0");
+        let before = policy();
+        let server = spawn_server("server".into(), move || {
+            be_next();
+            let nice = rustix::process::getpriority_process(None).unwrap();
+            tell.send((policy(), nice)).unwrap();
+        });
+        server.unwrap().join().unwrap();
+        let (policy_there, nice) = told.recv().unwrap();
+        // SCHED_BATCH takes the place of the ordinary class, and of no other.
+        assert_eq!(policy_there, if before == "0" { "3" } else { &before });
+        assert_eq!(policy(), before);
+        let privileged = rustix::process::geteuid().is_root();
+        assert!(nice == NICE_MIN || !privileged, "{nice}");
+        assert_ne!(rustix::process::getpriority_process(None).unwrap(), NICE_MIN);
     }
 
     #[test]

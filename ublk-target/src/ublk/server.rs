@@ -383,6 +383,7 @@ fn queue_thread<'a>(
     ready: &Sender<Result<(u16, i32), UblkError>>,
     commands: &Sender<Command>,
 ) {
+    process::be_next();
     match prepare(dev) {
         Err(error) => {
             let _ = ready.send(Err(error));
