@@ -29,9 +29,6 @@ use rustix::mount::MountPropagationFlags;
 use rustix::process::{DumpableBehavior, Resource, Rlimit};
 use rustix::thread::UnshareFlags;
 
-/// The nice value of the highest weight.
-const NICE_MIN: i32 = -20;
-
 /// Stack of a thread. All of it is locked memory from the start, so it is small.
 const STACK_BYTES: usize = 256 << 10;
 
@@ -211,40 +208,33 @@ where
     })
 }
 
-/// As [`spawn_essential`], for a thread that serves requests: one of the batch class, which when it is
-/// woken does not interrupt an ordinary thread.
+/// Makes this thread one of the real-time class, of the lowest priority there unless somebody has given
+/// it another one.
 ///
-/// Who sends requests one after the other would else be interrupted at the first, for a switch there and
-/// back with each; so they come together. Who waits for one gives up the processor, and we are next if
-/// nobody else wants it.
-pub fn spawn_server<F>(name: String, body: F) -> io::Result<JoinHandle<()>>
-where
-    F: FnOnce() + Send + 'static,
-{
-    spawn_essential(name, move || {
-        // Whoever has given the daemon another class knows why. A kernel that refuses is slower.
-        // SAFETY: the call has no memory of ours, and 0 is this thread.
-        if unsafe { libc::sched_getscheduler(0) } == libc::SCHED_OTHER {
-            let _ = set_class(libc::SCHED_BATCH, 0);
-        }
-        body();
-    })
-}
-
-/// Lets this thread be the next whenever its processor is free, however many ordinary threads want it: it
-/// gets the highest weight among them. Without the privilege (CAP_SYS_NICE) it takes turns with them,
-/// and who waits for its I/O does so as well.
-pub fn be_next() {
-    let _ = rustix::process::setpriority_process(None, NICE_MIN);
-}
-
-/// Makes this thread one of the real-time class, of the lowest priority there.
-///
-/// That is for what the kernel allocates on its behalf: such a thread gets memory below the reserve
-/// that everybody else has to leave, down to half of it.
+/// When a request wakes it, it takes the processor from who sent the request, and the page is there before he
+/// has fallen asleep. And it gets memory below the reserve that everybody else has to leave, down to half of
+/// it, for what the kernel allocates on its behalf.
 pub fn become_urgent() -> io::Result<()> {
+    if matches!(class(), libc::SCHED_RR | libc::SCHED_FIFO) {
+        return Ok(());
+    }
     // What the thread starts is not urgent.
     set_class(libc::SCHED_RR | libc::SCHED_RESET_ON_FORK, 1)
+}
+
+/// Makes this thread one of the batch class, unless somebody has given it another than the ordinary one:
+/// when it is woken, it does not take the processor from an ordinary thread.
+pub fn become_patient() {
+    if class() == libc::SCHED_OTHER {
+        // A kernel that refuses gives us more than we ask for.
+        let _ = set_class(libc::SCHED_BATCH, 0);
+    }
+}
+
+/// This thread's scheduling class.
+fn class() -> i32 {
+    // SAFETY: the call has no memory of ours, and 0 is this thread.
+    unsafe { libc::sched_getscheduler(0) & !libc::SCHED_RESET_ON_FORK }
 }
 
 /// Sets this thread's scheduling class, and its priority there.
@@ -535,36 +525,33 @@ mod tests {
     }
 
     #[test]
-    fn who_serves_requests_interrupts_nobody_and_is_next() {
-        let (tell, told) = std::sync::mpsc::channel();
+    fn a_patient_thread_is_one_alone() {
         let before = policy();
-        let server = spawn_server("server".into(), move || {
-            be_next();
-            let nice = rustix::process::getpriority_process(None).unwrap();
-            tell.send((policy(), nice)).unwrap();
+        let patient = std::thread::spawn(|| {
+            become_patient();
+            policy()
         });
-        server.unwrap().join().unwrap();
-        let (policy_there, nice) = told.recv().unwrap();
-        // SCHED_BATCH takes the place of the ordinary class, and of no other.
-        assert_eq!(policy_there, if before == "0" { "3" } else { &before });
+        // SCHED_BATCH, where this is an ordinary thread; else what it is.
+        assert_eq!(patient.join().unwrap(), if before == "0" { "3" } else { &before });
         assert_eq!(policy(), before);
-        let privileged = rustix::process::geteuid().is_root();
-        assert!(nice == NICE_MIN || !privileged, "{nice}");
-        assert_ne!(rustix::process::getpriority_process(None).unwrap(), NICE_MIN);
     }
 
     #[test]
     fn an_urgent_thread_is_one_alone() {
+        let before = policy();
         match become_urgent() {
-            // SCHED_RR.
+            // SCHED_FIFO, or SCHED_RR, which is not passed on.
+            Ok(()) if before == "1" => assert_eq!(policy(), before),
             Ok(()) => {
+                assert_eq!(policy(), "2");
+                become_patient();
                 assert_eq!(policy(), "2");
                 assert_eq!(std::thread::spawn(policy).join().unwrap(), "0");
             }
             // Not allowed here: then nothing has changed.
             Err(error) => {
                 assert_eq!(error.raw_os_error(), Some(libc::EPERM), "{error}");
-                assert_eq!(policy(), "0");
+                assert_eq!(policy(), before);
             }
         }
     }

@@ -5,7 +5,8 @@
 //! waits with it. Helpers run wherever there is room. They sleep until a queue's thread has more work
 //! than is worth calling somebody for ([`Crew::claim`]), and then take pages from the end of its
 //! requests until there are none ([`tmem::Engine::help`]). A page that a helper has taken is done when
-//! the helper gets to run; nothing else waits for one.
+//! the helper gets to run; nothing else waits for one. They are of the batch scheduling class, and so take
+//! no processor from a program.
 
 use std::io;
 use std::sync::Arc;
@@ -50,6 +51,7 @@ impl Crew {
     }
 
     fn run(&self, waker: &Waker, device: &BlockDevice) {
+        process::become_patient();
         let mut queue = device.queue();
         while !waker.is_stopped() {
             if !self.help_all(device, &mut queue) {
@@ -86,7 +88,7 @@ impl Helpers {
         for id in 0..count {
             let (crew, device) = (Arc::clone(&helpers.crew), Arc::clone(device));
             let body = move || crew.run(&crew.wakers[id], &device);
-            let thread = process::spawn_server(format!("tmem-b{number}h{id}"), body)?;
+            let thread = process::spawn_essential(format!("tmem-b{number}h{id}"), body)?;
             helpers.threads.push(thread);
         }
         Ok(helpers)

@@ -332,7 +332,7 @@ impl Job {
                 let prepare = |dev| QueueWorker::prepare(context, crew, batches, id, dev);
                 queue_thread(prepare, id, &dev, &ready, &commands);
             };
-            match process::spawn_server(name, body) {
+            match process::spawn_essential(name, body) {
                 Ok(thread) => queues.threads.push(thread),
                 Err(error) => {
                     failed = Some(ServerError::Thread(error));
@@ -383,7 +383,14 @@ fn queue_thread<'a>(
     ready: &Sender<Result<(u16, i32), UblkError>>,
     commands: &Sender<Command>,
 ) {
-    process::be_next();
+    // One line for a device is enough.
+    if let Err(error) = process::become_urgent()
+        && id == 0
+    {
+        say(format_args!(
+            "who waits for a page will wait for other programs too ({error}): allow the daemon CAP_SYS_NICE"
+        ));
+    }
     match prepare(dev) {
         Err(error) => {
             let _ = ready.send(Err(error));
