@@ -29,6 +29,9 @@ use rustix::mount::MountPropagationFlags;
 use rustix::process::{DumpableBehavior, Resource, Rlimit};
 use rustix::thread::UnshareFlags;
 
+/// The nice value of the highest weight.
+const NICE_MIN: i32 = -20;
+
 /// Stack of a thread. All of it is locked memory from the start, so it is small.
 const STACK_BYTES: usize = 256 << 10;
 
@@ -218,17 +221,35 @@ pub fn become_urgent() -> io::Result<()> {
     if matches!(class(), libc::SCHED_RR | libc::SCHED_FIFO) {
         return Ok(());
     }
-    // What the thread starts is not urgent.
-    set_class(libc::SCHED_RR | libc::SCHED_RESET_ON_FORK, 1)
+    set_urgent(true)
 }
 
 /// Makes this thread one of the batch class, unless somebody has given it another than the ordinary one:
 /// when it is woken, it does not take the processor from an ordinary thread.
 pub fn become_patient() {
-    if class() == libc::SCHED_OTHER {
+    if is_ordinary() {
         // A kernel that refuses gives us more than we ask for.
-        let _ = set_class(libc::SCHED_BATCH, 0);
+        let _ = set_urgent(false);
     }
+}
+
+/// Whether nobody has given this thread another scheduling class than the ordinary one.
+pub fn is_ordinary() -> bool {
+    class() == libc::SCHED_OTHER
+}
+
+/// Moves this thread to the real-time class, or to the batch class; neither waits for anything.
+pub fn set_urgent(urgent: bool) -> io::Result<()> {
+    // What the thread starts is not urgent.
+    match urgent {
+        true => set_class(libc::SCHED_RR | libc::SCHED_RESET_ON_FORK, 1),
+        false => set_class(libc::SCHED_BATCH | libc::SCHED_RESET_ON_FORK, 0),
+    }
+}
+
+/// Gives this thread the highest weight among ordinary ones, while it is not of the real-time class.
+pub fn gain_weight() -> io::Result<()> {
+    Ok(rustix::process::setpriority_process(None, NICE_MIN)?)
 }
 
 /// This thread's scheduling class.
@@ -547,6 +568,12 @@ mod tests {
                 become_patient();
                 assert_eq!(policy(), "2");
                 assert_eq!(std::thread::spawn(policy).join().unwrap(), "0");
+                gain_weight().unwrap();
+                for (urgent, expected) in [(false, "3"), (true, "2")] {
+                    set_urgent(urgent).unwrap();
+                    assert_eq!(policy(), expected);
+                    assert_eq!(rustix::process::getpriority_process(None).unwrap(), NICE_MIN);
+                }
             }
             // Not allowed here: then nothing has changed.
             Err(error) => {

@@ -9,6 +9,7 @@ mod ring;
 mod schedule;
 mod server;
 mod sizing;
+mod urgency;
 
 pub use driver::{DriverError, broken, ring_advice};
 pub use server::{ServerError, UblkServer};

@@ -3,10 +3,11 @@
 //! It moves requests between the kernel and the [`Schedule`], which says what is done with them.
 //!
 //! Guarantees: once [`QueueWorker::prepare`] has returned, no allocation, no lock but the
-//! engine's, no system call but io_uring's own, and no wait but for I/O. A loop that cannot go on takes
+//! engine's, no system call but io_uring's own, and no wait but for I/O. (The one exception, to change
+//! the thread's scheduling class, waits for nothing, and is made before a sleep, twice in some 264.) A loop that cannot go on takes
 //! the process down: a device of which one queue is dead hangs whoever uses it.
 
-use std::io;
+use std::io::{self, Write};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -20,6 +21,7 @@ use super::helper::Crew;
 use super::params::PAGE_SECTORS;
 use super::ring;
 use super::schedule::{Rest, Schedule};
+use super::urgency::{Manner, Urgency};
 use crate::device::{BlockDevice, IoCounters, Op, Outcome, Request};
 use crate::process;
 use crate::waker::Waker;
@@ -41,6 +43,10 @@ pub struct QueueWorker {
     waker: Arc<Waker>,
     crew: Arc<Crew>,
     schedule: Schedule,
+    /// None where the thread's scheduling class is not ours to choose.
+    urgency: Option<Urgency>,
+    /// Requests that came since the last sleep.
+    came: u32,
 }
 
 impl QueueWorker {
@@ -80,7 +86,8 @@ impl QueueWorker {
             return Err(UblkError::UringIOError(result));
         }
         let schedule = Schedule::new(Arc::clone(&device), counters, id, buffers);
-        Ok((Self { device, waker, crew, schedule }, queue))
+        let urgency = begin_urgent(id);
+        Ok((Self { device, waker, crew, schedule, urgency, came: 0 }, queue))
     }
 
     /// Serves requests until the kernel has stopped the device.
@@ -109,16 +116,30 @@ impl QueueWorker {
 
     /// Waits for a while if something has to be looked at again then; returns for how many events
     /// the loop may wait without end.
-    fn wait(&self) -> usize {
+    fn wait(&mut self) -> usize {
         match self.schedule.rest() {
             Rest::None => 0,
-            Rest::Forever => 1,
+            Rest::Forever => {
+                self.choose_manner();
+                1
+            }
             Rest::For(limit) => {
                 if let Err(error) = ring::wait(limit) {
                     tolerate(&error);
                 }
                 0
             }
+        }
+    }
+
+    /// Before a sleep: changes the thread's scheduling class if requests come otherwise than they did.
+    fn choose_manner(&mut self) {
+        let came = std::mem::take(&mut self.came);
+        let manner = self.urgency.as_mut().and_then(|urgency| urgency.sleeps_after(came));
+        let Some(manner) = manner else { return };
+        if process::set_urgent(manner == Manner::Urgent).is_err() {
+            // It stays as it is; some kernel or guard has changed its mind about what we may.
+            self.urgency = None;
         }
     }
 
@@ -134,6 +155,7 @@ impl QueueWorker {
             sys::UBLK_IO_RES_ABORT => return,
             _ => process::fatal(format_args!("the ublk driver refused a command: {result}")),
         }
+        self.came += 1;
         let tag = UblkIOCtx::user_data_to_tag(user_data) as u16;
         let outcome = match decode(queue.get_iod(tag)) {
             Some(request) => self.schedule.came(tag, request),
@@ -180,6 +202,28 @@ impl QueueWorker {
             && !ring::signal(self.waker.fd())
         {
             self.waker.unclaim();
+        }
+    }
+}
+
+/// Makes the thread of queue `id` urgent, unless somebody has given it a class of its own.
+fn begin_urgent(id: u16) -> Option<Urgency> {
+    if !process::is_ordinary() {
+        return None;
+    }
+    match process::gain_weight().and_then(|()| process::set_urgent(true)) {
+        Ok(()) => Some(Urgency::new()),
+        Err(error) => {
+            process::become_patient();
+            // One line for a device is enough; who read it may be gone, and that must not end a thread.
+            if id == 0 {
+                let _ = writeln!(
+                    io::stderr(),
+                    "tmem: who waits for a page will wait for other programs too ({error}): allow the \
+                     daemon CAP_SYS_NICE"
+                );
+            }
+            None
         }
     }
 }

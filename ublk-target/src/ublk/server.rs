@@ -383,14 +383,6 @@ fn queue_thread<'a>(
     ready: &Sender<Result<(u16, i32), UblkError>>,
     commands: &Sender<Command>,
 ) {
-    // One line for a device is enough.
-    if let Err(error) = process::become_urgent()
-        && id == 0
-    {
-        say(format_args!(
-            "who waits for a page will wait for other programs too ({error}): allow the daemon CAP_SYS_NICE"
-        ));
-    }
     match prepare(dev) {
         Err(error) => {
             let _ = ready.send(Err(error));
