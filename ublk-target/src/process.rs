@@ -214,9 +214,8 @@ where
 /// Makes this thread one of the real-time class, of the lowest priority there unless somebody has given
 /// it another one.
 ///
-/// When a request wakes it, it takes the processor from who sent the request, and the page is there before he
-/// has fallen asleep. And it gets memory below the reserve that everybody else has to leave, down to half of
-/// it, for what the kernel allocates on its behalf.
+/// That is for what the kernel allocates on its behalf: such a thread gets memory below the reserve
+/// that everybody else has to leave, down to half of it.
 pub fn become_urgent() -> io::Result<()> {
     if matches!(class(), libc::SCHED_RR | libc::SCHED_FIFO) {
         return Ok(());
@@ -238,7 +237,8 @@ pub fn is_ordinary() -> bool {
     class() == libc::SCHED_OTHER
 }
 
-/// Moves this thread to the real-time class, or to the batch class; neither waits for anything.
+/// Moves this thread to the real-time class, in which it takes the processor from whoever wakes it, or to
+/// the batch class, in which it lets him go on.
 pub fn set_urgent(urgent: bool) -> io::Result<()> {
     // What the thread starts is not urgent.
     match urgent {
@@ -568,11 +568,14 @@ mod tests {
                 become_patient();
                 assert_eq!(policy(), "2");
                 assert_eq!(std::thread::spawn(policy).join().unwrap(), "0");
-                gain_weight().unwrap();
+                if rustix::process::geteuid().is_root() {
+                    gain_weight().unwrap();
+                }
+                let nice = rustix::process::getpriority_process(None).unwrap();
                 for (urgent, expected) in [(false, "3"), (true, "2")] {
                     set_urgent(urgent).unwrap();
                     assert_eq!(policy(), expected);
-                    assert_eq!(rustix::process::getpriority_process(None).unwrap(), NICE_MIN);
+                    assert_eq!(rustix::process::getpriority_process(None).unwrap(), nice);
                 }
             }
             // Not allowed here: then nothing has changed.

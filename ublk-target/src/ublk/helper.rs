@@ -5,8 +5,8 @@
 //! waits with it. Helpers run wherever there is room. They sleep until a queue's thread has more work
 //! than is worth calling somebody for ([`Crew::claim`]), and then take pages from the end of its
 //! requests until there are none ([`tmem::Engine::help`]). A page that a helper has taken is done when
-//! the helper gets to run; nothing else waits for one. They are of the batch scheduling class, and so take
-//! no processor from a program.
+//! the helper gets to run; nothing else waits for one. They are of the batch scheduling class: being
+//! woken, they take the processor from nobody.
 
 use std::io;
 use std::sync::Arc;

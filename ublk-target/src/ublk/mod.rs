@@ -11,6 +11,6 @@ mod server;
 mod sizing;
 mod urgency;
 
-pub use driver::{DriverError, broken, ring_advice};
+pub use driver::{DriverError, broken, major_minor, ring_advice};
 pub use server::{ServerError, UblkServer};
 pub use sizing::{QueuePlan, buffer_budget, plan};

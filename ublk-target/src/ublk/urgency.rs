@@ -6,14 +6,19 @@
 //! is done with each request before the next is sent. So it tries: after many wake-ups it is patient for a
 //! few, and stays so as long as requests come together.
 //!
-//! Guarantees: of every [`URGENT_WAKES`] + [`PATIENT_WAKES`] wake-ups at least that part is urgent while
-//! requests come one by one, and the class changes twice. It makes no system call: whoever asks does.
+//! Guarantees: while requests come one by one, all but [`PATIENT_WAKES`] of [`URGENT_WAKES`] +
+//! [`PATIENT_WAKES`] wake-ups are urgent, and the manner changes twice in so many. A thread that has served
+//! [`AWAKE_TURNS`] turns without a sleep is patient. Nothing here makes a system call: whoever asks does.
 
 /// Wake-ups after which an urgent thread tries whether requests come together.
 const URGENT_WAKES: u32 = 256;
 
 /// Wake-ups after which a patient one decides whether it stays so.
 const PATIENT_WAKES: u32 = 8;
+
+/// Turns of serving without a sleep after which an urgent thread becomes patient: some 5 ms. What an
+/// endless stream of requests leaves of its processor is then others' again.
+const AWAKE_TURNS: u32 = 64;
 
 /// Requests a wake-up from which on they come together.
 const TOGETHER: u32 = 2;
@@ -30,19 +35,39 @@ pub enum Manner {
 /// See the module's description.
 pub struct Urgency {
     manner: Manner,
+    /// Since the manner was chosen.
     wakes: u32,
+    /// Since then.
     requests: u32,
+    /// Since the last sleep.
+    turns: u32,
 }
 
 impl Urgency {
     /// An urgent thread's.
     pub fn new() -> Self {
-        Self { manner: Manner::Urgent, wakes: 0, requests: 0 }
+        Self::of(Manner::Urgent)
+    }
+
+    fn of(manner: Manner) -> Self {
+        Self { manner, wakes: 0, requests: 0, turns: 0 }
+    }
+
+    /// Takes note that the thread goes on to another turn without a sleep. The manner to change to, if it
+    /// is another one.
+    pub fn goes_on(&mut self) -> Option<Manner> {
+        self.turns = self.turns.saturating_add(1);
+        if self.manner == Manner::Patient || self.turns < AWAKE_TURNS {
+            return None;
+        }
+        *self = Self::of(Manner::Patient);
+        Some(Manner::Patient)
     }
 
     /// Takes note that the thread is about to sleep, and has had so many requests since it slept last.
     /// The manner to change to, if it is another one.
     pub fn sleeps_after(&mut self, requests: u32) -> Option<Manner> {
+        self.turns = 0;
         if requests == 0 {
             // Something else has woken it.
             return None;
@@ -56,7 +81,7 @@ impl Urgency {
             Manner::Patient if self.requests >= TOGETHER * self.wakes => Manner::Patient,
             Manner::Patient => Manner::Urgent,
         };
-        let before = std::mem::replace(self, Self { manner: next, wakes: 0, requests: 0 });
+        let before = std::mem::replace(self, Self::of(next));
         (before.manner != next).then_some(next)
     }
 }
@@ -103,6 +128,21 @@ mod tests {
         assert_eq!(woke(800, 2), []);
         assert_eq!(woke(7, 1), []);
         assert_eq!(woke(1, 1), [Manner::Urgent]);
+    }
+
+    #[test]
+    fn who_never_sleeps_is_patient() {
+        let mut urgency = Urgency::new();
+        let manners: Vec<_> = (0..64).map(|_| urgency.goes_on()).collect();
+        assert!(manners[..63].iter().all(Option::is_none));
+        assert_eq!(manners[63], Some(Manner::Patient));
+        assert!((0..1000).all(|_| urgency.goes_on().is_none()));
+
+        let mut urgency = Urgency::new();
+        for _ in 0..100 {
+            assert!((0..63).all(|_| urgency.goes_on().is_none()));
+            assert_eq!(urgency.sleeps_after(1), None);
+        }
     }
 
     #[test]
