@@ -76,6 +76,8 @@ impl Home {
     fn start(&self, devices: &str, shutdown_ms: u32) -> Daemon {
         let mut command = Command::new(env::current_exe().unwrap());
         command.args(["--ignored", "--exact", "run::fake_daemon", "--nocapture"]);
+        // With one thread, as on one processor, the harness begins the line that we read.
+        command.arg("--test-threads=2");
         command.env(SOCKET, self.socket()).env(DEVICES, devices);
         command.env(SHUTDOWN_MS, shutdown_ms.to_string());
         command.env("NOTIFY_SOCKET", self.directory.path().join("notify"));
