@@ -29,9 +29,6 @@ use rustix::mount::MountPropagationFlags;
 use rustix::process::{DumpableBehavior, Resource, Rlimit};
 use rustix::thread::UnshareFlags;
 
-/// The nice value of the highest weight.
-const NICE_MIN: i32 = -20;
-
 /// Stack of a thread. All of it is locked memory from the start, so it is small.
 const STACK_BYTES: usize = 256 << 10;
 
@@ -211,58 +208,16 @@ where
     })
 }
 
-/// Makes this thread one of the real-time class, of the lowest priority there unless somebody has given
-/// it another one.
+/// Makes this thread one of the real-time class, of the lowest priority there.
 ///
 /// That is for what the kernel allocates on its behalf: such a thread gets memory below the reserve
 /// that everybody else has to leave, down to half of it.
 pub fn become_urgent() -> io::Result<()> {
-    if matches!(class(), libc::SCHED_RR | libc::SCHED_FIFO) {
-        return Ok(());
-    }
-    set_urgent(true)
-}
-
-/// Makes this thread one of the batch class, unless somebody has given it another than the ordinary one:
-/// when it is woken, it does not take the processor from an ordinary thread.
-pub fn become_patient() {
-    if is_ordinary() {
-        // A kernel that refuses gives us more than we ask for.
-        let _ = set_urgent(false);
-    }
-}
-
-/// Whether nobody has given this thread another scheduling class than the ordinary one.
-pub fn is_ordinary() -> bool {
-    class() == libc::SCHED_OTHER
-}
-
-/// Moves this thread to the real-time class, in which it takes the processor from whoever wakes it, or to
-/// the batch class, in which it lets him go on.
-pub fn set_urgent(urgent: bool) -> io::Result<()> {
-    // What the thread starts is not urgent.
-    match urgent {
-        true => set_class(libc::SCHED_RR | libc::SCHED_RESET_ON_FORK, 1),
-        false => set_class(libc::SCHED_BATCH | libc::SCHED_RESET_ON_FORK, 0),
-    }
-}
-
-/// Gives this thread the highest weight among ordinary ones, while it is not of the real-time class.
-pub fn gain_weight() -> io::Result<()> {
-    Ok(rustix::process::setpriority_process(None, NICE_MIN)?)
-}
-
-/// This thread's scheduling class.
-fn class() -> i32 {
-    // SAFETY: the call has no memory of ours, and 0 is this thread.
-    unsafe { libc::sched_getscheduler(0) & !libc::SCHED_RESET_ON_FORK }
-}
-
-/// Sets this thread's scheduling class, and its priority there.
-fn set_class(policy: i32, priority: i32) -> io::Result<()> {
     // SAFETY: all zeros is a scheduling parameter.
     let mut parameter: libc::sched_param = unsafe { std::mem::zeroed() };
-    parameter.sched_priority = priority;
+    parameter.sched_priority = 1;
+    // What the thread starts is not urgent.
+    let policy = libc::SCHED_RR | libc::SCHED_RESET_ON_FORK;
     // SAFETY: the call reads the parameter, and 0 is this thread.
     match unsafe { libc::sched_setscheduler(0, policy, &parameter) } {
         0 => Ok(()),
@@ -538,50 +493,23 @@ fn status_hex(status: &str, field: &str) -> Option<u64> {
 mod tests {
     use super::*;
 
-    /// This thread's scheduling policy: field 41 of its line.
-    fn policy() -> String {
-        let stat = fs::read_to_string("/proc/thread-self/stat").unwrap();
-        let fields = stat.rsplit_once(')').unwrap().1;
-        fields.split_ascii_whitespace().nth(38).unwrap().to_owned()
-    }
-
-    #[test]
-    fn a_patient_thread_is_one_alone() {
-        let before = policy();
-        let patient = std::thread::spawn(|| {
-            become_patient();
-            policy()
-        });
-        // SCHED_BATCH, where this is an ordinary thread; else what it is.
-        assert_eq!(patient.join().unwrap(), if before == "0" { "3" } else { &before });
-        assert_eq!(policy(), before);
-    }
-
     #[test]
     fn an_urgent_thread_is_one_alone() {
-        let before = policy();
+        // Field 41 of the line: the policy, 2 for SCHED_RR.
+        let policy = || {
+            let stat = fs::read_to_string("/proc/thread-self/stat").unwrap();
+            let fields = stat.rsplit_once(')').unwrap().1;
+            fields.split_ascii_whitespace().nth(38).unwrap().to_owned()
+        };
         match become_urgent() {
-            // SCHED_FIFO, or SCHED_RR, which is not passed on.
-            Ok(()) if before == "1" => assert_eq!(policy(), before),
             Ok(()) => {
                 assert_eq!(policy(), "2");
-                become_patient();
-                assert_eq!(policy(), "2");
                 assert_eq!(std::thread::spawn(policy).join().unwrap(), "0");
-                if rustix::process::geteuid().is_root() {
-                    gain_weight().unwrap();
-                }
-                let nice = rustix::process::getpriority_process(None).unwrap();
-                for (urgent, expected) in [(false, "3"), (true, "2")] {
-                    set_urgent(urgent).unwrap();
-                    assert_eq!(policy(), expected);
-                    assert_eq!(rustix::process::getpriority_process(None).unwrap(), nice);
-                }
             }
             // Not allowed here: then nothing has changed.
             Err(error) => {
                 assert_eq!(error.raw_os_error(), Some(libc::EPERM), "{error}");
-                assert_eq!(policy(), before);
+                assert_eq!(policy(), "0");
             }
         }
     }

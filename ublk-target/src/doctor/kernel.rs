@@ -2,7 +2,7 @@
 
 use super::Finding;
 use super::host::{Capability, Host};
-use crate::ublk::{broken, major_minor};
+use crate::ublk::broken;
 
 /// The kernel's version.
 pub fn version(host: &Host) -> Finding {
@@ -25,6 +25,12 @@ pub fn version(host: &Host) -> Finding {
         }
         Some(_) => Finding::ok(check, release),
     }
+}
+
+/// The first two numbers of a release.
+fn major_minor(release: &str) -> Option<(u32, u32)> {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit());
+    Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
 }
 
 /// The ublk driver.
@@ -59,5 +65,17 @@ pub fn io_uring(host: &Host) -> Finding {
             "disabled",
             "run 'sysctl kernel.io_uring_disabled=1', which leaves it to root",
         ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn releases_are_read() {
+        assert_eq!(major_minor("6.12.117-cloud-amd64"), Some((6, 12)));
+        assert_eq!(major_minor("7.3-rc1"), Some((7, 3)));
+        assert_eq!(major_minor("linux"), None);
     }
 }

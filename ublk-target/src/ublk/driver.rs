@@ -77,18 +77,6 @@ pub fn broken(release: &str) -> Option<&'static str> {
         .then_some("is known to crash when a ublk device is added")
 }
 
-/// The first two numbers of a kernel's release.
-pub fn major_minor(release: &str) -> Option<(u32, u32)> {
-    let mut numbers = release.split(|c: char| !c.is_ascii_digit());
-    Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
-}
-
-/// Whether a thread that I/O depends on may change its scheduling class with this kernel. Before Linux 6.5
-/// that takes a lock (`cpuset_rwsem`) which others may hold while they wait for memory, and so for us.
-pub fn may_change_class(release: &str) -> bool {
-    major_minor(release).is_some_and(|version| version >= (6, 5))
-}
-
 /// What to do where io_uring cannot be used.
 pub fn ring_advice(source: &io::Error) -> &'static str {
     match source.kind() {
@@ -104,17 +92,6 @@ pub fn ring_advice(source: &io::Error) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn releases_are_read() {
-        assert_eq!(major_minor("6.12.117-cloud-amd64"), Some((6, 12)));
-        assert_eq!(major_minor("7.3-rc1"), Some((7, 3)));
-        assert_eq!(major_minor("linux"), None);
-        let may = ["6.5.0", "6.12.117-cloud-amd64", "7.0-rc1"].map(may_change_class);
-        assert_eq!(may, [true; 3]);
-        let may_not = ["6.1.0-13-amd64", "6.4.16", "5.19", "linux"].map(may_change_class);
-        assert_eq!(may_not, [false; 4]);
-    }
 
     #[test]
     fn known_broken_kernels() {

@@ -9,8 +9,7 @@ mod ring;
 mod schedule;
 mod server;
 mod sizing;
-mod urgency;
 
-pub use driver::{DriverError, broken, major_minor, ring_advice};
+pub use driver::{DriverError, broken, ring_advice};
 pub use server::{ServerError, UblkServer};
 pub use sizing::{QueuePlan, buffer_budget, plan};

@@ -3,14 +3,12 @@
 //! It moves requests between the kernel and the [`Schedule`], which says what is done with them.
 //!
 //! Guarantees: once [`QueueWorker::prepare`] has returned, no allocation, no lock but the
-//! engine's, no system call but io_uring's own, and no wait but for I/O. (The one exception, to change
-//! the thread's scheduling class, waits for nothing and allocates nothing: see
-//! [`super::driver::may_change_class`].) A loop that cannot go on takes
+//! engine's, no system call but io_uring's own, and no wait but for I/O. A loop that cannot go on takes
 //! the process down: a device of which one queue is dead hangs whoever uses it.
 
-use std::io::{self, Write};
+use std::io;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use libublk::io::{UblkDev, UblkIOCtx, UblkQueue};
 use libublk::{BufDesc, BufDescList, UblkError, UblkIORes, sys};
@@ -18,18 +16,13 @@ use rustix::io::Errno;
 use tmem::{BATCH_PAGES, Batches};
 
 use super::buffers::Buffers;
-use super::driver::may_change_class;
 use super::helper::Crew;
 use super::params::PAGE_SECTORS;
 use super::ring;
 use super::schedule::{Rest, Schedule};
-use super::urgency::{Manner, Urgency};
 use crate::device::{BlockDevice, IoCounters, Op, Outcome, Request};
 use crate::process;
 use crate::waker::Waker;
-
-/// How long to wait when the kernel lacks what a submission needs.
-const LACK_PERIOD: Duration = Duration::from_millis(1);
 
 /// What a queue serves, and whom it tells.
 #[derive(Clone)]
@@ -48,10 +41,6 @@ pub struct QueueWorker {
     waker: Arc<Waker>,
     crew: Arc<Crew>,
     schedule: Schedule,
-    /// None where the thread's scheduling class is not ours to choose.
-    urgency: Option<Urgency>,
-    /// Requests that came since the last sleep.
-    came: u32,
 }
 
 impl QueueWorker {
@@ -91,8 +80,7 @@ impl QueueWorker {
             return Err(UblkError::UringIOError(result));
         }
         let schedule = Schedule::new(Arc::clone(&device), counters, id, buffers);
-        let urgency = begin_urgent(id);
-        Ok((Self { device, waker, crew, schedule, urgency, came: 0 }, queue))
+        Ok((Self { device, waker, crew, schedule }, queue))
     }
 
     /// Serves requests until the kernel has stopped the device.
@@ -121,40 +109,16 @@ impl QueueWorker {
 
     /// Waits for a while if something has to be looked at again then; returns for how many events
     /// the loop may wait without end.
-    fn wait(&mut self) -> usize {
+    fn wait(&self) -> usize {
         match self.schedule.rest() {
-            Rest::None => {
-                let manner = self.urgency.as_mut().and_then(Urgency::goes_on);
-                self.change(manner);
-                0
-            }
-            // There may be something already, and then this is no sleep.
-            Rest::Forever if ring::has_news() => 0,
-            Rest::Forever => {
-                let came = std::mem::take(&mut self.came);
-                let manner = self.urgency.as_mut().and_then(|urgency| urgency.sleeps_after(came));
-                self.change(manner);
-                1
-            }
+            Rest::None => 0,
+            Rest::Forever => 1,
             Rest::For(limit) => {
                 if let Err(error) = ring::wait(limit) {
                     tolerate(&error);
                 }
                 0
             }
-        }
-    }
-
-    /// Changes the thread's scheduling class, if it is to. What is done goes to the kernel before: the
-    /// thread may lose its processor by this.
-    fn change(&mut self, manner: Option<Manner>) {
-        let Some(manner) = manner else { return };
-        if let Err(error) = ring::submit() {
-            tolerate(&error);
-        }
-        if process::set_urgent(manner == Manner::Urgent).is_err() {
-            // It stays as it is: somebody has changed his mind about what we may.
-            self.urgency = None;
         }
     }
 
@@ -170,7 +134,6 @@ impl QueueWorker {
             sys::UBLK_IO_RES_ABORT => return,
             _ => process::fatal(format_args!("the ublk driver refused a command: {result}")),
         }
-        self.came = self.came.saturating_add(1);
         let tag = UblkIOCtx::user_data_to_tag(user_data) as u16;
         let outcome = match decode(queue.get_iod(tag)) {
             Some(request) => self.schedule.came(tag, request),
@@ -221,35 +184,10 @@ impl QueueWorker {
     }
 }
 
-/// Makes the thread of queue `id` urgent, unless somebody has given it a class of its own. None if it stays
-/// as it is then.
-fn begin_urgent(id: u16) -> Option<Urgency> {
-    if !process::is_ordinary() {
-        return None;
-    }
-    if let Err(error) = process::gain_weight().and_then(|()| process::set_urgent(true)) {
-        process::become_patient();
-        // One line for a device is enough; who read it may be gone, and that must not end a thread.
-        if id == 0 {
-            let _ = writeln!(
-                io::stderr(),
-                "tmem: who waits for a page will wait for other programs too ({error}): allow the daemon \
-                 real-time threads (CAP_SYS_NICE)"
-            );
-        }
-        return None;
-    }
-    may_change_class(&rustix::system::uname().release().to_string_lossy()).then(Urgency::new)
-}
-
-/// Passes over what an interrupted wait returns; anything else is the end. Where the kernel lacks memory or
-/// room, others get the time to make some.
+/// Passes over what an interrupted wait returns; anything else is the end.
 fn tolerate(error: &io::Error) {
     if !is_passing(error) {
         process::fatal(format_args!("io_uring failed: {error}"));
-    }
-    if Errno::from_io_error(error) != Some(Errno::INTR) {
-        std::thread::sleep(LACK_PERIOD);
     }
 }
 
