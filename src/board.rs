@@ -14,7 +14,7 @@ use crate::engine::{Engine, POOLS_MAX, Padded};
 use crate::error::{GetError, PutError};
 use crate::handle::{Handle, PAGE_SIZE, POOL_PAGES_MAX, Page, PoolId};
 use crate::queue::Queue;
-use crate::sync::{AtomicU64, Ordering, pause};
+use crate::sync::{AtomicU64, Ordering, yield_now};
 
 /// What is done with a batch's pages.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -184,7 +184,7 @@ impl Drop for Batches {
     fn drop(&mut self) {
         self.board.batches.iter().for_each(|batch| batch.0.close());
         while !self.board.batches.iter().all(|batch| batch.0.has_ended()) {
-            pause();
+            yield_now();
         }
     }
 }

@@ -14,6 +14,7 @@ use std::{sync as imp, thread};
 
 pub(crate) use imp::MutexGuard;
 pub(crate) use imp::atomic::{AtomicPtr, AtomicU64, Ordering};
+pub(crate) use thread::yield_now;
 
 /// A mutex without poisoning to handle: who panics with it locked has left half a change behind,
 /// and nobody may go on from there.
@@ -27,13 +28,4 @@ impl<T> Mutex<T> {
     pub(crate) fn lock(&self) -> MutexGuard<'_, T> {
         self.0.lock().expect("a thread panicked while it held this lock")
     }
-}
-
-/// Lets others go on, in a loop that waits for them. A real-time thread that only yields would keep an
-/// ordinary one from its processor.
-pub(crate) fn pause() {
-    #[cfg(feature = "shuttle")]
-    thread::yield_now();
-    #[cfg(not(feature = "shuttle"))]
-    thread::sleep(std::time::Duration::from_micros(50));
 }

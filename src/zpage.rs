@@ -117,7 +117,7 @@ impl Header {
 }
 
 /// For payloads of this size this hash is about as fast as XXH3 with SSE2, and needs no vector registers:
-/// where those are emulated, XXH3 takes ten times as long.
+/// where those are emulated, XXH3 takes many times as long.
 fn checksum(payload: &[u8]) -> u32 {
     rapidhash_v3(payload) as u32
 }

@@ -310,9 +310,9 @@ fn about(results: &Results) -> &'static str {
         (Suite::Swap, Platform::QemuTcg) => {
             "Emulated processors are ten to twenty times slower than real ones, and not evenly so: the \
              switches from one process to another, of which a page read from tmem needs two and one \
-             from zram none, cost far more than decompressing does. What tmem takes there over zram is \
-             mostly that; User-mode Linux is nearer to a real machine. The disk is as fast as a real \
-             one, so beside the rest it looks ten to twenty times faster than it is."
+             from zram none, cost far more there than decompressing does. User-mode Linux is nearer to a \
+             real machine. The disk is as fast as a real one, so beside the rest it looks faster than it \
+             is."
         }
         (_, Platform::QemuTcg) => {
             "Emulated processors are ten to twenty times slower than real ones, and not evenly so: \

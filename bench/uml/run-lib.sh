@@ -44,7 +44,7 @@ in_uml() {
         ${null:+"$null"} "$job/bin/"
     printf 'export %q\n' "SCRIPT=$script" "$@" >"$job/environment"
 
-    say "$script: User-mode Linux $(basename "${kernel#*/linux-}"), pinned to processor 0"
+    say "$script: User-mode Linux $(uml_kernel), pinned to processor 0"
     timeout --kill-after=5 1800 taskset -c 0 "$kernel" "mem=$memory" ncpus=1 \
         root=/dev/root rootfstype=hostfs hostfs=/ rw init="$job/init" con=null con0=fd:0,fd:1 seccomp=on \
         quiet </dev/null >"$job/console" 2>&1 &
