@@ -22,6 +22,11 @@ same_at() {
 }
 
 start_tmem 512M 60%
+# Fields 41 and 19 are the scheduling policy (3 is SCHED_BATCH) and the nice value.
+served=$(awk '/\(tmem-b0[qh][0-9]\)/ { n += $41 == 3 && $19 == -20 ? 1 : 100 } END { print n + 0 }' \
+    "/proc/$TMEM_PID"/task/*/stat)
+is_tmem && check_number "who serves requests is of the batch class and of the highest weight" \
+    "$served" -eq $((2 * $(nproc) - 1))
 
 for bs in 4k 16k 64k 128k 1m; do
     fio_verify "sequential $bs" --rw=write --bs=$bs --iodepth=8

@@ -29,6 +29,9 @@ use rustix::mount::MountPropagationFlags;
 use rustix::process::{DumpableBehavior, Resource, Rlimit};
 use rustix::thread::UnshareFlags;
 
+/// The nice value of the highest weight among ordinary threads.
+pub const NICE_MIN: i32 = -20;
+
 /// Stack of a thread. All of it is locked memory from the start, so it is small.
 const STACK_BYTES: usize = 256 << 10;
 
@@ -208,16 +211,33 @@ where
     })
 }
 
+/// Makes this thread one that serves requests: of the batch class, in which one that is woken lets who runs
+/// go on, and of the highest weight (nice -20), at which it is next when its processor is given up.
+///
+/// A class that somebody has given the daemon stays. Without CAP_SYS_NICE the weight does, and who waits for
+/// a page waits for other programs' turns as well.
+pub fn become_server() {
+    // SAFETY: the call has no memory of ours, and 0 is this thread.
+    if unsafe { libc::sched_getscheduler(0) } == libc::SCHED_OTHER {
+        let _ = set_class(libc::SCHED_BATCH, 0);
+    }
+    let _ = rustix::process::setpriority_process(None, NICE_MIN);
+}
+
 /// Makes this thread one of the real-time class, of the lowest priority there.
 ///
 /// That is for what the kernel allocates on its behalf: such a thread gets memory below the reserve
 /// that everybody else has to leave, down to half of it.
 pub fn become_urgent() -> io::Result<()> {
+    // What the thread starts is not urgent.
+    set_class(libc::SCHED_RR | libc::SCHED_RESET_ON_FORK, 1)
+}
+
+/// Sets this thread's scheduling class, and its priority there.
+fn set_class(policy: i32, priority: i32) -> io::Result<()> {
     // SAFETY: all zeros is a scheduling parameter.
     let mut parameter: libc::sched_param = unsafe { std::mem::zeroed() };
-    parameter.sched_priority = 1;
-    // What the thread starts is not urgent.
-    let policy = libc::SCHED_RR | libc::SCHED_RESET_ON_FORK;
+    parameter.sched_priority = priority;
     // SAFETY: the call reads the parameter, and 0 is this thread.
     match unsafe { libc::sched_setscheduler(0, policy, &parameter) } {
         0 => Ok(()),
@@ -493,16 +513,39 @@ fn status_hex(status: &str, field: &str) -> Option<u64> {
 mod tests {
     use super::*;
 
+    /// Field 41 of the line: the policy of this thread.
+    fn policy() -> String {
+        let stat = fs::read_to_string("/proc/thread-self/stat").unwrap();
+        let fields = stat.rsplit_once(')').unwrap().1;
+        fields.split_ascii_whitespace().nth(38).unwrap().to_owned()
+    }
+
+    fn nice() -> i32 {
+        rustix::process::getpriority_process(None).unwrap()
+    }
+
+    #[test]
+    fn a_thread_that_serves_requests_is_one_alone() {
+        let before = (policy(), nice());
+        let server = std::thread::spawn(|| {
+            become_server();
+            (policy(), nice())
+        });
+        let (policy_there, nice_there) = server.join().unwrap();
+        // SCHED_BATCH takes the place of the ordinary class, and of no other.
+        assert_eq!(policy_there, if before.0 == "0" { "3" } else { &before.0 });
+        if nice_there != NICE_MIN {
+            assert!(!rustix::process::geteuid().is_root(), "root may");
+            assert_eq!(nice_there, before.1);
+        }
+        assert_eq!((policy(), nice()), before);
+    }
+
     #[test]
     fn an_urgent_thread_is_one_alone() {
-        // Field 41 of the line: the policy, 2 for SCHED_RR.
-        let policy = || {
-            let stat = fs::read_to_string("/proc/thread-self/stat").unwrap();
-            let fields = stat.rsplit_once(')').unwrap().1;
-            fields.split_ascii_whitespace().nth(38).unwrap().to_owned()
-        };
         match become_urgent() {
             Ok(()) => {
+                // SCHED_RR.
                 assert_eq!(policy(), "2");
                 assert_eq!(std::thread::spawn(policy).join().unwrap(), "0");
             }

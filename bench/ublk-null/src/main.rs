@@ -1,10 +1,10 @@
 //! `ublk-null BYTES QUEUES DEPTH`: a ublk device that answers every request at once and keeps nothing.
 //!
 //! Its device is like one of tmem's (requests of 128 KiB at most, blocks of a page, buffers that the
-//! kernel copies to and from) and so are its queues' threads: an io_uring of the same kind, on the
-//! processors whose requests they serve. So what a request costs here is what ublk costs. It prints
-//! the device's path when that is live. The kernel stops the device when this process ends, which it
-//! would not do with a promise of recovery like tmem's.
+//! kernel copies to and from) and so are its queues' threads: an io_uring of the same kind, the same
+//! scheduling class and priority, on the processors whose requests they serve. So what a request costs
+//! here is what ublk costs. It prints the device's path when that is live. The kernel stops the device
+//! when this process ends, which it would not do with a promise of recovery like tmem's.
 
 use std::cell::RefCell;
 use std::process::ExitCode;
@@ -84,8 +84,20 @@ fn init_ring(depth: u16) -> Result<(), UblkError> {
     })
 }
 
+/// Gives this thread the class and the priority that tmem's have.
+fn schedule_like_tmem() {
+    // SAFETY: all zeros is a scheduling parameter.
+    let parameter: libc::sched_param = unsafe { std::mem::zeroed() };
+    // SAFETY: the call reads the parameter, and 0 is this thread.
+    let class = unsafe { libc::sched_setscheduler(0, libc::SCHED_BATCH, &parameter) };
+    // SAFETY: the call has no memory of ours, and 0 is this thread.
+    let priority = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, -20) };
+    assert!(class == 0 && priority == 0, "who may make a ublk device may do this");
+}
+
 /// A queue's thread, which libublk has started and pins: every request succeeds in full.
 fn answer(queue: u16, dev: &UblkDev) {
+    schedule_like_tmem();
     let buffers = dev.alloc_queue_io_bufs();
     let done = |queue: &UblkQueue, tag: u16, _: &UblkIOCtx| {
         let bytes = (queue.get_iod(tag).nr_sectors << SECTOR_SHIFT) as i32;

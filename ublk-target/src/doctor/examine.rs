@@ -16,6 +16,7 @@ pub fn examine(root: &Path) -> Vec<Finding> {
         privileges::device_control,
         privileges::locked_memory,
         privileges::io_flusher,
+        privileges::priority,
         privileges::swap_tools,
         memory::zswap,
         memory::other_zram,
@@ -35,7 +36,7 @@ mod tests {
     fn an_empty_machine_is_examined_without_a_panic() {
         let root = tempfile::tempdir().unwrap();
         let findings = examine(root.path());
-        assert_eq!(findings.len(), 12);
+        assert_eq!(findings.len(), 13);
         assert!(findings.iter().any(|finding| finding.level == Level::Fail));
     }
 }

@@ -54,5 +54,6 @@ impl Host {
 pub enum Capability {
     IpcLock = 14,
     SysAdmin = 21,
+    SysNice = 23,
     SysResource = 24,
 }

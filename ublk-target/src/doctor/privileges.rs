@@ -43,6 +43,17 @@ pub fn io_flusher(host: &Host) -> Finding {
     }
 }
 
+/// Serving a page before other programs that want the same CPU.
+pub fn priority(host: &Host) -> Finding {
+    let check = "priority";
+    if host.can(Capability::SysNice) {
+        Finding::ok(check, "CAP_SYS_NICE")
+    } else {
+        let found = "no CAP_SYS_NICE, so I/O waits for the turns of other programs";
+        Finding::warn(check, found, RUN_AS_ROOT)
+    }
+}
+
 /// The programs that `--swapon` calls.
 pub fn swap_tools(host: &Host) -> Finding {
     let check = "swap-tools";

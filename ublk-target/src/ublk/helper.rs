@@ -5,7 +5,8 @@
 //! waits with it. Helpers run wherever there is room. They sleep until a queue's thread has more work
 //! than is worth calling somebody for ([`Crew::claim`]), and then take pages from the end of its
 //! requests until there are none ([`tmem::Engine::help`]). A page that a helper has taken is done when
-//! the helper gets to run; nothing else waits for one.
+//! the helper gets to run; nothing else waits for one. So that this is soon, a helper has the weight of a
+//! queue's thread.
 
 use std::io;
 use std::sync::Arc;
@@ -50,6 +51,7 @@ impl Crew {
     }
 
     fn run(&self, waker: &Waker, device: &BlockDevice) {
+        process::become_server();
         let mut queue = device.queue();
         while !waker.is_stopped() {
             if !self.help_all(device, &mut queue) {

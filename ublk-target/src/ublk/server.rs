@@ -346,7 +346,12 @@ impl Job {
         for _ in 0..queues.threads.len() {
             let left = deadline.saturating_duration_since(Instant::now());
             match readiness.recv_timeout(left) {
-                Ok(Ok((id, tid))) => pin(ctrl, id, tid),
+                Ok(Ok((id, tid))) => {
+                    pin(ctrl, id, tid);
+                    if id == 0 {
+                        check_weight(tid);
+                    }
+                }
                 Ok(Err(error)) => failed = Some(refused("set up an I/O queue", error)),
                 Err(_) => {
                     return Err(ServerError::Stuck { step: "set up a queue", limit: QUEUES_LIMIT });
@@ -375,6 +380,16 @@ fn pin(ctrl: &UblkCtrl, queue: u16, tid: i32) {
     }
 }
 
+/// Says so if a queue's thread could not be given the highest weight. One speaks for all.
+fn check_weight(tid: i32) {
+    let nice = rustix::process::getpriority_process(Pid::from_raw(tid));
+    if nice != Ok(process::NICE_MIN) {
+        say(format_args!(
+            "I/O waits until other programs on its CPU have had their turn: allow the daemon CAP_SYS_NICE"
+        ));
+    }
+}
+
 /// Serves one queue until the device is stopped.
 fn queue_thread<'a>(
     prepare: impl FnOnce(&'a UblkDev) -> Result<(QueueWorker, UblkQueue<'a>), UblkError>,
@@ -383,6 +398,7 @@ fn queue_thread<'a>(
     ready: &Sender<Result<(u16, i32), UblkError>>,
     commands: &Sender<Command>,
 ) {
+    process::become_server();
     match prepare(dev) {
         Err(error) => {
             let _ = ready.send(Err(error));
