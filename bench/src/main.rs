@@ -108,6 +108,9 @@ struct Collect {
     /// Release of the kernel that was measured on, if it is not the one that runs here.
     #[arg(long, value_name = "RELEASE")]
     kernel: Option<String>,
+    /// The commit that was measured, if it may no longer be the one that is checked out.
+    #[arg(long, value_name = "REVISION")]
+    revision: Option<String>,
     /// The samples are of a quick run.
     #[arg(long)]
     quick: bool,
@@ -158,8 +161,12 @@ fn main() -> Result<()> {
             for path in &collect.samples {
                 lines.extend(samples::read(path)?);
             }
-            let Collect { suite, platform, kernel, quick, .. } = collect;
-            Results::collect(suite, platform, kernel, quick, lines)?.write(&collect.output)
+            let Collect { suite, platform, kernel, revision, quick, .. } = collect;
+            let mut results = Results::collect(suite, platform, quick, lines)?;
+            let machine = &mut results.machine;
+            machine.kernel = kernel.unwrap_or(std::mem::take(&mut machine.kernel));
+            machine.revision = revision.unwrap_or(std::mem::take(&mut machine.revision));
+            results.write(&collect.output)
         }
         What::Page { folder } => page::write(&folder),
     }

@@ -113,19 +113,14 @@ impl Results {
     pub fn collect(
         suite: Suite,
         platform: Platform,
-        kernel: Option<String>,
         quick: bool,
         lines: Vec<Line>,
     ) -> Result<Self> {
-        let mut machine = Machine::new();
-        if let Some(kernel) = kernel {
-            machine.kernel = kernel;
-        }
         let (samples, not_run) = gather(lines)?;
         if samples.is_empty() {
             bail!("there are no samples");
         }
-        let baseline = BASELINE.to_owned();
+        let (machine, baseline) = (Machine::new(), BASELINE.to_owned());
         Ok(Self { format: FORMAT, suite, platform, quick, baseline, machine, samples, not_run })
     }
 
@@ -219,8 +214,9 @@ pub mod tests {
             }));
         }
         lines.extend(not_run.iter().map(|(who, why)| Line::NotRun(NotRun::new(who, why))));
-        let kernel = Some("6.12.0-test".to_owned());
-        Results::collect(suite, Platform::QemuTcg, kernel, false, lines).unwrap()
+        let mut results = Results::collect(suite, Platform::QemuTcg, false, lines).unwrap();
+        results.machine.kernel = "6.12.0-test".to_owned();
+        results
     }
 
     #[test]
@@ -234,7 +230,7 @@ pub mod tests {
             BYTES_PER_BYTE.line("put", "tmem", 9.0),
             Line::NotRun(NotRun::new("disk", "none")),
         ];
-        let results = Results::collect(Suite::Engine, Platform::Host, None, true, lines).unwrap();
+        let results = Results::collect(Suite::Engine, Platform::Host, true, lines).unwrap();
         let values: Vec<_> = results.samples.iter().map(|series| &series.values[..]).collect();
         assert_eq!(values, [&[3.0, 1.0][..], &[7.0, 8.0], &[9.0]]);
         assert_eq!(results.not_run.len(), 1);
@@ -246,7 +242,7 @@ pub mod tests {
 
     #[test]
     fn samples_that_contradict_each_other_or_are_none_are_refused() {
-        let collect = |lines| Results::collect(Suite::Engine, Platform::Host, None, true, lines);
+        let collect = |lines| Results::collect(Suite::Engine, Platform::Host, true, lines);
         assert!(collect(vec![Line::NotRun(NotRun::new("tmem", "why"))]).is_err());
         let mut other = TIME_PER_PAGE.line("put", "tmem", 1.0);
         let Line::Sample(sample) = &mut other else { unreachable!() };
