@@ -23,10 +23,17 @@ same_at() {
 
 start_tmem 512M 60%
 # Fields 41 and 19 are the scheduling policy (3 is SCHED_BATCH) and the nice value.
-served=$(awk '/\(tmem-b0[qh][0-9]\)/ { n += $41 == 3 && $19 == -20 ? 1 : 100 } END { print n + 0 }' \
-    "/proc/$TMEM_PID"/task/*/stat)
-is_tmem && check_number "who serves requests is of the batch class and of the highest weight" \
-    "$served" -eq $((2 * $(nproc) - 1))
+scheduled() {
+    awk -v server="$1" '/\(tmem-(b0[qh][0-9]+|supply)\)/ == server && ($41 == 3 && $19 == -20) == server { n++ }
+        END { print n + 0 }' "/proc/$TMEM_PID"/task/*/stat
+}
+if is_tmem; then
+    threads=$(ls "/proc/$TMEM_PID/task" | wc -l)
+    all_scheduled() { [ $(($(scheduled 1) + $(scheduled 0))) = "$threads" ]; }
+    check "who serves requests, and nobody else, is of the batch class and the highest weight" \
+        wait_for 10 all_scheduled
+    check_number "that is a thread for each queue and some to help" "$(scheduled 1)" -ge 3
+fi
 
 for bs in 4k 16k 64k 128k 1m; do
     fio_verify "sequential $bs" --rw=write --bs=$bs --iodepth=8

@@ -98,6 +98,8 @@ impl Drop for Supply {
 }
 
 fn run(engine: &Engine, waker: &Waker, faults: &Faults) {
+    // Writes wait for what it brings.
+    process::become_server();
     let mut active = true;
     let mut failing = false;
     while !waker.is_stopped() {

@@ -2,11 +2,11 @@
 //!
 //! A queue's thread runs on the processor whose requests it serves, so that who reads finds it
 //! there. A large write then compresses page after page on that processor, and reclaim, which sent it,
-//! waits with it. Helpers run wherever there is room. They sleep until a queue's thread has more work
+//! waits with it. Helpers are bound to no processor. They sleep until a queue's thread has more work
 //! than is worth calling somebody for ([`Crew::claim`]), and then take pages from the end of its
 //! requests until there are none ([`tmem::Engine::help`]). A page that a helper has taken is done when
 //! the helper gets to run; nothing else waits for one. So that this is soon, a helper has the weight of a
-//! queue's thread.
+//! queue's thread, at which it may take a processor from other programs.
 
 use std::io;
 use std::sync::Arc;
