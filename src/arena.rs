@@ -14,6 +14,7 @@
 use std::io;
 use std::sync::atomic::Ordering::Relaxed;
 
+use crate::backing::{BLOCKS_PER_FRAME, BlockMeta};
 use crate::frame::{FrameMeta, NIL, Use};
 use crate::handle::{OBJECT_PAGES, PAGE_SIZE};
 use crate::region::Region;
@@ -26,6 +27,7 @@ pub(crate) const STEP_FRAMES: u32 = 256;
 const META_BYTES: usize = size_of::<FrameMeta>();
 
 const _: () = assert!(PAGE_SIZE.is_multiple_of(META_BYTES));
+const _: () = assert!(BLOCKS_PER_FRAME * size_of::<BlockMeta>() == PAGE_SIZE);
 const _: () = assert!(OBJECT_PAGES as usize * size_of::<SlotCell>() == PAGE_SIZE);
 
 /// The slot words of one object: a frame full.
@@ -189,6 +191,20 @@ impl Arena {
         Ok(grown)
     }
 
+    /// Gets one more frame, though there are as many as the limit allows. For what is needed once, at a time
+    /// when there is memory: it may block in the kernel.
+    pub(crate) fn grow_beyond(&self) -> io::Result<u32> {
+        let mut backing = self.backing.lock();
+        if let Some(frame) = self.pop_any() {
+            return Ok(frame);
+        }
+        let (frame, _) = self.next_unbacked(&backing, 1);
+        self.back(&mut backing, frame, 1)?;
+        self.allocated.fetch_add(1, Ordering::AcqRel);
+        self.meta(frame).reset(Use::Free);
+        Ok(frame)
+    }
+
     /// The next run of consecutive frames without memory: holes first, so that the table and the
     /// file stay small. It is not taken yet.
     fn next_unbacked(&self, backing: &Backing, want: u32) -> (u32, u32) {
@@ -322,6 +338,18 @@ impl Arena {
         // SAFETY: a frame is as large as a leaf and page aligned; slot words are atomics, for
         // which every bit pattern is valid; the caller keeps plain writes away.
         unsafe { &*self.at(frame, 0, PAGE_SIZE).cast::<Leaf>() }
+    }
+
+    /// The entries of blocks in a frame.
+    ///
+    /// # Safety
+    ///
+    /// The frame is one of entries for as long as the reference lives.
+    pub(crate) unsafe fn blocks(&self, frame: u32) -> &[BlockMeta; BLOCKS_PER_FRAME] {
+        debug_assert_eq!(self.meta(frame).used_for(), Use::Blocks);
+        // SAFETY: a frame is as large as so many entries and page aligned; entries are atomics, for
+        // which every bit pattern is valid; the caller keeps plain writes away.
+        unsafe { &*self.at(frame, 0, PAGE_SIZE).cast() }
     }
 
     fn at(&self, frame: u32, offset: usize, bytes: usize) -> *mut u8 {

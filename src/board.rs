@@ -14,6 +14,7 @@ use crate::engine::{Engine, POOLS_MAX, Padded};
 use crate::error::{GetError, PutError};
 use crate::handle::{Handle, PAGE_SIZE, POOL_PAGES_MAX, Page, PoolId};
 use crate::queue::Queue;
+use crate::readback::Backed;
 use crate::sync::{AtomicU64, Ordering, yield_now};
 
 /// What is done with a batch's pages.
@@ -46,6 +47,9 @@ pub enum Step {
 /// Why a page of a batch failed.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum BatchError {
+    /// It is on the backing file, and has to be read there.
+    #[error("the page is on the backing file")]
+    Backed(Backed),
     /// It could not be got.
     #[error(transparent)]
     Get(GetError),
@@ -295,7 +299,11 @@ impl Engine {
             Way::Get => {
                 // SAFETY: by that promise and because the page is taken, nobody else touches it.
                 let page = unsafe { &mut *page };
-                self.get_or_zeros(queue, handle, page).map_err(BatchError::Get)
+                match self.get_or_zeros(queue, handle, page) {
+                    Ok(None) => Ok(()),
+                    Ok(Some(backed)) => Err(BatchError::Backed(backed)),
+                    Err(error) => Err(BatchError::Get(error)),
+                }
             }
         };
         match result {

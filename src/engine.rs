@@ -6,9 +6,10 @@
 //! [`crate::registry`], growing and shrinking is in [`crate::supply`], figures are in
 //! [`crate::report`].
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use crate::arena::Arena;
+use crate::backing::{Log, SEGMENT_FRAMES};
 use crate::clock::{self, Clock};
 use crate::error::{ConfigError, GetError, PutError};
 use crate::frame::{FRAME_GRANULES, FrameMeta};
@@ -18,9 +19,10 @@ use crate::handle::{
 use crate::list::List;
 use crate::owners::Member;
 use crate::queue::{Ledger, Queue, Restored};
+use crate::readback::Backed;
 use crate::registry::Registry;
 use crate::report::Peaks;
-use crate::shard::{Hand, Packed, Refused, Shard};
+use crate::shard::{Hand, Packed, Refused, Shard, Unpacked};
 use crate::stats::PoolCounters;
 use crate::supply::Settling;
 use crate::sync::{AtomicU64, Mutex, MutexGuard, Ordering};
@@ -33,6 +35,9 @@ pub const SHARDS_MAX: usize = 64;
 
 /// Bytes that a frame takes, with its entry in the frame table.
 pub(crate) const FRAME_COST: u64 = (PAGE_SIZE + size_of::<FrameMeta>()) as u64;
+
+/// Frames that the arena may get beyond the limit.
+const FRAMES_BEYOND: u32 = 2 * SEGMENT_FRAMES as u32;
 
 /// How an engine is built.
 #[derive(Clone, Debug)]
@@ -65,7 +70,7 @@ impl Config {
             return Err(ConfigError::LimitBelowReserve { limit, minimum });
         }
         let frames = (limit - minimum) / FRAME_COST + self.shards as u64 + 2;
-        if limit > maximum || frames >= u64::from(u32::MAX) {
+        if limit > maximum || frames >= u64::from(u32::MAX - FRAMES_BEYOND) {
             return Err(ConfigError::LimitAboveMaximum { limit, maximum });
         }
         Ok(frames as u32)
@@ -75,6 +80,8 @@ impl Config {
 /// What a get found.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Got {
+    /// The page is on the backing file: the block there has to be read first.
+    Backed(Backed),
     /// The page was copied out.
     Hit,
     /// There is no such page. The buffer holds nothing of use.
@@ -92,10 +99,13 @@ pub struct Engine {
     /// The pool limit in bytes; the arena knows what it leaves for frames. Changes only with the
     /// registry locked, like the two that follow.
     pub(crate) limit: AtomicU64,
-    /// Bytes of all pools' directories, of those that are being made too.
+    /// Bytes of all pools' directories, of those that are being made too, and of a backing file's tables and
+    /// buffers.
     pub(crate) directories: AtomicU64,
     /// Pools that frames can be taken from, or that are being removed.
     pub(crate) ephemeral_pools: AtomicU64,
+    /// Set once, when a backing file is attached.
+    pub(crate) log: OnceLock<Arc<Log>>,
     pub(crate) peaks: Mutex<Peaks>,
     pub(crate) settling: Mutex<Settling>,
     pub(crate) clock: Clock,
@@ -118,7 +128,8 @@ impl Engine {
             return Err(ConfigError::PageSize { bytes });
         }
         let limit = config.check_limit(config.limit, 0)?;
-        let frames_max = config.check_limit(config.limit_max, 0)?;
+        // A backing file's first frames may have to come from beyond the limit.
+        let frames_max = config.check_limit(config.limit_max, 0)? + FRAMES_BEYOND;
         let memory = |bytes| move |source| ConfigError::Memory { what: "the arena", bytes, source };
         let arena = Arc::new(Arena::new(frames_max, limit).map_err(memory(config.limit_max))?);
         let reserve = config.shards as u32;
@@ -137,6 +148,7 @@ impl Engine {
             limit: AtomicU64::new(config.limit),
             directories: AtomicU64::new(0),
             ephemeral_pools: AtomicU64::new(0),
+            log: OnceLock::new(),
             peaks: Mutex::new(Peaks::default()),
             settling: Mutex::new(Settling::default()),
             clock: Clock::calibrate(),
@@ -156,7 +168,9 @@ impl Engine {
     /// Whether all memory that holds pages is locked.
     pub fn is_locked(&self) -> bool {
         let registry = self.registry.lock();
-        self.arena.is_locked() && registry.pools.iter().all(|(_, pool)| pool.directory.is_locked())
+        self.arena.is_locked()
+            && registry.pools.iter().all(|(_, pool)| pool.directory.is_locked())
+            && self.log().is_none_or(|log| log.segments().is_locked())
     }
 
     /// Puts a page. It replaces an older copy; when it fails with [`PutError::Full`] the older copy
@@ -180,7 +194,7 @@ impl Engine {
             hand.add(frame);
             result = self.shard(handle).put(handle, packed, &mut hand);
         }
-        if result == Err(Refused::NoFrame) && self.arena.allocated() >= self.arena.limit() {
+        if result == Err(Refused::NoFrame) && self.is_full() {
             // Nothing more is to be had, so the new copy may have the old one's room.
             let mut shard = self.shard(handle);
             shard.lose(handle);
@@ -202,6 +216,17 @@ impl Engine {
         }
     }
 
+    /// Whether no frame is to be had by waiting: the arena does not grow, and no log takes what is in it.
+    pub(crate) fn is_full(&self) -> bool {
+        let is_at_limit = self.arena.allocated() >= self.arena.limit();
+        is_at_limit && !self.log().is_some_and(|log| log.accepts())
+    }
+
+    /// What the backing file holds, if there is one.
+    pub(crate) fn log(&self) -> Option<&Log> {
+        self.log.get().map(|log| &**log)
+    }
+
     /// An ephemeral frame of another shard. No lock is held meanwhile.
     pub(crate) fn frame_of_others(&self, handle: Handle) -> Option<u32> {
         if self.ephemeral_pools.load(Ordering::Acquire) == 0 {
@@ -220,21 +245,27 @@ impl Engine {
     pub fn get(&self, queue: &mut Queue, handle: Handle, page: &mut Page) -> Result<Got, GetError> {
         let start = clock::now();
         let result = self.get_unpacked(queue, handle, page);
-        queue.latencies.get.record(self.clock.since(start));
+        // What has yet to be read is not got.
+        if !matches!(result, Ok(Got::Backed(_))) {
+            queue.latencies.get.record(self.clock.since(start));
+        }
         result
     }
 
-    /// Gets a page of a block device: one that is not there reads as zeros, whatever was in `page`.
+    /// Gets a page of a block device: one that is not there reads as zeros, whatever was in `page`. One
+    /// that is on the backing file is not got, and where it is there is the answer.
     pub fn get_or_zeros(
         &self,
         queue: &mut Queue,
         handle: Handle,
         page: &mut Page,
-    ) -> Result<(), GetError> {
-        if self.get(queue, handle, page)? == Got::Miss {
-            page.fill(0);
+    ) -> Result<Option<Backed>, GetError> {
+        match self.get(queue, handle, page)? {
+            Got::Backed(backed) => return Ok(Some(backed)),
+            Got::Hit => {}
+            Got::Miss => page.fill(0),
         }
-        Ok(())
+        Ok(None)
     }
 
     fn get_unpacked(
@@ -245,6 +276,9 @@ impl Engine {
     ) -> Result<Got, GetError> {
         // The lock is a temporary of this statement: what follows runs without it.
         let (unpacked, kind) = self.shard(handle).get(handle, &mut queue.scratch, page)?;
+        if let Unpacked::Backed(backed) = unpacked {
+            return Ok(Got::Backed(backed));
+        }
         match queue.restore(handle, &unpacked, page) {
             Restored::Hit => Ok(Got::Hit),
             Restored::Miss => Ok(Got::Miss),

@@ -4,6 +4,7 @@
 //! bounded pool, and nothing is broken when they are given.
 
 use crate::handle::{PAGE_SIZE, POOL_PAGES_MAX};
+use crate::readback::Backed;
 
 /// Why an engine could not be made or reconfigured.
 #[derive(Debug, thiserror::Error)]
@@ -127,6 +128,9 @@ pub enum GetError {
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum UpdateError {
+    /// It is on the backing file: [`crate::Engine::recall`] it, and update it then.
+    #[error("the page is on the backing file")]
+    Backed(Backed),
     /// What it was could not be got. Nothing was changed.
     #[error(transparent)]
     Get(#[from] GetError),

@@ -10,7 +10,8 @@
 //!
 //! `state` is {use, buddies, flags, 0}, a byte each. `body` lists the frame's zpages in granules,
 //! in no order; in a frame that holds one raw page, which leaves no room for a header in the frame
-//! itself, it is that header. 32 bytes a frame are 0.8 % of it.
+//! itself, it is that header. Both together are the frame's [`Layout`], which goes with what is in
+//! the frame wherever that goes. 32 bytes a frame are 0.8 % of it.
 //!
 //! Entries are made of relaxed atomics, which compile to plain moves, because the table is memory
 //! that outlives the process: it needs no constructor and no `unsafe`. They are not how threads
@@ -39,6 +40,7 @@ pub(crate) const BODY_BYTES: usize = 12;
 const FLAG_REFERENCED: u32 = 1 << 16;
 const FLAG_RAW: u32 = 1 << 17;
 const FLAG_CLOSED: u32 = 1 << 18;
+const FLAG_HELD: u32 = 1 << 19;
 
 const _: () = assert!(size_of::<FrameMeta>() == 32);
 const _: () = assert!(BUDDIES_MAX * 2 <= BODY_BYTES);
@@ -59,6 +61,8 @@ pub(crate) enum Use {
     Leaf = 3,
     /// A shard's spare.
     Spare = 4,
+    /// Holds entries of the log's blocks.
+    Blocks = 5,
 }
 
 /// Where a zpage lies in its frame, in granules.
@@ -151,6 +155,13 @@ pub(crate) struct Links {
     pub(crate) next: AtomicU32,
 }
 
+/// What lies where in 4 KiB of zpages: in a frame, or in its image on the backing file.
+#[repr(C)]
+pub(crate) struct Layout {
+    state: AtomicU32,
+    body: [AtomicU32; 3],
+}
+
 /// See the module's description.
 #[repr(C)]
 pub(crate) struct FrameMeta {
@@ -158,25 +169,55 @@ pub(crate) struct FrameMeta {
     pub(crate) lru: Links,
     /// The list of frames with as much free space as this one.
     pub(crate) bin: Links,
-    state: AtomicU32,
-    body: [AtomicU32; 3],
+    pub(crate) layout: Layout,
 }
 
-impl FrameMeta {
-    /// Declares what the frame is used for from now on; it holds no zpages.
-    pub(crate) fn reset(&self, used_for: Use) {
-        self.state.store(used_for as u32, Relaxed);
+impl Layout {
+    /// Becomes what `other` is. What a frame's says of the frame itself stays there.
+    pub(crate) fn copy_from(&self, other: &Self) {
+        self.state.store(other.state.load(Relaxed) & (FLAG_RAW | 0xff00), Relaxed);
+        for (word, theirs) in self.body.iter().zip(&other.body) {
+            word.store(theirs.load(Relaxed), Relaxed);
+        }
     }
 
-    pub(crate) fn used_for(&self) -> Use {
-        match self.state.load(Relaxed) & 0xff {
-            0 => Use::Free,
-            1 => Use::Ephemeral,
-            2 => Use::Persistent,
-            3 => Use::Leaf,
-            4 => Use::Spare,
-            other => panic!("frame table: use {other} is none that is ever written"),
-        }
+    /// Of a block's zpages, how many slots point at; this is where a frame's has its use.
+    pub(crate) fn live(&self) -> u32 {
+        self.state.load(Relaxed) & 0xff
+    }
+
+    /// Counts one more of a block's zpages that a slot points at.
+    pub(crate) fn enliven_one(&self) {
+        self.state.fetch_add(1, Relaxed);
+        debug_assert!(self.live() as usize <= BUDDIES_MAX);
+    }
+
+    /// Counts one less.
+    pub(crate) fn deaden_one(&self) {
+        let before = self.state.fetch_sub(1, Relaxed);
+        assert!(before & 0xff > 0, "a block has less than nothing alive");
+    }
+
+    /// Forgets all buddies, and that there was a raw page.
+    pub(crate) fn empty(&self) {
+        self.state.store(self.state.load(Relaxed) & !(FLAG_RAW | 0xff00), Relaxed);
+    }
+
+    /// Becomes that of a frame in which nothing was ever put.
+    pub(crate) fn clear(&self) {
+        self.state.store(0, Relaxed);
+    }
+
+    /// Becomes that of a frame with this raw page.
+    pub(crate) fn lay_out_raw(&self, header: [u8; BODY_BYTES]) {
+        self.clear();
+        self.set_raw(header);
+    }
+
+    /// Becomes that of a frame with these buddies.
+    pub(crate) fn lay_out(&self, buddies: &Buddies) {
+        self.clear();
+        self.set_buddies(buddies);
     }
 
     pub(crate) fn buddies(&self) -> Buddies {
@@ -226,30 +267,61 @@ impl FrameMeta {
         }
         header
     }
+}
+
+impl FrameMeta {
+    /// Declares what the frame is used for from now on; it holds no zpages.
+    pub(crate) fn reset(&self, used_for: Use) {
+        self.layout.state.store(used_for as u32, Relaxed);
+    }
+
+    pub(crate) fn used_for(&self) -> Use {
+        match self.layout.state.load(Relaxed) & 0xff {
+            0 => Use::Free,
+            1 => Use::Ephemeral,
+            2 => Use::Persistent,
+            3 => Use::Leaf,
+            4 => Use::Spare,
+            5 => Use::Blocks,
+            other => panic!("frame table: use {other} is none that is ever written"),
+        }
+    }
 
     /// Marks the frame as one that is on no list, because a header in it cannot be trusted. It is so
     /// until it is reset.
     pub(crate) fn close(&self) {
-        self.state.store(self.state.load(Relaxed) | FLAG_CLOSED, Relaxed);
+        self.layout.state.store(self.layout.state.load(Relaxed) | FLAG_CLOSED, Relaxed);
     }
 
     pub(crate) fn is_closed(&self) -> bool {
-        self.state.load(Relaxed) & FLAG_CLOSED != 0
+        self.layout.state.load(Relaxed) & FLAG_CLOSED != 0
+    }
+
+    /// Marks the frame as one that is on no list, because it is being written to the log, or not any
+    /// more.
+    pub(crate) fn set_held(&self, held: bool) {
+        let state = self.layout.state.load(Relaxed);
+        let state = if held { state | FLAG_HELD } else { state & !FLAG_HELD };
+        self.layout.state.store(state, Relaxed);
+    }
+
+    pub(crate) fn is_held(&self) -> bool {
+        self.layout.state.load(Relaxed) & FLAG_HELD != 0
     }
 
     /// Marks the frame as read since it was last looked at: the second-chance bit.
     pub(crate) fn set_referenced(&self) {
-        let state = self.state.load(Relaxed);
+        let state = self.layout.state.load(Relaxed);
         // Most reads find it set already: spare the line the write.
         if state & FLAG_REFERENCED == 0 {
-            self.state.store(state | FLAG_REFERENCED, Relaxed);
+            self.layout.state.store(state | FLAG_REFERENCED, Relaxed);
         }
     }
 
     /// Clears the second-chance bit and says whether it was set.
     pub(crate) fn take_referenced(&self) -> bool {
-        let state = self.state.load(Relaxed);
-        self.state.store(state & !FLAG_REFERENCED, Relaxed);
+        let state = self.layout.state.load(Relaxed);
+        self.layout.state.store(state & !FLAG_REFERENCED, Relaxed);
         state & FLAG_REFERENCED != 0
     }
 }
@@ -261,7 +333,8 @@ mod tests {
     fn meta() -> FrameMeta {
         let links = || Links { prev: AtomicU32::new(0), next: AtomicU32::new(0) };
         let body = [AtomicU32::new(0), AtomicU32::new(0), AtomicU32::new(0)];
-        FrameMeta { lru: links(), bin: links(), state: AtomicU32::new(0), body }
+        let layout = Layout { state: AtomicU32::new(0), body };
+        FrameMeta { lru: links(), bin: links(), layout }
     }
 
     #[test]
@@ -274,25 +347,25 @@ mod tests {
             buddies.push(Extent { offset, length });
             offset += length;
         }
-        meta.set_buddies(&buddies);
+        meta.layout.set_buddies(&buddies);
         meta.set_referenced();
-        assert_eq!(meta.buddies().as_slice(), buddies.as_slice());
+        assert_eq!(meta.layout.buddies().as_slice(), buddies.as_slice());
         assert_eq!(meta.used_for(), Use::Persistent);
         assert!(meta.take_referenced());
         assert!(!meta.take_referenced());
-        assert_eq!(meta.buddies().take(1), Some(Extent { offset: 1, length: 2 }));
+        assert_eq!(meta.layout.buddies().take(1), Some(Extent { offset: 1, length: 2 }));
     }
 
     #[test]
     fn a_raw_frame_carries_its_header_in_the_table() {
         let meta = meta();
         meta.reset(Use::Ephemeral);
-        meta.set_raw(*b"twelve bytes");
-        assert_eq!(&meta.raw_header(), b"twelve bytes");
-        assert_eq!(meta.buddies().as_slice(), [Extent::WHOLE]);
+        meta.layout.set_raw(*b"twelve bytes");
+        assert_eq!(&meta.layout.raw_header(), b"twelve bytes");
+        assert_eq!(meta.layout.buddies().as_slice(), [Extent::WHOLE]);
         assert_eq!(meta.used_for(), Use::Ephemeral);
         meta.reset(Use::Free);
-        assert!(!meta.is_raw());
+        assert!(!meta.layout.is_raw());
     }
 
     #[test]

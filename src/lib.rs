@@ -35,6 +35,7 @@
 
 #[allow(unsafe_code)]
 mod arena;
+mod backing;
 mod batch;
 #[allow(unsafe_code)]
 mod board;
@@ -53,6 +54,7 @@ mod list;
 mod owners;
 mod pool;
 mod queue;
+mod readback;
 #[allow(unsafe_code)]
 mod region;
 mod registry;
@@ -69,6 +71,7 @@ mod update;
 mod zbud;
 mod zpage;
 
+pub use backing::{BACKING_BYTES_MIN, BackingError, Job, JobFailed, KEY_BYTES, Writeback};
 pub use batch::BATCH_PAGES;
 pub use board::{BatchError, Batches, Board, Step, Way};
 pub use engine::{Config, Engine, Got, POOLS_MAX, SHARDS_MAX};
@@ -78,6 +81,9 @@ pub use handle::{
 };
 pub use histogram::Latency;
 pub use queue::Queue;
+pub use readback::Backed;
 pub use runs::Holding;
-pub use stats::{AllocCounters, ClassCounters, FrameCounts, Latencies, PoolCounters, Stats};
+pub use stats::{
+    AllocCounters, ClassCounters, FrameCounts, Latencies, LogCounters, PoolCounters, Stats,
+};
 pub use supply::Supplied;

@@ -41,7 +41,7 @@ pub(crate) struct Owners<'a> {
 impl Owners<'_> {
     /// The owner's slot. A header that is corrupt may name any page: of another shard, of another
     /// pool, or none.
-    fn cell(&self, owner: Handle) -> Option<&SlotCell> {
+    pub(crate) fn cell(&self, owner: Handle) -> Option<&SlotCell> {
         let pool = find(self.pools, owner).filter(|_| self.member.has(owner))?;
         let leaf = pool.directory.object(owner.object).leaf()?;
         // SAFETY: the leaf is this shard's, whose lock the caller holds.
@@ -59,7 +59,7 @@ impl Slots for Owners<'_> {
         let cell = self.cell(owner).expect("zbud has asked whether the owner is known");
         let slot = cell.load();
         assert_eq!(slot.place(), place_of(from), "a zpage's owner does not point at it");
-        cell.replace(slot, slot.moved_to(to.frame, to.granule));
+        cell.replace(slot, slot.moved_to(place_of(to)));
     }
 }
 

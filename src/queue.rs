@@ -175,15 +175,22 @@ impl Queue {
                 fill(page, word);
                 true
             }
-            Unpacked::Zpage(header, bytes) => self.unpack(handle, header, bytes, page),
+            Unpacked::Zpage(header, bytes) => {
+                self.unpack(handle, header, &self.scratch[..bytes], page)
+            }
+            Unpacked::Backed(_) => unreachable!("it is asked for before"),
         };
         if intact { Restored::Hit } else { Restored::Corrupt }
     }
 
-    /// Restores a page from the first `bytes` of the scratch buffer; false if they are not what
-    /// was put.
-    fn unpack(&self, handle: Handle, header: Header, bytes: usize, page: &mut Page) -> bool {
-        let payload = &self.scratch[..bytes];
+    /// Restores a page from a payload; false if that is not what was put.
+    pub(crate) fn unpack(
+        &self,
+        handle: Handle,
+        header: Header,
+        payload: &[u8],
+        page: &mut Page,
+    ) -> bool {
         if !header.verify(handle, payload) {
             return false;
         }
@@ -193,6 +200,10 @@ impl Queue {
                 true
             }
             (Some(Encoding::Lz4), _) => self.codec.decompress(payload, page),
+            (Some(Encoding::Raw), _) if payload.len() == PAGE_SIZE => {
+                page.copy_from_slice(payload);
+                true
+            }
             _ => false,
         }
     }

@@ -104,7 +104,7 @@ impl Engine {
         let Ok(frames) = self.config.check_limit(limit, directories) else { return Err(no_room) };
         let fits = || {
             let now = self.sample_peaks().frames;
-            now.frames_persistent + now.frames_reserve <= u64::from(frames)
+            now.frames_persistent + now.frames_reserve + now.frames_log <= u64::from(frames)
         };
         if !fits() {
             return Err(no_room);
@@ -123,7 +123,7 @@ impl Engine {
     }
 
     /// Changes what the directories take, and so what is left for frames.
-    fn resize_directories(&self, registry: &Registry, resize: impl FnOnce(u64) -> u64) {
+    pub(crate) fn resize_directories(&self, registry: &Registry, resize: impl FnOnce(u64) -> u64) {
         let directories = resize(self.directories.load(Ordering::Acquire));
         self.directories.store(directories, Ordering::Release);
         self.apply_limit(registry, self.limit()).expect("checked before it grew, or it shrank");

@@ -1,8 +1,9 @@
 //! Reports: the shards' figures added up.
 
+use crate::backing::Log;
 use crate::engine::{Config, Engine, FRAME_COST};
 use crate::handle::{ClientId, PAGE_SIZE, PoolId, PoolKind};
-use crate::stats::{ClassCounters, FrameCounts, Latencies, PoolCounters, Stats};
+use crate::stats::{ClassCounters, FrameCounts, Latencies, LogCounters, PoolCounters, Stats};
 use crate::sync::Ordering;
 
 /// The largest values seen by the samples that the supply thread and each report take.
@@ -65,6 +66,7 @@ impl Engine {
     pub(crate) fn sample_peaks(&self) -> Stats {
         let mut stats = Stats::default();
         self.add_shards(&mut stats);
+        stats.log = self.log().map_or_else(LogCounters::default, Log::counters);
         stats.mem_limit = self.limit();
         stats.mem_used_total = self.mem_used();
         let mut peaks = self.peaks.lock();
@@ -97,6 +99,7 @@ impl Engine {
             frames_ephemeral: stats.eph.pageframes + leaves[PoolKind::Ephemeral as usize],
             frames_persistent: stats.pers.pageframes + leaves[PoolKind::Persistent as usize],
             frames_reserve: self.shards.len() as u64,
+            frames_log: self.log().map_or(0, Log::frames),
         };
     }
 

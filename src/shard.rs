@@ -10,15 +10,21 @@
 //!
 //! The order of a put is: write the zpage, then store the slot word, then free the old zpage.
 
+mod writeback;
+
+pub(crate) use writeback::Passage;
+
 use std::sync::Arc;
 
 use crate::arena::Arena;
+use crate::backing::Log;
 use crate::directory::Object;
 use crate::error::GetError;
 use crate::frame::Use;
 use crate::handle::{Handle, OBJECT_PAGES, PAGE_SIZE, Page, PoolId, PoolKind};
 use crate::owners::{Member, Owners};
 use crate::pool::{Pool, find};
+use crate::readback::Backed;
 use crate::runs::Holding;
 use crate::slot::{Place, Slot};
 use crate::stats::{AllocCounters, PoolCounters};
@@ -38,6 +44,8 @@ pub(crate) enum Packed<'a> {
 
 /// A page on its way out.
 pub(crate) enum Unpacked {
+    /// It has to be read from the log first.
+    Backed(Backed),
     /// What is held cannot be what was put.
     Corrupt,
     /// Nothing is held.
@@ -97,6 +105,8 @@ pub(crate) struct Shard {
 /// What a shard holds beside the pools' names, apart so that both can be borrowed at once.
 struct Store {
     arena: Arc<Arena>,
+    /// What the backing file holds, if there is one.
+    log: Option<Arc<Log>>,
     member: Member,
     ephemeral: Zbud,
     persistent: Zbud,
@@ -118,6 +128,7 @@ impl Shard {
         arena.meta(spare).reset(Use::Spare);
         let store = Store {
             arena,
+            log: None,
             member,
             ephemeral: Zbud::new(Use::Ephemeral),
             persistent: Zbud::new(Use::Persistent),
@@ -501,6 +512,10 @@ impl Store {
                     Fetched::Corrupt => Unpacked::Corrupt,
                 }
             }
+            Place::Log { block, .. } => {
+                let sequence = self.log().sequence(block);
+                return Ok(Unpacked::Backed(Backed { slot, sequence }));
+            }
             Place::Nowhere if object.has_lost() && object.is_lost(handle.index) => {
                 self.counters(handle).lost_gets += 1;
                 return Err(GetError::Lost);
@@ -556,6 +571,10 @@ impl Store {
                 if let Some(frame) = self.free_zpage(pool.kind, handle, Placed { frame, granule }) {
                     self.arena.push(frame);
                 }
+            }
+            Place::Log { block, granule } => {
+                self.log().deaden(block, granule);
+                self.counters(handle).bd_count -= 1;
             }
             Place::Nowhere => {}
             Place::Same(_) => self.counters(handle).same_pages -= 1,
@@ -637,6 +656,10 @@ impl Store {
             PoolKind::Ephemeral => (&mut self.ephemeral, &self.arena),
             PoolKind::Persistent => (&mut self.persistent, &self.arena),
         }
+    }
+
+    fn log(&self) -> &Log {
+        self.log.as_deref().expect("a page is in the log, so there is one")
     }
 
     fn counters(&mut self, handle: Handle) -> &mut PoolCounters {

@@ -9,7 +9,8 @@
 //! ```text
 //!  63            32 31      24 23           4 3    0
 //! +----------------+----------+--------------+------+
-//! | frame, or fill | granule  |  generation  | tag  |
+//! | frame, block,  | granule  |  generation  | tag  |
+//! | or fill        |          |              |      |
 //! +----------------+----------+--------------+------+
 //! ```
 //!
@@ -24,6 +25,7 @@ const VALUE_SHIFT: u32 = 32;
 
 const TAG_SAME: u64 = 1;
 const TAG_FRAME: u64 = 2;
+const TAG_LOG: u64 = 3;
 
 const _: () = assert!(GRANULE_SHIFT + 8 == VALUE_SHIFT);
 
@@ -38,6 +40,13 @@ pub(crate) enum Place {
         /// The frame's number in the arena.
         frame: u32,
         /// Offset in the frame, in granules.
+        granule: u8,
+    },
+    /// In a block of the log, from the given granule on, and nowhere else.
+    Log {
+        /// The block's number in the log.
+        block: u32,
+        /// Offset in the block, in granules.
         granule: u8,
     },
     /// No copy is held.
@@ -57,6 +66,7 @@ impl Slot {
     pub(crate) fn new(place: Place, generation: u32) -> Self {
         let (value, granule, tag) = match place {
             Place::Frame { frame, granule } => (frame, granule, TAG_FRAME),
+            Place::Log { block, granule } => (block, granule, TAG_LOG),
             Place::Nowhere => return Self::EMPTY,
             Place::Same(fill) => (fill, 0, TAG_SAME),
         };
@@ -69,9 +79,10 @@ impl Slot {
     }
 
     /// The same generation at another place: for a zpage that was moved, not rewritten.
-    pub(crate) fn moved_to(self, frame: u32, granule: u8) -> Self {
-        assert_eq!(self.0 & 0xf, TAG_FRAME, "only a zpage in a frame can be moved");
-        Self::new(Place::Frame { frame, granule }, self.generation())
+    pub(crate) fn moved_to(self, place: Place) -> Self {
+        let is_zpage = |place| matches!(place, Place::Frame { .. } | Place::Log { .. });
+        assert!(is_zpage(self.place()) && is_zpage(place), "only a zpage can be moved");
+        Self::new(place, self.generation())
     }
 
     pub(crate) fn generation(self) -> u32 {
@@ -96,6 +107,7 @@ impl Slot {
                 Place::Nowhere
             }
             TAG_FRAME => Place::Frame { frame: value, granule: (self.0 >> GRANULE_SHIFT) as u8 },
+            TAG_LOG => Place::Log { block: value, granule: (self.0 >> GRANULE_SHIFT) as u8 },
             TAG_SAME => Place::Same(value),
             _ => panic!("slot word {:#x} has an unknown tag", self.0),
         }
@@ -135,6 +147,8 @@ mod tests {
             Place::Same(u32::MAX),
             Place::Frame { frame: 0, granule: 0 },
             Place::Frame { frame: u32::MAX, granule: 255 },
+            Place::Log { block: 0, granule: 0 },
+            Place::Log { block: u32::MAX, granule: 255 },
         ] {
             assert_eq!(Slot::new(place, 77).place(), place);
         }
@@ -144,9 +158,11 @@ mod tests {
     #[test]
     fn a_move_keeps_the_generation_and_a_put_does_not() {
         let old = Slot::new(Place::Frame { frame: 1, granule: 2 }, 9);
-        let moved = old.moved_to(3, 4);
-        assert_eq!(moved.generation(), 9);
-        assert_eq!(moved.place(), Place::Frame { frame: 3, granule: 4 });
+        for place in [Place::Frame { frame: 3, granule: 4 }, Place::Log { block: 5, granule: 2 }] {
+            let moved = old.moved_to(place);
+            assert_eq!(moved.generation(), 9);
+            assert_eq!(moved.place(), place);
+        }
         assert_ne!(old, Slot::new(Place::Frame { frame: 1, granule: 2 }, 10));
     }
 

@@ -16,10 +16,10 @@
 //! - `last_active_file_pageframes` and its like: the pool limit rules, not the sizes of the
 //!   kernel's LRU lists.
 //! - `pageframes_alloced`, `pageframes_freed`: [`FrameCounts`] is the account that they were for.
-//! - `pers_zombie_count`, `outstanding_writeback_pages`, `writtenback_pages`,
-//!   `*_nonactive_puts_ignored` and all of RAMster's: they come with what they count.
+//! - `*_nonactive_puts_ignored` and all of RAMster's: they come with what they count.
 //!
-//! Its `evicted_eph_zpages` and `evicted_eph_pageframes` are `eph_evicted_*` here.
+//! Its `evicted_eph_zpages` and `evicted_eph_pageframes` are `eph_evicted_*` here, `pers_zombie_count` is
+//! `pers_held_pageframes`, and `writtenback_pages` is zram's `bd_writes`.
 
 use serde::{Serialize, Serializer};
 
@@ -60,6 +60,8 @@ counters! {
         huge_pages,
         /// Pages held as zpages, raw ones included.
         zpages,
+        /// Pages that are on the backing file, and nowhere else.
+        bd_count,
         /// Objects with at least one page. Each has a frame for its slot words.
         obj_count,
         /// Pages whose last put failed: a get of them is an error.
@@ -75,6 +77,10 @@ counters! {
         given_up_puts,
         /// Times that a put was told to come back because the arena had not yet grown.
         starved_puts,
+        /// Pages read back from the backing file.
+        bd_reads,
+        /// Pages written to the backing file. What the cleaner wrote again does not count.
+        bd_writes,
         /// Gets that found the page.
         succ_gets,
         /// Gets that found nothing.
@@ -104,7 +110,7 @@ impl PoolCounters {
 
     /// Whether the pool holds nothing: all that goes down as well as up is at zero.
     pub(crate) fn holds_nothing(&self) -> bool {
-        let pages = [self.zpages, self.same_pages, self.huge_pages, self.lost_pages];
+        let pages = [self.zpages, self.same_pages, self.huge_pages, self.lost_pages, self.bd_count];
         let rest = [self.orig_data_size, self.compr_data_size, self.obj_count];
         pages.iter().chain(&rest).all(|&held| held == 0)
     }
@@ -131,6 +137,8 @@ counters! {
         cumul_zbytes,
         /// Frames that are left alone until they are empty, because a header in them is corrupt.
         closed_pageframes,
+        /// Frames on their way to the backing file.
+        held_pageframes,
         /// Frames with two zpages or more.
         buddied_count,
         /// Frames with one zpage.
@@ -168,7 +176,29 @@ counters! {
     }
 }
 
-/// The frames of the arena at one moment. `allocated = free + ephemeral + persistent + reserve`
+counters! {
+    /// What the backing file holds, and what was written for that. Zeros without one.
+    LogCounters {
+        /// Segments of 1 MiB that it has.
+        log_segments,
+        /// Segments that nothing is in.
+        log_segments_free,
+        /// Bytes of zpages in it that are alive, with headers and rounding.
+        log_live_bytes,
+        /// Bytes written to it: images of frames.
+        log_written_bytes,
+        /// Bytes written to it by the cleaner.
+        log_cleaner_written_bytes,
+        /// Segments cleaned.
+        log_cleaned_segments,
+        /// Writes that failed, and reads of the cleaner.
+        log_failed_jobs,
+        /// Pages that are being written to it, by the cleaner too.
+        outstanding_writeback_pages,
+    }
+}
+
+/// The frames of the arena at one moment. `allocated = free + ephemeral + persistent + reserve + log`
 /// holds whenever no put is under way.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Serialize)]
 #[non_exhaustive]
@@ -183,6 +213,8 @@ pub struct FrameCounts {
     pub frames_persistent: u64,
     /// Frames that the shards keep, one each, for rewriting a frame without its holes.
     pub frames_reserve: u64,
+    /// Frames with what is known of blocks on the backing file.
+    pub frames_log: u64,
 }
 
 /// Everything that the engine knows of itself.
@@ -212,6 +244,9 @@ pub struct Stats {
     /// Where frames came from.
     #[serde(flatten)]
     pub alloc: AllocCounters,
+    /// The backing file.
+    #[serde(flatten)]
+    pub log: LogCounters,
     /// Latencies of all puts and gets ever.
     #[serde(flatten)]
     pub latencies: Latencies,
@@ -223,7 +258,7 @@ pub struct Stats {
 pub struct Latencies {
     /// Puts that ended, stored or refused. Of one that had to be made again, the last attempt.
     pub put_latency: Latency,
-    /// Gets, whatever they found.
+    /// Gets, whatever they found; not those that had to be read from the backing file.
     pub get_latency: Latency,
 }
 

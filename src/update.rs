@@ -9,7 +9,7 @@ use crate::engine::Engine;
 use crate::error::{GetError, PutError, UpdateError};
 use crate::handle::{Handle, PAGE_SIZE, Page, PoolKind};
 use crate::queue::{Queue, Restored};
-use crate::shard::{Hand, Refused, Shard};
+use crate::shard::{Hand, Refused, Shard, Unpacked};
 use crate::stats::PoolCounters;
 
 impl Engine {
@@ -56,7 +56,7 @@ impl Engine {
             let Some(frame) = frame else { break };
             hand.add(frame);
         }
-        let is_full = self.arena.allocated() >= self.arena.limit();
+        let is_full = self.is_full();
         let mut shard = self.shard(handle);
         if is_full {
             shard.refuse_put(handle);
@@ -79,6 +79,9 @@ fn read(
         return Err(PutError::NoPage.into());
     }
     let (unpacked, _) = shard.get(handle, &mut queue.scratch, page)?;
+    if let Unpacked::Backed(backed) = unpacked {
+        return Err(UpdateError::Backed(backed));
+    }
     match queue.restore(handle, &unpacked, page) {
         Restored::Hit => Ok(()),
         Restored::Miss => {

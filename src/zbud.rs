@@ -77,6 +77,8 @@ pub(crate) struct Zbud {
     /// A bit for each bin that is not empty.
     filled: [u64; BIN_WORDS],
     lru: List,
+    /// Persistent frames with a raw page: those that cost most, and are first to go.
+    raw: List,
     counters: ClassCounters,
 }
 
@@ -88,6 +90,7 @@ impl Zbud {
             bins: (0..FRAME_GRANULES).map(|_| List::new(Through::Bin)).collect(),
             filled: [0; BIN_WORDS],
             lru: List::new(Through::Lru),
+            raw: List::new(Through::Lru),
             counters: ClassCounters::default(),
         }
     }
@@ -113,7 +116,7 @@ impl Zbud {
         // Each round but the last closes a frame.
         loop {
             let frame = self.partner(length)?;
-            let mut buddies = arena.meta(frame).buddies();
+            let mut buddies = arena.meta(frame).layout.buddies();
             let hole = buddies.hole(length);
             if hole.is_none() && !self.knows_owners(arena, frame, &buddies, slots) {
                 self.close(arena, frame);
@@ -156,8 +159,8 @@ impl Zbud {
         // SAFETY: the frame was handed over and is on this class's LRU list, which only the holder
         // of the shard's lock (whence `&mut self`) gets at.
         unsafe { arena.write(frame, 0, page) };
-        arena.meta(frame).set_raw(header.to_bytes());
-        self.lru.push_back(arena, frame);
+        arena.meta(frame).layout.set_raw(header.to_bytes());
+        self.queue(true).push_back(arena, frame);
         self.count_stored(PAGE_SIZE as u64);
         Placed { frame, granule: 0 }
     }
@@ -172,10 +175,10 @@ impl Zbud {
     ) -> Fetched {
         let meta = self.own(arena, placed.frame);
         meta.set_referenced();
-        if meta.is_raw() {
+        if meta.layout.is_raw() {
             // SAFETY: the frame is this class's, see `place_raw`.
             unsafe { arena.read(placed.frame, 0, page) };
-            return Fetched::Raw(Header::from_bytes(meta.raw_header()));
+            return Fetched::Raw(Header::from_bytes(meta.layout.raw_header()));
         }
         let header = self.header(arena, placed);
         let start = usize::from(placed.granule) * GRANULE + HEADER_BYTES;
@@ -191,10 +194,10 @@ impl Zbud {
     /// Frees a zpage. Its frame keeps its place in the LRU queue, unless it is empty now.
     pub(crate) fn free(&mut self, arena: &Arena, placed: Placed) -> Freed {
         let meta = self.own(arena, placed.frame);
-        let raw = meta.is_raw();
-        let mut buddies = meta.buddies();
-        let closed = meta.is_closed();
-        if !raw && !closed {
+        let raw = meta.layout.is_raw();
+        let mut buddies = meta.layout.buddies();
+        let listed = !meta.is_closed() && !meta.is_held();
+        if !raw && listed {
             self.unbin(arena, placed.frame, &buddies);
         }
         let extent = buddies.take(usize::from(placed.granule));
@@ -211,20 +214,72 @@ impl Zbud {
             _ => {}
         }
         if buddies.count() > 0 {
-            meta.set_buddies(&buddies);
-            if !closed {
+            meta.layout.set_buddies(&buddies);
+            if listed {
                 self.bin(arena, placed.frame, &buddies);
             }
             return Freed { bytes, raw, frame: None };
         }
-        if closed {
-            self.counters.closed_pageframes -= 1;
+        if meta.is_held() {
+            // Nothing else may come to be where it was, until who holds it lets it go.
+            meta.layout.empty();
+            return Freed { bytes, raw, frame: None };
+        }
+        if listed {
+            self.queue(raw).remove(arena, placed.frame);
         } else {
-            self.lru.remove(arena, placed.frame);
+            self.counters.closed_pageframes -= 1;
         }
         self.counters.pageframes -= 1;
         meta.reset(Use::Free);
         Freed { bytes, raw, frame: Some(placed.frame) }
+    }
+
+    /// Takes the least recently used frame off all lists, a raw page's if there is one: its zpages stay
+    /// where they are and may be read and freed; no other comes beside them, and it is not
+    /// compacted. When its last zpage is freed it stays as well, so that whatever a slot points at in
+    /// it is what was there when it was held. [`Zbud::let_go`] ends that.
+    pub(crate) fn hold_oldest(
+        &mut self,
+        arena: &Arena,
+        slots: &impl Slots,
+    ) -> Option<(Buddies, u32)> {
+        let (buddies, frame) = self.oldest(arena, slots)?;
+        let meta = self.own(arena, frame);
+        let raw = meta.layout.is_raw();
+        if !raw {
+            self.unbin(arena, frame, &buddies);
+        }
+        self.queue(raw).remove(arena, frame);
+        meta.set_held(true);
+        self.counters.held_pageframes += 1;
+        Some((buddies, frame))
+    }
+
+    /// Lets a frame go that was held: it is again the least recently used one, or the caller's if nothing is
+    /// left in it.
+    pub(crate) fn let_go(&mut self, arena: &Arena, frame: u32) -> Option<u32> {
+        let meta = self.own(arena, frame);
+        assert!(meta.is_held(), "frame {frame} is not held");
+        meta.set_held(false);
+        self.counters.held_pageframes -= 1;
+        let buddies = meta.layout.buddies();
+        if buddies.count() == 0 {
+            self.counters.pageframes -= 1;
+            meta.reset(Use::Free);
+            return Some(frame);
+        }
+        let raw = meta.layout.is_raw();
+        if !raw {
+            self.bin(arena, frame, &buddies);
+        }
+        self.queue(raw).push_front(arena, frame);
+        None
+    }
+
+    /// The LRU queue of a frame. Raw pages are apart where frames are written to the log: they go first.
+    fn queue(&mut self, raw: bool) -> &mut List {
+        if raw && self.class == Use::Persistent { &mut self.raw } else { &mut self.lru }
     }
 
     /// The least recently used frame whose zpages' owners are known, after giving frames that were
@@ -233,7 +288,7 @@ impl Zbud {
         // Each round but the last closes a frame.
         loop {
             let frame = self.front_unread(arena)?;
-            let buddies = self.own(arena, frame).buddies();
+            let buddies = self.own(arena, frame).layout.buddies();
             if self.knows_owners(arena, frame, &buddies, slots) {
                 return Some((buddies, frame));
             }
@@ -242,15 +297,17 @@ impl Zbud {
     }
 
     fn front_unread(&mut self, arena: &Arena) -> Option<u32> {
+        let raw = !self.raw.is_empty();
+        let queue = self.queue(raw);
         for _ in 0..SECOND_CHANCES_MAX {
-            let frame = self.lru.front()?;
+            let frame = queue.front()?;
             if !arena.meta(frame).take_referenced() {
                 break;
             }
-            self.lru.remove(arena, frame);
-            self.lru.push_back(arena, frame);
+            queue.remove(arena, frame);
+            queue.push_back(arena, frame);
         }
-        self.lru.front()
+        queue.front()
     }
 
     fn knows_owners(&self, arena: &Arena, frame: u32, of: &Buddies, slots: &impl Slots) -> bool {
@@ -263,10 +320,11 @@ impl Zbud {
     /// Takes a frame off all lists; see the module's description.
     fn close(&mut self, arena: &Arena, frame: u32) {
         let meta = self.own(arena, frame);
-        if !meta.is_raw() {
-            self.unbin(arena, frame, &meta.buddies());
+        let raw = meta.layout.is_raw();
+        if !raw {
+            self.unbin(arena, frame, &meta.layout.buddies());
         }
-        self.lru.remove(arena, frame);
+        self.queue(raw).remove(arena, frame);
         meta.close();
         self.counters.closed_pageframes += 1;
     }
@@ -278,8 +336,8 @@ impl Zbud {
 
     fn header(&self, arena: &Arena, placed: Placed) -> Header {
         let meta = self.own(arena, placed.frame);
-        if meta.is_raw() {
-            return Header::from_bytes(meta.raw_header());
+        if meta.layout.is_raw() {
+            return Header::from_bytes(meta.layout.raw_header());
         }
         let mut bytes = [0; HEADER_BYTES];
         // SAFETY: the frame is this class's, see `place_raw`.
@@ -311,7 +369,7 @@ impl Zbud {
     ) -> Placed {
         // SAFETY: the frame is this class's, see `place_raw`; or the spare just turned into one.
         unsafe { arena.write(frame, offset * GRANULE, zpage) };
-        self.own(arena, frame).set_buddies(buddies);
+        self.own(arena, frame).layout.set_buddies(buddies);
         self.bin(arena, frame, buddies);
         if buddies.count() > 1 {
             self.lru.remove(arena, frame);

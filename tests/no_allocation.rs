@@ -11,8 +11,8 @@ use std::cell::Cell;
 use std::ptr::NonNull;
 
 use tmem::{
-    Batches, ClientId, Config, Engine, Handle, OBJECT_PAGES, PAGE_SIZE, Page, PoolId, PoolKind,
-    Queue, Step, Way,
+    BACKING_BYTES_MIN, Batches, ClientId, Config, Engine, Got, Handle, OBJECT_PAGES, PAGE_SIZE,
+    Page, PoolId, PoolKind, Queue, Step, Way,
 };
 
 struct Counting;
@@ -40,6 +40,9 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
+/// What tables and buffers of a small backing file take of the limit.
+const BACKING: u64 = (9 << 18) + PAGE_SIZE as u64;
+
 const PAGES: u64 = 2 * OBJECT_PAGES as u64;
 
 struct Path {
@@ -53,7 +56,12 @@ struct Path {
 
 impl Path {
     fn new() -> Self {
-        let limit = Config::limit_min(4) + 200 * PAGE_SIZE as u64;
+        Self::with_room(0)
+    }
+
+    /// With so many bytes more than a few pages need.
+    fn with_room(bytes: u64) -> Self {
+        let limit = Config::limit_min(4) + 200 * PAGE_SIZE as u64 + bytes;
         let engine = Engine::new(&Config { limit, limit_max: limit, shards: 4 }).unwrap();
         let client = engine.create_client().unwrap();
         let swap = engine.create_pool(client, PoolKind::Persistent, PAGES).unwrap();
@@ -148,6 +156,46 @@ fn batches_do_not_allocate() {
     }
     assert_eq!(ALLOCATIONS.with(Cell::get), before, "a batch allocated or freed");
     assert!(helped > 0 && refused > 0, "not every path ran: {helped} {refused}");
+}
+
+/// Nor does writing back and reading back: puts wait for the one, and readers for the other.
+#[test]
+fn writeback_does_not_allocate() {
+    let mut path = Path::with_room(BACKING);
+    let mut writeback = path.engine.attach_backing(BACKING_BYTES_MIN, Some(&[5; 32])).unwrap();
+    let mut file = vec![0u8; BACKING_BYTES_MIN as usize];
+    let (mut page, mut image) = ([0; PAGE_SIZE], [0; PAGE_SIZE]);
+    let before = ALLOCATIONS.with(Cell::get);
+    let mut random = 1u64;
+    for round in 0..20 * PAGES {
+        random = random.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        let handle = Handle::from_page(path.swap, (random >> 40) % PAGES);
+        // It is full now and then, when nothing of the log is worth cleaning.
+        let _ = path.engine.put(&mut path.queue, handle, &path.pages[round as usize % 8]);
+        while let Some(job) = writeback.next(&path.engine, round) {
+            let bytes = &mut file[job.offset as usize..][..job.bytes];
+            let buffer = writeback.buffer(job.unit).as_ptr();
+            // SAFETY: the unit's buffer has the job's bytes, and is ours until the job has ended.
+            unsafe {
+                match job.is_write {
+                    true => bytes.as_mut_ptr().copy_from_nonoverlapping(buffer, job.bytes),
+                    false => buffer.copy_from_nonoverlapping(bytes.as_ptr(), job.bytes),
+                }
+            }
+            writeback.ended(&path.engine, job.unit, Ok(()), round);
+        }
+        let handle = Handle::from_page(path.swap, round * 3 % PAGES);
+        if let Ok(Got::Backed(backed)) = path.engine.get(&mut path.queue, handle, &mut page) {
+            image.copy_from_slice(&file[backed.offset() as usize..][..PAGE_SIZE]);
+            let got =
+                path.engine.get_backed(&mut path.queue, handle, backed, &mut image, &mut page);
+            assert_eq!(got, Ok(Got::Hit));
+        }
+    }
+    assert_eq!(ALLOCATIONS.with(Cell::get), before, "writeback allocated or freed");
+    let stats = path.engine.stats();
+    let happened = [stats.pools.bd_writes, stats.pools.bd_reads, stats.log.log_cleaned_segments];
+    assert!(happened.iter().all(|&count| count > 0), "not every path ran: {happened:?}");
 }
 
 /// Waiting for another thread's lock does not allocate either, not even the first time.

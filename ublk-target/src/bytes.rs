@@ -122,7 +122,11 @@ impl BlockDevice {
 
     fn read_page(&self, queue: &mut Queue, number: u64, page: &mut Page) -> Result<(), Errno> {
         let handle = self.handle_of(number);
-        self.engine().get_or_zeros(queue, handle, page).map_err(|_| Errno::IO)
+        match self.engine().get_or_zeros(queue, handle, page) {
+            Ok(None) => Ok(()),
+            // No backing file is attached, so nothing is on one.
+            Ok(Some(_)) | Err(_) => Err(Errno::IO),
+        }
     }
 
     fn put_page(&self, queue: &mut Queue, number: u64, page: &Page) -> Stored {

@@ -1,0 +1,268 @@
+//! Cleaning: what is alive in a segment goes elsewhere, and the segment is free.
+//!
+//! ```text
+//!   segment in hand --read--> unit --what is alive, packed anew--> unit --write--> slots point there
+//! ```
+//!
+//! A segment that is being cleaned (a *victim*) is in hand until all that was alive in it has been written
+//! elsewhere, so its place is not used again before, and a slot that points into it points at what was
+//! read. It is let go unfinished when there is no room for what is alive in it, and is as it was then.
+//!
+//! There is always a segment that can be opened for it: some are in reserve, and one of these has frames for its
+//! entries, or there are frames for them. As no victim has more alive than 11/12 of what it takes, each one
+//! that is cleaned makes room for a part of the next.
+
+use super::segments::SEGMENT_BLOCKS;
+use super::unit::{State, UNIT_BLOCKS, Unit};
+use super::writeback::{Job, READER, Writeback};
+use crate::engine::Engine;
+use crate::frame::{FRAME_GRANULES, GRANULE};
+use crate::shard::Passage;
+use crate::zpage::{HEADER_BYTES, Header};
+
+/// Segments that are opened for cleaning only: what is cleaned needs room before it makes any.
+pub(super) const RESERVE_SEGMENTS: u32 = 2;
+
+/// Cleaning begins below so many free segments.
+pub(super) const CLEAN_BELOW: u32 = RESERVE_SEGMENTS + 4;
+
+/// Segments that can be in hand to be cleaned.
+pub(super) const VICTIMS: usize = 4;
+
+/// How often the write of what was packed is tried before it stays where it was.
+const TRIES: u32 = 4;
+
+/// A segment that is being cleaned.
+pub(super) struct Victim {
+    segment: u32,
+    /// Blocks that were read, or are being read, or are not to be read any more.
+    read: u32,
+    /// Units that what was alive in it is in.
+    units: u32,
+}
+
+impl Victim {
+    fn is_read(&self) -> bool {
+        self.read == SEGMENT_BLOCKS
+    }
+}
+
+impl Writeback {
+    /// Reads a part of a segment that is to be cleaned, or writes what was packed.
+    pub(super) fn clean(&mut self) -> Option<Job> {
+        if self.units[READER].state != State::Idle {
+            return None;
+        }
+        if self.victims.iter().all(Victim::is_read) && !self.choose_victim() {
+            return self.flush_packed();
+        }
+        if !self.can_pack() {
+            // What is packed already may make room when it is written; then others have a turn.
+            self.victims.iter_mut().for_each(|victim| victim.read = SEGMENT_BLOCKS);
+            self.close_victims();
+            return self.flush_packed();
+        }
+        // A part of a segment may fill the rest of one unit and two more, at a segment's end.
+        let idle = self.packing().iter().filter(|unit| unit.state == State::Idle).count();
+        if idle < 2 {
+            return None;
+        }
+        let victim = self.victims.iter_mut().find(|victim| !victim.is_read())?;
+        let first = victim.segment * SEGMENT_BLOCKS + victim.read;
+        victim.read += UNIT_BLOCKS;
+        let unit = &mut self.units[READER];
+        unit.begin(first, UNIT_BLOCKS);
+        unit.blocks = UNIT_BLOCKS;
+        Some(self.start(READER, State::Reading))
+    }
+
+    /// The units that what is alive is packed into.
+    fn packing(&self) -> &[Unit] {
+        &self.units[READER + 1..]
+    }
+
+    fn filling(&self) -> Option<usize> {
+        let at = self.packing().iter().position(|unit| unit.state == State::Filling)?;
+        Some(READER + 1 + at)
+    }
+
+    /// Whether there is room for all that may be alive in a part of a segment.
+    pub(super) fn can_pack(&self) -> bool {
+        let filled = self.filling().map_or(0, |at| self.units[at].blocks);
+        let left = self.cleaning.room().map_or(0, |(_, left)| left);
+        left - filled >= UNIT_BLOCKS || self.packable().is_some()
+    }
+
+    /// The segment that would be cleaned to next.
+    fn packable(&self) -> Option<u32> {
+        let from = self.cleaning.next(self.log.segments().count());
+        self.log.openable(from, &self.cleaning_hand)
+    }
+
+    /// Takes the segment in hand of which the least is alive; false if none is to be cleaned.
+    fn choose_victim(&mut self) -> bool {
+        if self.victims.len() == VICTIMS {
+            return false;
+        }
+        let Some(segment) = self.candidate.take() else { return false };
+        if !self.log.segments().take(segment) {
+            return false;
+        }
+        self.victims.push(Victim { segment, read: 0, units: 0 });
+        true
+    }
+
+    /// Writes what is packed though it does not fill a unit: segments wait for that.
+    fn flush_packed(&mut self) -> Option<Job> {
+        let at = self.filling()?;
+        self.finish(at);
+        Some(self.start(at, State::Writing))
+    }
+
+    /// Tries the write of what was packed again, if it was tried less than a few times: to the same blocks,
+    /// sealed as it is. False for any other unit.
+    pub(super) fn retry(&mut self, at: usize) -> bool {
+        let unit = &mut self.units[at];
+        let is_to_try = at > READER && unit.tries + 1 < TRIES;
+        if is_to_try {
+            unit.tries += 1;
+            unit.state = State::Ready;
+        }
+        is_to_try
+    }
+
+    /// A part of a segment could not be read. What is alive there stays, and the segment is not chosen again: so
+    /// a file that cannot be read is not read for ever.
+    pub(super) fn give_up_reading(&mut self, at: usize) {
+        let Unit { first, blocks, .. } = self.units[at];
+        let is_alive = |block| self.log.entry(block).layout.live() > 0;
+        if (first..first + blocks).any(is_alive) {
+            self.log.segments().spoil(first / SEGMENT_BLOCKS);
+        }
+        self.units[at].clear();
+        self.close_victims();
+    }
+
+    /// Looks through what was read of a segment, and packs what is alive anew.
+    pub(super) fn sort(&mut self, engine: &Engine, at: usize) {
+        let Unit { first, blocks, .. } = self.units[at];
+        let segment = first / SEGMENT_BLOCKS;
+        for n in 0..blocks {
+            if !self.sort_block(engine, segment, n, first + n) {
+                let victim = self.victims.iter_mut().find(|victim| victim.segment == segment);
+                victim.expect("it is being read").read = SEGMENT_BLOCKS;
+                break;
+            }
+        }
+        self.units[at].clear();
+        self.close_victims();
+    }
+
+    /// Packs what is alive in a block that was read; false if there is no room for it.
+    fn sort_block(&mut self, engine: &Engine, source: u32, n: u32, block: u32) -> bool {
+        let layout = &self.log.entry(block).layout;
+        if layout.live() == 0 {
+            return true;
+        }
+        let buddies = layout.buddies();
+        let raw = layout.is_raw().then(|| Header::from_bytes(layout.raw_header()));
+        let key = self.log.key_to(block);
+        let mut image = *self.buffers.image(READER, n);
+        if !self.log.unseal(&key, &mut image) {
+            // What is alive in it cannot be moved; whoever gets it will be told.
+            self.log.segments().spoil(source);
+            return true;
+        }
+        for extent in buddies.as_slice() {
+            let bytes = &image[extent.offset * GRANULE..extent.end() * GRANULE];
+            let head =
+                || Header::from_bytes(*bytes.first_chunk::<HEADER_BYTES>().expect("a zpage"));
+            let owner = raw.unwrap_or_else(head).owner();
+            let passage = engine.shard(owner).passage(owner, block, extent.offset as u8);
+            if passage.is_some_and(|passage| !self.pack(source, passage, bytes, raw)) {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Adds a zpage to the unit that is being filled; false if there is no room for it in the log.
+    fn pack(&mut self, source: u32, passage: Passage, bytes: &[u8], raw: Option<Header>) -> bool {
+        let granules = bytes.len() / GRANULE;
+        loop {
+            let Some(at) = self.filling().or_else(|| self.begin_packing()) else { return false };
+            let unit = &mut self.units[at];
+            let Some((n, offset)) = unit.place(granules, raw) else {
+                self.finish(at);
+                continue;
+            };
+            let start = offset * GRANULE;
+            self.buffers.image(at, n)[start..start + bytes.len()].copy_from_slice(bytes);
+            let passage = Passage { granule: offset as u8, ..passage };
+            unit.passages.push((unit.first + n, passage));
+            if !unit.sources.contains(&source) {
+                unit.sources.push(source);
+                let victim = self.victims.iter_mut().find(|victim| victim.segment == source);
+                victim.expect("it is being read").units += 1;
+            }
+            return true;
+        }
+    }
+
+    fn begin_packing(&mut self) -> Option<usize> {
+        let idle = |unit: &Unit| unit.state == State::Idle;
+        let at = READER + 1 + self.packing().iter().position(idle)?;
+        if !self.cleaning.is_open() {
+            let segment = self.packable()?;
+            self.log.open(segment, &mut self.cleaning_hand);
+            self.cleaning.begin(segment);
+        }
+        let (first, room) = self.cleaning.room()?;
+        self.units[at].begin(first, room);
+        Some(at)
+    }
+
+    /// Makes a unit that was packed ready to be written.
+    fn finish(&mut self, at: usize) {
+        let unit = &mut self.units[at];
+        self.cleaning.take(unit.blocks);
+        let mut used = 0;
+        for n in 0..unit.blocks {
+            let block = unit.first + n;
+            let (buddies, raw) = unit.draft(n);
+            match raw {
+                Some(raw) => self.log.entry(block).layout.lay_out_raw(raw.to_bytes()),
+                None => self.log.entry(block).layout.lay_out(buddies),
+            }
+            used += buddies.used_granules();
+            self.log.seal(block, self.buffers.image(at, n));
+        }
+        // Not what is left over in its blocks: to pack them once more would give nothing.
+        self.log.segments().use_up(unit.first / SEGMENT_BLOCKS, used);
+        unit.state = State::Ready;
+    }
+
+    /// A unit with what was alive in segments has ended.
+    pub(super) fn forget_sources(&mut self, at: usize) {
+        for source in &self.units[at].sources {
+            let victim = self.victims.iter_mut().find(|victim| victim.segment == *source);
+            victim.expect("a segment is in hand while what was in it is written").units -= 1;
+        }
+    }
+
+    /// Lets segments go that were read, and of which everything alive is elsewhere or has to stay.
+    pub(super) fn close_victims(&mut self) {
+        let reading = &self.units[READER];
+        let read = (reading.state == State::Reading).then_some(reading.first / SEGMENT_BLOCKS);
+        let (segments, tally) = (self.log.segments(), self.log.tally());
+        self.victims.retain(|victim| {
+            let is_over = victim.is_read() && victim.units == 0 && read != Some(victim.segment);
+            if is_over && segments.close(victim.segment) {
+                tally.add_cleaned();
+            }
+            !is_over
+        });
+    }
+}
+
+const _: () = assert!(SEGMENT_BLOCKS.is_multiple_of(UNIT_BLOCKS) && FRAME_GRANULES <= 256);

@@ -1,0 +1,263 @@
+//! The log: blocks by number, and whose zpages in them are alive.
+//!
+//! A block is number `segment * SEGMENT_BLOCKS + n`, and lies at that times 4 KiB in the backing file.
+//! Slots point at blocks; the shards, which own slots, tell the log of each zpage that a slot points at
+//! from now on ([`Log::enliven`]) or no longer ([`Log::deaden`]). One thread opens, takes and closes segments.
+//!
+//! Entries of blocks are in frames of the arena. A segment gets them when it is opened and keeps them while it is
+//! in use; [`Log::trim`] gives back those of free segments.
+
+use std::io;
+use std::sync::Arc;
+
+use super::block::{BLOCKS_PER_FRAME, BlockMeta};
+use super::seal::{KEY_BYTES, Place, Seal};
+use super::segments::{SEGMENT_BLOCKS, SEGMENT_FRAMES, Segments};
+use crate::arena::Arena;
+use crate::frame::{Extent, GRANULE, Use};
+use crate::handle::{PAGE_SIZE, Page};
+use crate::stats::LogCounters;
+use crate::sync::{AtomicU64, Ordering};
+use crate::zpage::Header;
+
+/// See the module's description.
+pub(crate) struct Log {
+    arena: Arc<Arena>,
+    segments: Segments,
+    seal: Seal,
+    /// Whether the log takes what the pool has no room for: 1 or 0.
+    accepts: AtomicU64,
+    /// Frames that hold entries, or are kept to.
+    frames: AtomicU64,
+    tally: Tally,
+}
+
+impl Log {
+    /// A log of so many segments; sealed by the key, or by a checksum.
+    pub(crate) fn new(
+        arena: Arc<Arena>,
+        segments: u32,
+        key: Option<&[u8; KEY_BYTES]>,
+    ) -> io::Result<Self> {
+        let (segments, seal) = (Segments::new(segments)?, Seal::new(key));
+        let (accepts, frames) = (AtomicU64::new(0), AtomicU64::new(0));
+        Ok(Self { arena, segments, seal, accepts, frames, tally: Tally::new() })
+    }
+
+    pub(crate) fn segments(&self) -> &Segments {
+        &self.segments
+    }
+
+    pub(crate) fn tally(&self) -> &Tally {
+        &self.tally
+    }
+
+    /// What it holds, and what was done for that.
+    pub(crate) fn counters(&self) -> LogCounters {
+        let count = |count: &AtomicU64| count.load(Ordering::Acquire);
+        let tally = &self.tally;
+        LogCounters {
+            log_segments: self.segments.count().into(),
+            log_segments_free: self.segments.free().into(),
+            log_live_bytes: self.segments.live() * GRANULE as u64,
+            log_written_bytes: count(&tally.written) * PAGE_SIZE as u64,
+            log_cleaner_written_bytes: count(&tally.packed) * PAGE_SIZE as u64,
+            log_cleaned_segments: count(&tally.cleaned),
+            log_failed_jobs: count(&tally.failed),
+            outstanding_writeback_pages: count(&tally.outstanding),
+        }
+    }
+
+    /// Frames that hold entries of blocks, or are kept for that.
+    pub(crate) fn frames(&self) -> u64 {
+        self.frames.load(Ordering::Acquire)
+    }
+
+    /// Whether a put that finds no frame may wait for the log to take some.
+    pub(crate) fn accepts(&self) -> bool {
+        self.accepts.load(Ordering::Acquire) != 0
+    }
+
+    pub(crate) fn set_accepts(&self, accepts: bool) {
+        self.accepts.store(accepts.into(), Ordering::Release);
+    }
+
+    /// Counts a zpage in a block of a segment in hand as alive.
+    pub(crate) fn enliven(&self, block: u32, granule: u8) {
+        self.segments.enliven(block / SEGMENT_BLOCKS, self.extent(block, granule).length);
+        self.entry(block).layout.enliven_one();
+    }
+
+    /// Counts a zpage as dead: the slot that pointed at it does so no longer.
+    pub(crate) fn deaden(&self, block: u32, granule: u8) {
+        let length = self.extent(block, granule).length;
+        self.entry(block).layout.deaden_one();
+        // Last, for the segment may be free by this.
+        self.segments.deaden(block / SEGMENT_BLOCKS, length);
+    }
+
+    /// How to read a zpage that a slot points at.
+    pub(crate) fn find(&self, block: u32, granule: u8) -> Found {
+        let layout = &self.entry(block).layout;
+        let raw = layout.is_raw().then(|| Header::from_bytes(layout.raw_header()));
+        Found { key: self.key_to(block), extent: self.extent(block, granule), raw }
+    }
+
+    /// A zpage's place in its block.
+    fn extent(&self, block: u32, granule: u8) -> Extent {
+        let buddies = self.entry(block).layout.buddies();
+        let extent = buddies.as_slice().iter().find(|extent| extent.offset == usize::from(granule));
+        *extent.expect("a slot points at a zpage that its block does not know")
+    }
+
+    /// A block's entry. Its segment is in use.
+    pub(crate) fn entry(&self, block: u32) -> &BlockMeta {
+        let (segment, at) = (block / SEGMENT_BLOCKS, (block % SEGMENT_BLOCKS) as usize);
+        let frames =
+            self.segments.frames(segment).expect("a block of a segment that is not in use");
+        let frame = frames[at / BLOCKS_PER_FRAME];
+        // SAFETY: the frame is the segment's, which gave it entries when it got it and keeps it while a
+        // block of it is in use.
+        let entries = unsafe { self.arena.blocks(frame) };
+        &entries[at % BLOCKS_PER_FRAME]
+    }
+
+    /// Seals an image that is to be written to a block of a segment in hand, for the first time since that was
+    /// opened.
+    pub(crate) fn seal(&self, block: u32, image: &mut Page) {
+        let tag = self.seal.close(self.place(block), image);
+        self.entry(block).set_tag(tag);
+    }
+
+    /// How to open an image of a block once it is read; whatever becomes of the block meanwhile.
+    pub(crate) fn key_to(&self, block: u32) -> BlockKey {
+        BlockKey { place: self.place(block), tag: self.entry(block).tag() }
+    }
+
+    /// Opens an image that was read; false if it is not what was written.
+    pub(crate) fn unseal(&self, key: &BlockKey, image: &mut Page) -> bool {
+        self.seal.open(key.place, key.tag, image)
+    }
+
+    /// Which use of a block's segment this is.
+    pub(crate) fn sequence(&self, block: u32) -> u64 {
+        self.segments.sequence(block / SEGMENT_BLOCKS)
+    }
+
+    fn place(&self, block: u32) -> Place {
+        Place { sequence: self.sequence(block), block: block % SEGMENT_BLOCKS }
+    }
+
+    /// Takes a free segment in hand. If it has no frames for the entries of its blocks, it gets those in `hand`.
+    pub(crate) fn open(&self, segment: u32, hand: &mut Vec<u32>) {
+        self.segments.open(segment);
+        if self.segments.frames(segment).is_none() {
+            let frames = *hand.first_chunk::<SEGMENT_FRAMES>().expect("it is openable");
+            hand.drain(..SEGMENT_FRAMES);
+            for frame in frames {
+                // SAFETY: the hand's frames were popped from the arena and are on no list.
+                unsafe { self.arena.zero(frame) };
+                self.arena.meta(frame).reset(Use::Blocks);
+            }
+            self.segments.set_frames(segment, Some(frames));
+        }
+        let first = segment * SEGMENT_BLOCKS;
+        (first..first + SEGMENT_BLOCKS).for_each(|block| self.entry(block).layout.clear());
+    }
+
+    /// A free segment that can be opened, looked for from number `from` on and then round: one that has frames, or
+    /// if there are enough in hand, any.
+    pub(crate) fn openable(&self, from: u32, hand: &[u32]) -> Option<u32> {
+        let with_frames = self.segments.find_free(from, true);
+        with_frames.or_else(|| match hand.len() {
+            SEGMENT_FRAMES => self.segments.find_free(from, false),
+            _ => None,
+        })
+    }
+
+    /// Counts a frame of the arena that is kept for entries.
+    pub(crate) fn count_frame(&self) {
+        self.frames.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// Gives a frame back to the arena.
+    pub(crate) fn give_back(&self, frame: u32) {
+        self.arena.push(frame);
+        self.frames.fetch_sub(1, Ordering::AcqRel);
+    }
+
+    /// Gives back the frames of free segments, but for `keep` of them. For the thread that opens segments.
+    pub(crate) fn trim(&self, keep: usize) {
+        let free = (0..self.segments.count()).filter(|segment| self.segments.is_free(*segment));
+        let with_frames = free.filter_map(|at| Some((at, self.segments.frames(at)?)));
+        for (segment, frames) in with_frames.skip(keep) {
+            self.segments.set_frames(segment, None);
+            frames.into_iter().for_each(|frame| self.give_back(frame));
+        }
+    }
+}
+
+/// What was done with the backing file.
+pub(crate) struct Tally {
+    /// Blocks of frames.
+    written: AtomicU64,
+    /// Blocks that the cleaner has packed and written.
+    packed: AtomicU64,
+    /// Segments cleaned.
+    cleaned: AtomicU64,
+    /// Jobs that failed.
+    failed: AtomicU64,
+    /// Zpages that are being written.
+    outstanding: AtomicU64,
+}
+
+impl Tally {
+    fn new() -> Self {
+        let zero = || AtomicU64::new(0);
+        Self {
+            written: zero(),
+            packed: zero(),
+            cleaned: zero(),
+            failed: zero(),
+            outstanding: zero(),
+        }
+    }
+
+    /// Counts blocks that were written, for frames or by the cleaner.
+    pub(crate) fn add_written(&self, blocks: u32, by_cleaner: bool) {
+        let count = if by_cleaner { &self.packed } else { &self.written };
+        count.fetch_add(blocks.into(), Ordering::AcqRel);
+    }
+
+    pub(crate) fn add_cleaned(&self) {
+        self.cleaned.fetch_add(1, Ordering::AcqRel);
+    }
+
+    pub(crate) fn add_failed(&self) {
+        self.failed.fetch_add(1, Ordering::AcqRel);
+    }
+
+    pub(crate) fn add_outstanding(&self, zpages: usize) {
+        self.outstanding.fetch_add(zpages as u64, Ordering::AcqRel);
+    }
+
+    pub(crate) fn sub_outstanding(&self, zpages: usize) {
+        self.outstanding.fetch_sub(zpages as u64, Ordering::AcqRel);
+    }
+}
+
+/// What is needed to read a page from an image of its block.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Found {
+    pub(crate) key: BlockKey,
+    pub(crate) extent: Extent,
+    /// The header, if that is not in the image because the page is raw.
+    pub(crate) raw: Option<Header>,
+}
+
+/// What opens the image of one block, in one use of it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct BlockKey {
+    place: Place,
+    tag: [u8; super::block::TAG_BYTES],
+}

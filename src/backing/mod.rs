@@ -1,0 +1,33 @@
+//! What is held of pages on the backing file: a log.
+//!
+//! The backing file is cut into segments, and a segment into blocks of 4 KiB. A block is a frame's
+//! image, zpages as they were, sealed. Segments are written from end to end, and never in place: what
+//! becomes of a page afterwards makes its zpage in the log dead. A segment without a live zpage is
+//! free again; one with few is cleaned, by writing those few elsewhere.
+//!
+//! Nothing of this outlives the machine: what says where a page is, and the key without which it
+//! cannot be read, are in memory only. So the file has no metadata.
+//!
+//! Nobody in here does I/O, and nothing but [`writeback`] knows that there are frames and shards.
+//! That says what is to be written and read, and is told what became of it.
+
+mod attach;
+mod block;
+mod cleaner;
+#[allow(unsafe_code)]
+mod log;
+mod policy;
+mod seal;
+#[allow(unsafe_code)]
+mod segments;
+mod stream;
+#[allow(unsafe_code)]
+mod unit;
+mod writeback;
+
+pub use attach::{BACKING_BYTES_MIN, BackingError};
+pub(crate) use block::{BLOCKS_PER_FRAME, BlockMeta};
+pub(crate) use log::{Found, Log};
+pub use seal::KEY_BYTES;
+pub(crate) use segments::SEGMENT_FRAMES;
+pub use writeback::{Job, JobFailed, Writeback};

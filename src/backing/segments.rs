@@ -1,0 +1,345 @@
+//! Segments: which parts of the backing file are free, and how much of the others is of use still.
+//!
+//! ```text
+//!            open                       close, and nothing is live
+//!   free ------------> in hand ------------------------------------> free
+//!    ^                 |     ^
+//!    |           close |     | take (to clean it)
+//!    |                 v     |
+//!    +---------------- sealed
+//!     the last live zpage dies
+//! ```
+//!
+//! One thread has segments *in hand*: it fills or cleans them. Everybody else may only make what is in
+//! one of them dead, under the lock of the shard whose zpage that was; who does so to the last live one
+//! of a sealed segment has freed it by that, and need do nothing for it. So state and live granules are
+//! one word. Entries are memory that outlives the process.
+
+use std::io;
+use std::sync::atomic::{AtomicU32, AtomicU64 as Word, Ordering};
+
+use crate::frame::NIL;
+use crate::handle::PAGE_SIZE;
+use crate::region::Region;
+use crate::sync::schedule_point;
+
+use super::block::BLOCKS_PER_FRAME;
+
+/// Blocks of a segment: 1 MiB.
+pub(crate) const SEGMENT_BLOCKS: u32 = 256;
+
+/// Bytes of a segment.
+pub(crate) const SEGMENT_BYTES: u64 = SEGMENT_BLOCKS as u64 * PAGE_SIZE as u64;
+
+/// Segments that a log can have, 256 GiB: they are looked through for the one to clean.
+pub(crate) const SEGMENTS_MAX: u32 = 1 << 18;
+
+/// Frames that hold the entries of a segment's blocks.
+pub(crate) const SEGMENT_FRAMES: usize = SEGMENT_BLOCKS as usize / BLOCKS_PER_FRAME;
+
+const META_BYTES: usize = size_of::<SegmentMeta>();
+
+const IN_HAND: u64 = 1 << 63;
+/// The rest of the word: live granules.
+const LIVE: u64 = IN_HAND - 1;
+
+/// A segment is worth cleaning when at least this part of what is used up of it is dead. So no more than so many
+/// bytes are written for each that comes, and when no segment is worth it the log is full.
+const DEAD_PART: u64 = 12;
+
+const _: () = assert!(PAGE_SIZE.is_multiple_of(META_BYTES));
+
+/// What is known of a segment.
+#[repr(C)]
+struct SegmentMeta {
+    /// In hand or not, and granules of live zpages.
+    word: Word,
+    /// How often any segment had been opened when this one was last: no two uses of one place share it.
+    sequence: Word,
+    /// Where its blocks' entries are, less one as long as there are none.
+    frames: [AtomicU32; SEGMENT_FRAMES],
+    /// Whether cleaning it has failed: 1 or 0.
+    spoiled: AtomicU32,
+    /// Granules that were used up since it was opened.
+    used: AtomicU32,
+}
+
+/// See the module's description.
+pub(crate) struct Segments {
+    table: Region,
+    count: u32,
+    free: Word,
+    live: Word,
+    sequence: Word,
+}
+
+impl Segments {
+    /// So many segments, all of them free.
+    pub(crate) fn new(count: u32) -> io::Result<Self> {
+        assert!(count > 0 && count <= SEGMENTS_MAX);
+        let table = Region::new("tmem-segments", count as usize * META_BYTES)?;
+        table.populate(0, table.bytes())?;
+        let (free, live, sequence) = (Word::new(count.into()), Word::new(0), Word::new(0));
+        Ok(Self { table, count, free, live, sequence })
+    }
+
+    pub(crate) fn count(&self) -> u32 {
+        self.count
+    }
+
+    /// Segments that can be opened.
+    pub(crate) fn free(&self) -> u32 {
+        // One that was opened before it was counted makes it negative for a moment.
+        u32::try_from(self.free.load(Ordering::Acquire) as i64).unwrap_or(0)
+    }
+
+    /// Granules of live zpages in all of them.
+    pub(crate) fn live(&self) -> u64 {
+        self.live.load(Ordering::Acquire)
+    }
+
+    /// Bytes of memory that the table takes.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.table.bytes() as u64
+    }
+
+    pub(crate) fn is_locked(&self) -> bool {
+        self.table.is_locked()
+    }
+
+    /// The sequence number that a block's segment was opened with.
+    pub(crate) fn sequence(&self, segment: u32) -> u64 {
+        self.meta(segment).sequence.load(Ordering::Acquire)
+    }
+
+    /// The frames with a segment's entries.
+    pub(crate) fn frames(&self, segment: u32) -> Option<[u32; SEGMENT_FRAMES]> {
+        let mut frames = [NIL; SEGMENT_FRAMES];
+        for (frame, kept) in frames.iter_mut().zip(&self.meta(segment).frames) {
+            *frame = kept.load(Ordering::Acquire).checked_sub(1)?;
+        }
+        Some(frames)
+    }
+
+    /// Gives a segment in hand, or a free one, frames for its entries, or takes them from it.
+    pub(crate) fn set_frames(&self, segment: u32, frames: Option<[u32; SEGMENT_FRAMES]>) {
+        for (at, kept) in self.meta(segment).frames.iter().enumerate() {
+            kept.store(frames.map_or(0, |frames| frames[at] + 1), Ordering::Release);
+        }
+    }
+
+    /// A free segment that has frames for its entries, or one that has none, looked for from number `from`
+    /// on and then round. It stays free until it is opened.
+    pub(crate) fn find_free(&self, from: u32, with_frames: bool) -> Option<u32> {
+        if self.free() == 0 {
+            return None;
+        }
+        let fits = |segment: &u32| {
+            self.is_free(*segment) && self.frames(*segment).is_some() == with_frames
+        };
+        (from..self.count).chain(0..from).find(fits)
+    }
+
+    /// Whether a free segment other than this one has frames.
+    pub(crate) fn has_other_with_frames(&self, one: u32) -> bool {
+        (0..self.count).any(|segment| {
+            segment != one && self.is_free(segment) && self.frames(segment).is_some()
+        })
+    }
+
+    /// Takes a free segment in hand.
+    pub(crate) fn open(&self, segment: u32) {
+        let meta = self.meta(segment);
+        let opened = meta.word.compare_exchange(0, IN_HAND, Ordering::AcqRel, Ordering::Relaxed);
+        assert!(opened.is_ok(), "segment {segment} is opened and not free");
+        self.free.fetch_sub(1, Ordering::AcqRel);
+        let sequence = self.sequence.fetch_add(1, Ordering::AcqRel) + 1;
+        meta.sequence.store(sequence, Ordering::Release);
+        meta.spoiled.store(0, Ordering::Release);
+        meta.used.store(0, Ordering::Release);
+    }
+
+    /// Takes a sealed segment in hand, so that it does not become free; false if it is free now.
+    pub(crate) fn take(&self, segment: u32) -> bool {
+        schedule_point();
+        let word = &self.meta(segment).word;
+        let mut now = word.load(Ordering::Acquire);
+        while now != 0 {
+            assert_eq!(now & IN_HAND, 0, "segment {segment} is in hand already");
+            let taken = now | IN_HAND;
+            match word.compare_exchange(now, taken, Ordering::AcqRel, Ordering::Acquire) {
+                Ok(_) => return true,
+                Err(changed) => now = changed,
+            }
+        }
+        false
+    }
+
+    /// Lets a segment in hand go: it is sealed, or free if nothing in it is live; true if it is free.
+    pub(crate) fn close(&self, segment: u32) -> bool {
+        schedule_point();
+        let before = self.meta(segment).word.fetch_and(LIVE, Ordering::AcqRel);
+        assert_ne!(before & IN_HAND, 0, "segment {segment} is not in hand");
+        let is_free = before == IN_HAND;
+        if is_free {
+            self.free.fetch_add(1, Ordering::AcqRel);
+        }
+        is_free
+    }
+
+    /// Counts so many granules of a segment in hand as used up: nothing else can be there until it is opened
+    /// again. All that is to be alive there is counted before it is.
+    pub(crate) fn use_up(&self, segment: u32, granules: usize) {
+        self.meta(segment).used.fetch_add(granules as u32, Ordering::AcqRel);
+    }
+
+    /// Counts so many granules of a segment in hand as live.
+    pub(crate) fn enliven(&self, segment: u32, granules: usize) {
+        let before = self.meta(segment).word.fetch_add(granules as u64, Ordering::AcqRel);
+        assert_ne!(before & IN_HAND, 0, "segment {segment} is not in hand");
+        self.live.fetch_add(granules as u64, Ordering::AcqRel);
+    }
+
+    /// Counts so many granules as dead.
+    pub(crate) fn deaden(&self, segment: u32, granules: usize) {
+        schedule_point();
+        let granules = granules as u64;
+        self.live.fetch_sub(granules, Ordering::AcqRel);
+        schedule_point();
+        let before = self.meta(segment).word.fetch_sub(granules, Ordering::AcqRel);
+        assert!(before & LIVE >= granules, "segment {segment} has less than nothing live");
+        if before == granules {
+            schedule_point();
+            self.free.fetch_add(1, Ordering::AcqRel);
+        }
+    }
+
+    /// Granules of a segment's live zpages; none if it is free or in hand.
+    fn sealed_live(&self, segment: u32) -> Option<u64> {
+        let word = self.meta(segment).word.load(Ordering::Acquire);
+        (word != 0 && word & IN_HAND == 0).then_some(word)
+    }
+
+    /// The sealed segment of which the least is alive, so that cleaning it costs least and gives most; none
+    /// if none is worth it. One whose cleaning has failed never is.
+    pub(crate) fn emptiest(&self) -> Option<u32> {
+        let part_alive = |segment: u32| {
+            let (live, meta) = (self.sealed_live(segment)?, self.meta(segment));
+            let used = u64::from(meta.used.load(Ordering::Acquire));
+            let is_worth_it =
+                (used - live) * DEAD_PART >= used && meta.spoiled.load(Ordering::Acquire) == 0;
+            is_worth_it.then(|| ((live << 32) / used, segment))
+        };
+        (0..self.count).filter_map(part_alive).min().map(|(_, segment)| segment)
+    }
+
+    /// Notes that a segment in hand could not be cleaned: not all that is alive in it could be read.
+    pub(crate) fn spoil(&self, segment: u32) {
+        self.meta(segment).spoiled.store(1, Ordering::Release);
+    }
+
+    pub(crate) fn is_free(&self, segment: u32) -> bool {
+        self.meta(segment).word.load(Ordering::Acquire) == 0
+    }
+
+    fn meta(&self, segment: u32) -> &SegmentMeta {
+        assert!(segment < self.count, "segment {segment} is not in the log");
+        // SAFETY: the table has an entry for each of `count` segments, page-aligned at its start; an
+        // entry consists of atomics, for which every bit pattern is valid.
+        unsafe { self.table.start().cast::<SegmentMeta>().add(segment as usize).as_ref() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_segment_is_free_when_its_last_zpage_dies_and_not_before() {
+        let segments = Segments::new(3).unwrap();
+        segments.open(1);
+        assert_eq!((segments.free(), segments.sealed_live(1)), (2, None));
+        segments.enliven(1, 300);
+        segments.deaden(1, 100);
+        segments.close(1);
+        assert_eq!(
+            (segments.free(), segments.live(), segments.sealed_live(1)),
+            (2, 200, Some(200))
+        );
+        segments.deaden(1, 150);
+        assert_eq!(segments.free(), 2);
+        segments.deaden(1, 50);
+        assert_eq!((segments.free(), segments.live(), segments.sealed_live(1)), (3, 0, None));
+        assert!(!segments.take(1));
+    }
+
+    #[test]
+    fn what_is_in_hand_is_not_free_though_nothing_in_it_lives() {
+        let segments = Segments::new(2).unwrap();
+        segments.open(0);
+        segments.enliven(0, 5);
+        segments.close(0);
+        assert!(segments.take(0));
+        segments.deaden(0, 5);
+        assert_eq!((segments.free(), segments.find_free(0, false)), (1, Some(1)));
+        segments.open(1);
+        assert_eq!(segments.find_free(0, false), None);
+        segments.close(0);
+        segments.close(1);
+        assert_eq!(segments.free(), 2);
+        // Each use has a number of its own.
+        let first = segments.sequence(0);
+        segments.open(0);
+        assert!(segments.sequence(0) > segments.sequence(1) && segments.sequence(1) > first);
+    }
+
+    #[test]
+    fn free_ones_are_found_in_order_and_with_frames_if_need_be() {
+        let segments = Segments::new(3).unwrap();
+        assert_eq!((segments.frames(1), segments.find_free(0, true)), (None, None));
+        segments.set_frames(1, Some([0, 77]));
+        assert_eq!((segments.frames(1), segments.find_free(2, true)), (Some([0, 77]), Some(1)));
+        assert!(segments.has_other_with_frames(0) && !segments.has_other_with_frames(1));
+        assert_eq!(segments.find_free(1, false), Some(2));
+        segments.open(2);
+        assert_eq!(segments.find_free(1, false), Some(0));
+        segments.set_frames(1, None);
+        assert_eq!(segments.frames(1), None);
+    }
+
+    #[test]
+    fn the_emptiest_is_cleaned_unless_that_failed() {
+        let segments = Segments::new(4).unwrap();
+        for (segment, dead) in [(0, 300), (1, 400), (2, 10)] {
+            segments.open(segment);
+            segments.use_up(segment, 600);
+            segments.enliven(segment, 600);
+            segments.deaden(segment, dead);
+            segments.close(segment);
+        }
+        assert_eq!(segments.emptiest(), Some(1));
+        assert!(segments.take(1));
+        assert_eq!(segments.emptiest(), Some(0));
+        segments.spoil(1);
+        segments.close(1);
+        assert_eq!(segments.emptiest(), Some(0));
+        segments.deaden(0, 300);
+        assert_eq!(segments.emptiest(), None, "little is dead in the third");
+        // It is as good as any when it was free once.
+        segments.deaden(1, 200);
+        segments.open(1);
+        segments.use_up(1, 12);
+        segments.enliven(1, 11);
+        segments.close(1);
+        assert_eq!(segments.emptiest(), Some(1));
+    }
+
+    #[test]
+    #[should_panic(expected = "less than nothing")]
+    fn more_cannot_die_than_lives() {
+        let segments = Segments::new(1).unwrap();
+        segments.open(0);
+        segments.enliven(0, 5);
+        segments.deaden(0, 6);
+    }
+}

@@ -1,0 +1,233 @@
+//! Units: blocks that are written or read by one I/O, and the buffers for that.
+
+use std::io;
+use std::ptr::NonNull;
+use std::sync::Arc;
+
+use crate::frame::{BUDDIES_MAX, Buddies, Extent, FRAME_GRANULES};
+use crate::handle::{PAGE_SIZE, Page};
+use crate::region::Region;
+use crate::shard::Passage;
+use crate::zpage::Header;
+
+/// Blocks of a unit at most: 256 KiB.
+pub(crate) const UNIT_BLOCKS: u32 = 64;
+
+const UNIT_BYTES: usize = UNIT_BLOCKS as usize * PAGE_SIZE;
+
+/// What becomes of a unit.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum State {
+    /// Nothing is in it.
+    Idle,
+    /// Zpages are packed into it.
+    Filling,
+    /// It is to be written.
+    Ready,
+    /// It is being written.
+    Writing,
+    /// It is being read.
+    Reading,
+}
+
+/// Some blocks of one segment.
+pub(crate) struct Unit {
+    pub(crate) state: State,
+    /// The first block.
+    pub(crate) first: u32,
+    /// How many there are.
+    pub(crate) blocks: u32,
+    /// How often its write has failed.
+    pub(crate) tries: u32,
+    /// How many there can be.
+    room: u32,
+    /// The zpages in it, with their block.
+    pub(crate) passages: Vec<(u32, Passage)>,
+    /// The frames that it has images of, each with its shard.
+    pub(crate) frames: Vec<(usize, u32)>,
+    /// Segments that zpages in it come from.
+    pub(crate) sources: Vec<u32>,
+    /// What was packed into which block.
+    drafts: Box<[(Buddies, Option<Header>)]>,
+}
+
+impl Unit {
+    pub(crate) fn new(sources: usize) -> Self {
+        let blocks = UNIT_BLOCKS as usize;
+        Self {
+            state: State::Idle,
+            first: 0,
+            blocks: 0,
+            tries: 0,
+            room: 0,
+            passages: Vec::with_capacity(blocks * BUDDIES_MAX),
+            frames: Vec::with_capacity(blocks),
+            sources: Vec::with_capacity(sources),
+            drafts: vec![(Buddies::NONE, None); blocks].into(),
+        }
+    }
+
+    /// Begins with blocks from `first` on; there is room for so many.
+    pub(crate) fn begin(&mut self, first: u32, room: u32) {
+        assert_eq!(self.state, State::Idle, "a unit is begun that is in use");
+        self.state = State::Filling;
+        self.first = first;
+        self.room = room.min(UNIT_BLOCKS);
+    }
+
+    pub(crate) fn has_room(&self) -> bool {
+        self.blocks < self.room
+    }
+
+    /// The next block, which is in use from now on.
+    pub(crate) fn add(&mut self) -> u32 {
+        assert!(self.has_room(), "a unit is overfull");
+        self.blocks += 1;
+        self.first + self.blocks - 1
+    }
+
+    /// Finds a place for a zpage of so many granules, or for a raw page, which has a header apart: which block of
+    /// the unit, and where in it. The fullest block that it fits into is chosen.
+    pub(crate) fn place(&mut self, granules: usize, raw: Option<Header>) -> Option<(u32, usize)> {
+        let fits = |(buddies, raw): &(Buddies, Option<Header>)| {
+            raw.is_none()
+                && buddies.count() < BUDDIES_MAX
+                && buddies.used_granules() + granules <= FRAME_GRANULES
+        };
+        let drafts = self.drafts[..self.blocks as usize].iter().enumerate();
+        let partner = drafts
+            .filter(|(_, draft)| raw.is_none() && fits(draft))
+            .max_by_key(|(_, (buddies, _))| buddies.used_granules());
+        let n = match partner {
+            Some((n, _)) => n,
+            None if self.has_room() => {
+                let n = self.blocks as usize;
+                self.add();
+                self.drafts[n] = (Buddies::NONE, raw);
+                n
+            }
+            None => return None,
+        };
+        let buddies = &mut self.drafts[n].0;
+        let offset = buddies.used_granules();
+        buddies.push(Extent { offset, length: granules });
+        Some((n as u32, offset))
+    }
+
+    /// What was placed in a block.
+    pub(crate) fn draft(&self, n: u32) -> &(Buddies, Option<Header>) {
+        &self.drafts[n as usize]
+    }
+
+    /// Empties it.
+    pub(crate) fn clear(&mut self) {
+        self.state = State::Idle;
+        self.blocks = 0;
+        self.tries = 0;
+        self.passages.clear();
+        self.frames.clear();
+        self.sources.clear();
+    }
+}
+
+/// The buffers of all units: locked memory, page aligned.
+pub(crate) struct Buffers {
+    memory: Arc<Region>,
+    /// Whether somebody else has a unit's buffer.
+    lent: Box<[bool]>,
+}
+
+impl Buffers {
+    pub(crate) fn new(units: usize) -> io::Result<Self> {
+        let memory = Region::new("tmem-writeback", units * UNIT_BYTES)?;
+        memory.populate(0, memory.bytes())?;
+        Ok(Self { memory: Arc::new(memory), lent: vec![false; units].into() })
+    }
+
+    pub(crate) fn is_locked(&self) -> bool {
+        self.memory.is_locked()
+    }
+
+    pub(crate) fn bytes(&self) -> u64 {
+        self.memory.bytes() as u64
+    }
+
+    /// A unit's buffer.
+    pub(crate) fn of(&self, unit: usize) -> NonNull<u8> {
+        assert!(unit < self.lent.len(), "there is no unit {unit}");
+        // SAFETY: the region has room for so many units.
+        unsafe { self.memory.start().add(unit * UNIT_BYTES) }
+    }
+
+    /// Lends a buffer to who does I/O with it.
+    pub(crate) fn lend(&mut self, unit: usize) {
+        assert!(!std::mem::replace(&mut self.lent[unit], true), "a buffer is lent twice");
+    }
+
+    /// It is back.
+    pub(crate) fn take_back(&mut self, unit: usize) {
+        assert!(
+            std::mem::replace(&mut self.lent[unit], false),
+            "a buffer comes back that was not lent"
+        );
+    }
+
+    /// The image of a unit's block.
+    pub(crate) fn image(&mut self, unit: usize, n: u32) -> &mut Page {
+        assert!(!self.lent[unit] && n < UNIT_BLOCKS, "not an image that can be touched");
+        // SAFETY: it is in the unit's buffer, which nobody else has; references to it are made here only, by way
+        // of `&mut self`.
+        unsafe { self.of(unit).add(n as usize * PAGE_SIZE).cast().as_mut() }
+    }
+}
+
+impl Drop for Buffers {
+    /// What somebody else still reads or writes stays where it is.
+    fn drop(&mut self) {
+        if self.lent.contains(&true) {
+            std::mem::forget(Arc::clone(&self.memory));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::handle::{Handle, PoolId};
+    use crate::zpage::Encoding;
+
+    #[test]
+    #[cfg(not(feature = "seed-zbud"))]
+    fn zpages_go_to_the_fullest_block_that_they_fit_into() {
+        let mut unit = Unit::new(1);
+        unit.begin(512, 3);
+        assert_eq!(unit.place(200, None), Some((0, 0)));
+        assert_eq!(unit.place(100, None), Some((1, 0)));
+        assert_eq!(unit.place(50, None), Some((0, 200)));
+        assert_eq!(unit.place(7, None), Some((1, 100)));
+        let raw = Header::new(Handle::from_page(PoolId(0), 1), Encoding::Raw, &[0; PAGE_SIZE]);
+        assert_eq!(unit.place(FRAME_GRANULES, Some(raw)), Some((2, 0)));
+        assert!(unit.draft(2).1.is_some());
+        assert_eq!((unit.blocks, unit.place(200, None)), (3, None));
+        assert_eq!(unit.place(FRAME_GRANULES, Some(raw)), None);
+        // As many as a layout can tell of.
+        let small: Vec<_> = std::iter::from_fn(|| unit.place(1, None)).collect();
+        assert_eq!(small.len(), 2 * BUDDIES_MAX - 4);
+        unit.clear();
+        unit.begin(0, UNIT_BLOCKS + 1);
+        assert_eq!((unit.place(1, None), unit.blocks), (Some((0, 0)), 1));
+    }
+
+    #[test]
+    #[should_panic(expected = "not an image that can be touched")]
+    fn a_buffer_that_is_lent_cannot_be_touched() {
+        let mut buffers = Buffers::new(2).unwrap();
+        buffers.image(1, 0)[0] = 7;
+        buffers.lend(0);
+        assert_eq!(buffers.image(1, 0)[0], 7);
+        buffers.take_back(0);
+        buffers.image(0, 63);
+        buffers.lend(1);
+        buffers.image(1, 0);
+    }
+}

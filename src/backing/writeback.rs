@@ -1,0 +1,377 @@
+//! Writeback: cold frames go to the log.
+//!
+//! It moves blocks in *units* of up to 256 KiB, each with a buffer of its own:
+//!
+//! ```text
+//!   frames --hold--> unit --write--> slots point at blocks, frames are free
+//! ```
+//!
+//! It is a state machine: [`Writeback::next`] says what is to be written or read next, whoever does the I/O
+//! tells [`Writeback::ended`] what became of it. Several jobs may be under way, and end in any order.
+//! One thread has it. Nothing of what it does is on the I/O path, but puts wait for it when the pool
+//! is full: so it allocates nothing once it is made, and each step is bounded.
+//!
+//! What fails is as if it had never begun: frames go back to where they were, what was alive in a
+//! segment is there still. Writing then rests, longer with each failure ([`super::policy`]).
+//!
+//! Segments with little that is alive are cleaned meanwhile: [`super::cleaner`].
+
+use std::ptr::{self, NonNull};
+use std::sync::Arc;
+
+use super::cleaner::{CLEAN_BELOW, RESERVE_SEGMENTS, VICTIMS, Victim};
+use super::log::Log;
+use super::policy::Policy;
+use super::segments::{SEGMENT_BLOCKS, SEGMENT_FRAMES};
+use super::stream::Stream;
+use super::unit::{Buffers, State, Unit};
+use crate::engine::Engine;
+use crate::frame::FRAME_GRANULES;
+use crate::handle::PAGE_SIZE;
+
+/// Units for frames.
+const EVICTING: usize = 4;
+
+/// The unit that a segment is read with, behind them, and behind it those that what is alive is packed into.
+pub(super) const READER: usize = EVICTING;
+const UNITS: usize = READER + 5;
+
+/// Free segments that keep the frames of their entries.
+const TRIM_KEEPS: usize = 4;
+
+/// The fewest segments that it works with.
+pub(crate) const SEGMENTS_MIN: u32 = 2 * CLEAN_BELOW;
+
+/// What is to be done with the backing file.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Job {
+    /// The unit, to be named at the end; its buffer is [`Writeback::buffer`].
+    pub unit: usize,
+    /// Whether to write the buffer, or to read into it.
+    pub is_write: bool,
+    /// Where in the file, in bytes; a multiple of the page size.
+    pub offset: u64,
+    /// How many bytes; a multiple of the page size.
+    pub bytes: usize,
+}
+
+/// A job that failed, or did less than it should.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct JobFailed;
+
+/// See the module's description.
+pub struct Writeback {
+    pub(super) log: Arc<Log>,
+    pub(super) buffers: Buffers,
+    pub(super) units: Box<[Unit]>,
+    pub(super) policy: Policy,
+    evicting: Stream,
+    pub(super) cleaning: Stream,
+    pub(super) victims: Vec<Victim>,
+    /// The segment that would be cleaned next, when free ones are few.
+    pub(super) candidate: Option<u32>,
+    /// Frames for the entries of the next segment that frames go to.
+    hand: Vec<u32>,
+    /// Those for the next one that is cleaned to, which nobody else may use: without one no room can be made.
+    pub(super) cleaning_hand: Vec<u32>,
+    /// Where frames are looked for next.
+    next_shard: usize,
+    /// Whether frames were to go, and there was none that could: what is in use holds no zpages.
+    is_dry: bool,
+}
+
+impl Writeback {
+    pub(crate) fn new(log: Arc<Log>) -> std::io::Result<Self> {
+        Ok(Self {
+            log,
+            buffers: Buffers::new(UNITS)?,
+            units: (0..UNITS).map(|_| Unit::new(VICTIMS)).collect(),
+            policy: Policy::default(),
+            evicting: Stream::default(),
+            cleaning: Stream::default(),
+            victims: Vec::with_capacity(VICTIMS),
+            candidate: None,
+            hand: Vec::with_capacity(SEGMENT_FRAMES),
+            cleaning_hand: Vec::with_capacity(SEGMENT_FRAMES),
+            next_shard: 0,
+            is_dry: false,
+        })
+    }
+
+    /// What is to be done next, if there is anything. `now` is in nanoseconds since any moment.
+    ///
+    /// # Panics
+    ///
+    /// If `engine` is not the one that this was attached to.
+    pub fn next(&mut self, engine: &Engine, now: u64) -> Option<Job> {
+        self.check(engine);
+        self.fill_hands(engine);
+        let is_short = self.log.segments().free() < CLEAN_BELOW && self.victims.len() < VICTIMS;
+        self.candidate = None;
+        if is_short {
+            self.candidate = self.log.segments().emptiest();
+        }
+        let job = match self.policy.writing.left(now) {
+            Some(_) => None,
+            None => self.ready().or_else(|| self.clean()).or_else(|| self.evict(engine)),
+        };
+        self.announce(now);
+        job
+    }
+
+    /// A unit's buffer, page aligned and locked. While a job of the unit is under way it is the
+    /// caller's.
+    pub fn buffer(&self, unit: usize) -> NonNull<u8> {
+        self.buffers.of(unit)
+    }
+
+    /// A job has ended: all of it is done, or it failed. (One that did a part may be gone on with by who does the
+    /// I/O.)
+    ///
+    /// # Panics
+    ///
+    /// If no job of the unit is under way, or `engine` is not the one that this was attached to.
+    pub fn ended(&mut self, engine: &Engine, unit: usize, result: Result<(), JobFailed>, now: u64) {
+        self.check(engine);
+        self.buffers.take_back(unit);
+        let state = self.units[unit].state;
+        if state == State::Writing {
+            self.log.tally().sub_outstanding(self.units[unit].passages.len());
+        }
+        if result.is_err() {
+            self.log.tally().add_failed();
+        }
+        match (state, result) {
+            (State::Writing, Ok(())) => {
+                self.policy.writing.succeeded();
+                self.install(engine, unit);
+            }
+            (State::Writing, Err(JobFailed)) => {
+                self.policy.writing.failed(now);
+                if !self.retry(unit) {
+                    self.give_up(engine, unit);
+                }
+            }
+            (State::Reading, Ok(())) => self.sort(engine, unit),
+            (State::Reading, Err(JobFailed)) => self.give_up_reading(unit),
+            (State::Idle | State::Filling | State::Ready, _) => {
+                panic!("no job of unit {unit} is under way")
+            }
+        }
+        self.announce(now);
+    }
+
+    /// Gives back memory that the log has no use for. To be called about once a second.
+    pub fn settle(&mut self) {
+        self.log.trim(TRIM_KEEPS);
+    }
+
+    /// Whether the buffers are locked memory.
+    pub fn is_locked(&self) -> bool {
+        self.buffers.is_locked()
+    }
+
+    /// How long after `now`, in nanoseconds, [`Writeback::next`] should be asked again, if nothing else is a
+    /// reason to; none if that is of no use.
+    pub fn rests_for(&self, now: u64) -> Option<u64> {
+        self.policy.writing.left(now)
+    }
+
+    /// Bytes of memory that the buffers take.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.buffers.bytes()
+    }
+
+    fn check(&self, engine: &Engine) {
+        let is_ours = engine.log().is_some_and(|log| ptr::eq(log, &*self.log));
+        assert!(is_ours, "this is another engine's");
+    }
+
+    /// Tells puts whether to wait for the log.
+    fn announce(&mut self, now: u64) {
+        if !self.has_room() {
+            // The one that was chosen is cleaned, and there may be another by now.
+            self.candidate = self.log.segments().emptiest();
+        }
+        self.log.set_accepts(self.policy.writing.left(now).is_none() && self.has_room());
+    }
+
+    /// Whether frames are going to the log, or can go, if only after cleaning.
+    fn has_room(&self) -> bool {
+        self.under_way() > 0
+            || !self.is_dry
+                && (self.evicting.is_open()
+                    || self.openable().is_some()
+                    || !self.victims.is_empty()
+                    || self.candidate.is_some() && self.can_pack())
+    }
+
+    /// Frames that are being written.
+    fn under_way(&self) -> u32 {
+        self.units.iter().map(|unit| unit.frames.len() as u32).sum()
+    }
+
+    /// Gets free frames for the entries of the next segments.
+    fn fill_hands(&mut self, engine: &Engine) {
+        while self.wants_frame() {
+            let Some(frame) = engine.arena.pop() else { return };
+            self.keep(frame);
+        }
+    }
+
+    /// Whether a frame is wanted for entries.
+    pub(crate) fn wants_frame(&self) -> bool {
+        self.hand.len() + self.cleaning_hand.len() < 2 * SEGMENT_FRAMES
+    }
+
+    /// Keeps a frame for entries.
+    pub(crate) fn keep(&mut self, frame: u32) {
+        self.log.count_frame();
+        let is_short = self.cleaning_hand.len() < SEGMENT_FRAMES;
+        if is_short { &mut self.cleaning_hand } else { &mut self.hand }.push(frame);
+    }
+
+    /// A unit that was filled.
+    fn ready(&mut self) -> Option<Job> {
+        let unit = self.units.iter().position(|unit| unit.state == State::Ready)?;
+        Some(self.start(unit, State::Writing))
+    }
+
+    /// Starts a unit's I/O.
+    pub(super) fn start(&mut self, unit: usize, state: State) -> Job {
+        if state == State::Writing {
+            self.log.tally().add_outstanding(self.units[unit].passages.len());
+        }
+        self.buffers.lend(unit);
+        self.units[unit].state = state;
+        let Unit { first, blocks, .. } = self.units[unit];
+        Job {
+            unit,
+            is_write: state == State::Writing,
+            offset: u64::from(first) * PAGE_SIZE as u64,
+            bytes: blocks as usize * PAGE_SIZE,
+        }
+    }
+
+    /// The segment that frames would go to next. Those in reserve are left to the cleaner, and so is the last one that it
+    /// could open.
+    fn openable(&self) -> Option<u32> {
+        let segments = self.log.segments();
+        if segments.free() <= RESERVE_SEGMENTS {
+            return None;
+        }
+        let from = self.evicting.next(segments.count());
+        let spares_one = self.cleaning_hand.len() == SEGMENT_FRAMES;
+        let is_to_have = |one: &u32| spares_one || segments.has_other_with_frames(*one);
+        let with_frames = segments.find_free(from, true).filter(is_to_have);
+        with_frames.or_else(|| match self.hand.len() {
+            SEGMENT_FRAMES => segments.find_free(from, false),
+            _ => None,
+        })
+    }
+
+    /// Fills a unit with cold frames, if frames are to go.
+    fn evict(&mut self, engine: &Engine) -> Option<Job> {
+        let wanted = self.policy.frames_to_evict(engine, self.under_way());
+        if wanted == 0 {
+            self.is_dry = false;
+            return None;
+        }
+        let at = self.units[..EVICTING].iter().position(|unit| unit.state == State::Idle)?;
+        if !self.evicting.is_open() {
+            let segment = self.openable()?;
+            self.log.open(segment, &mut self.hand);
+            self.evicting.begin(segment);
+        }
+        let (first, room) = self.evicting.room()?;
+        self.units[at].begin(first, room.min(wanted));
+        while self.units[at].has_room() && self.hold_cold(engine, at) {}
+        let blocks = self.units[at].blocks;
+        self.is_dry = blocks == 0 && self.under_way() == 0;
+        if blocks == 0 {
+            self.units[at].clear();
+            return None;
+        }
+        self.evicting.take(blocks);
+        // Whatever becomes of these blocks, they can be written again only when the segment is opened again.
+        self.log.segments().use_up(first / SEGMENT_BLOCKS, blocks as usize * FRAME_GRANULES);
+        Some(self.start(at, State::Writing))
+    }
+
+    /// Adds the image of a cold frame to a unit; false if no shard has one.
+    fn hold_cold(&mut self, engine: &Engine, at: usize) -> bool {
+        let unit = &mut self.units[at];
+        let n = unit.blocks;
+        let block = unit.first + n;
+        for _ in 0..engine.shards.len() {
+            let number = self.next_shard % engine.shards.len();
+            self.next_shard = number + 1;
+            let image = self.buffers.image(at, n);
+            let mut shard = engine.shards[number].0.lock();
+            let tell = |passage| unit.passages.push((block, passage));
+            let Some(frame) = shard.hold_cold(block, image, tell) else { continue };
+            drop(shard);
+            self.log.seal(block, image);
+            unit.frames.push((number, frame));
+            unit.add();
+            return true;
+        }
+        false
+    }
+
+    /// Makes the slots point at what was written.
+    fn install(&mut self, engine: &Engine, at: usize) {
+        self.log.tally().add_written(self.units[at].blocks, at > READER);
+        for &(block, passage) in &self.units[at].passages {
+            engine.shard(passage.owner).written(block, passage);
+        }
+        self.over(engine, at, true);
+    }
+
+    /// Leaves everything as it was before a unit was filled.
+    fn give_up(&mut self, engine: &Engine, at: usize) {
+        let Unit { first, blocks, .. } = self.units[at];
+        // What was not written there is not to be looked for.
+        (first..first + blocks).for_each(|block| self.log.entry(block).layout.clear());
+        self.over(engine, at, false);
+    }
+
+    /// Ends a unit that was written, or was to be.
+    fn over(&mut self, engine: &Engine, at: usize, written: bool) {
+        for n in 0..self.units[at].frames.len() {
+            let (shard, frame) = self.units[at].frames[n];
+            match engine.shards[shard].0.lock().let_go(frame, written) {
+                // Nobody else gets it first: without it no other frame could go.
+                Some(frame) if self.wants_frame() => self.keep(frame),
+                Some(frame) => engine.arena.push(frame),
+                None => {}
+            }
+        }
+        let segment = self.units[at].first / SEGMENT_BLOCKS;
+        self.forget_sources(at);
+        self.units[at].clear();
+        self.close_victims();
+        self.close_if_done(segment);
+    }
+
+    /// Lets a segment go that is written to its end.
+    fn close_if_done(&mut self, segment: u32) {
+        let writes = |unit: &Unit| {
+            !matches!(unit.state, State::Idle | State::Reading)
+                && unit.first / SEGMENT_BLOCKS == segment
+        };
+        let is_open = self.evicting.is_in(segment) || self.cleaning.is_in(segment);
+        if !is_open && !self.units.iter().any(writes) {
+            self.log.segments().close(segment);
+        }
+    }
+}
+
+impl Drop for Writeback {
+    /// Nothing is written any more, so puts do not wait for it.
+    fn drop(&mut self) {
+        self.log.set_accepts(false);
+        let frames = self.hand.drain(..).chain(self.cleaning_hand.drain(..));
+        frames.for_each(|frame| self.log.give_back(frame));
+    }
+}

@@ -1,0 +1,180 @@
+//! A shard and the log: frames are held while they are written, and their zpages' slots then point at
+//! what was written; pages that are there only are found there, and come back.
+//!
+//! Whoever writes knows for each zpage the slot word that pointed at it when it was copied
+//! ([`Passage`]). The slot is changed only if it still is that word. So a page that was rewritten or flushed
+//! meanwhile stays what it has become. No other zpage can be where the word says: its frame is held, or its
+//! segment in hand.
+
+use std::sync::Arc;
+
+use super::{Hand, Packed, Shard, Store};
+use crate::backing::{Found, Log};
+use crate::handle::{Handle, Page, PoolKind};
+use crate::owners::Owners;
+use crate::pool::{Pool, find};
+use crate::readback::Backed;
+use crate::slot::{Place, Slot};
+use crate::zbud::Placed;
+
+/// A zpage that is being written to a block of the log.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Passage {
+    /// Whose it is.
+    pub(crate) owner: Handle,
+    /// What pointed at it when it was copied.
+    pub(crate) slot: Slot,
+    /// Where it is in the block.
+    pub(crate) granule: u8,
+}
+
+impl Shard {
+    /// From now on pages can be in this log.
+    pub(crate) fn set_log(&mut self, log: Arc<Log>) {
+        assert!(self.store.log.is_none(), "there is a log already");
+        self.store.log = Some(log);
+    }
+
+    /// Holds the coldest persistent frame, copies it to `image` and its layout to the block's entry, and
+    /// tells of its zpages. None if there is none that can be held.
+    pub(crate) fn hold_cold(
+        &mut self,
+        block: u32,
+        image: &mut Page,
+        tell: impl FnMut(Passage),
+    ) -> Option<u32> {
+        self.store.hold_cold(&self.pools, block, image, tell)
+    }
+
+    /// Lets a held frame go, which was written or was not. What is left in it is in memory as before; if nothing
+    /// is, it is the caller's.
+    pub(crate) fn let_go(&mut self, frame: u32, written: bool) -> Option<u32> {
+        let (zbud, arena) = self.store.zbud(PoolKind::Persistent);
+        let empty = zbud.let_go(arena, frame);
+        zbud.counters_mut().evicted_pageframes += u64::from(written && empty.is_some());
+        empty
+    }
+
+    /// What points at a zpage in a block, if it is alive.
+    pub(crate) fn passage(&self, owner: Handle, block: u32, granule: u8) -> Option<Passage> {
+        let slot = self.owners().cell(owner)?.load();
+        let is_there = slot.place() == Place::Log { block, granule };
+        is_there.then_some(Passage { owner, slot, granule })
+    }
+
+    /// A zpage was written to a block of a segment in hand. If it is still what it was, the slot points there
+    /// now, and what it pointed at is free.
+    pub(crate) fn written(&mut self, block: u32, passage: Passage) -> bool {
+        let Passage { owner, slot, granule } = passage;
+        let owners =
+            Owners { arena: &self.store.arena, member: self.store.member, pools: &self.pools };
+        let Some(cell) = owners.cell(owner).filter(|cell| cell.load() == slot) else {
+            return false;
+        };
+        self.store.log().enliven(block, granule);
+        cell.replace(slot, slot.moved_to(Place::Log { block, granule }));
+        match slot.place() {
+            Place::Frame { frame, granule } => {
+                let placed = Placed { frame, granule };
+                let freed = self.store.free_zpage(PoolKind::Persistent, owner, placed);
+                assert_eq!(freed, None, "a frame was written that was not held");
+                let counters = self.store.counters(owner);
+                counters.bd_count += 1;
+                counters.bd_writes += 1;
+                self.store.persistent.counters_mut().evicted_zpages += 1;
+            }
+            Place::Log { block, granule } => self.store.log().deaden(block, granule),
+            Place::Nowhere | Place::Same(_) => unreachable!("only zpages are written"),
+        }
+        true
+    }
+
+    /// How to read a page from the log; none if it is not there any more.
+    pub(crate) fn find_backed(&self, handle: Handle, backed: Backed) -> Option<Found> {
+        let owners = self.owners();
+        let slot = owners.cell(handle)?.load();
+        let Place::Log { block, granule } = slot.place() else { return None };
+        let log = self.store.log();
+        let is_there = slot == backed.slot && log.sequence(block) == backed.sequence;
+        is_there.then(|| log.find(block, granule))
+    }
+
+    /// Counts a page that was read from the log.
+    pub(crate) fn count_backed(&mut self, handle: Handle, is_intact: bool) {
+        self.count(handle, |counters| {
+            counters.bd_reads += 1;
+            match is_intact {
+                true => counters.succ_gets += 1,
+                false => counters.corrupt_gets += 1,
+            }
+        });
+    }
+
+    /// Takes a page that was read from the log into a frame again. True if it is there, or is no longer what
+    /// was read; false if there is no frame for it.
+    pub(crate) fn recall(
+        &mut self,
+        handle: Handle,
+        backed: Backed,
+        packed: Packed<'_>,
+        hand: &mut Hand,
+    ) -> bool {
+        let Some(pool) = find(&self.pools, handle).filter(|pool| !pool.is_closing()) else {
+            return true;
+        };
+        self.store.recall(&self.pools, pool, handle, backed, packed, hand)
+    }
+
+    fn owners(&self) -> Owners<'_> {
+        Owners { arena: &self.store.arena, member: self.store.member, pools: &self.pools }
+    }
+}
+
+impl Store {
+    fn hold_cold(
+        &mut self,
+        pools: &[Option<Arc<Pool>>],
+        block: u32,
+        image: &mut Page,
+        mut tell: impl FnMut(Passage),
+    ) -> Option<u32> {
+        let slots = Owners { arena: &self.arena, member: self.member, pools };
+        let (buddies, frame) = self.persistent.hold_oldest(&self.arena, &slots)?;
+        // SAFETY: the frame is this shard's, whose lock the caller holds.
+        unsafe { self.arena.read(frame, 0, image) };
+        let log = self.log.as_deref().expect("frames are held for the log");
+        log.entry(block).layout.copy_from(&self.arena.meta(frame).layout);
+        for extent in buddies.as_slice() {
+            let granule = extent.offset as u8;
+            let owner = self.persistent.owner(&self.arena, Placed { frame, granule });
+            let cell = slots.cell(owner).expect("zbud has asked whether the owner is known");
+            tell(Passage { owner, slot: cell.load(), granule });
+        }
+        Some(frame)
+    }
+
+    fn recall(
+        &mut self,
+        pools: &[Option<Arc<Pool>>],
+        pool: &Pool,
+        handle: Handle,
+        backed: Backed,
+        packed: Packed<'_>,
+        hand: &mut Hand,
+    ) -> bool {
+        let Backed { slot, sequence } = backed;
+        let Place::Log { block, granule } = slot.place() else {
+            unreachable!("it was read from the log")
+        };
+        let leaf = pool.directory.object(handle.object).leaf();
+        let is_there = |leaf: &u32| {
+            self.slot(*leaf, handle.index) == slot && self.log().sequence(block) == sequence
+        };
+        let Some(leaf) = leaf.filter(is_there) else { return true };
+        let Some(place) = self.place(pools, pool.kind, handle, packed, hand) else { return false };
+        self.set_slot(leaf, handle.index, slot, slot.moved_to(place));
+        self.log().deaden(block, granule);
+        self.counters(handle).bd_count -= 1;
+        true
+    }
+}

@@ -1,0 +1,584 @@
+//! Writeback against a plain map, with a file that fails in every way a file can.
+//!
+//! One thread does it all, step by step, as a random number says: puts, gets, flushes and updates of pages
+//! many times what memory holds; starts of what writeback wants done, and their ends, in any order, done,
+//! done by half, or not; reads that see the file as it was some time ago; bits that flip. So reclaim,
+//! writing, reading back and cleaning meet in every order, and each run is the same for the same seed.
+//! `TMEM_SEED` replays one, `TMEM_STEPS` makes runs longer.
+
+// In a test a panic is the report.
+#![allow(clippy::unwrap_used)]
+
+#[path = "support/contents.rs"]
+mod contents;
+
+use std::collections::BTreeMap;
+
+use contents::Contents;
+use tmem::{
+    BACKING_BYTES_MIN, Backed, ClientId, Config, Engine, GetError, Got, Handle, Job, JobFailed,
+    KEY_BYTES, PAGE_SIZE, Page, PoolId, PoolKind, PutError, Queue, Stats, UpdateError, Writeback,
+};
+
+/// Random numbers that replay.
+struct Rng(u64);
+
+impl Rng {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ z >> 31
+    }
+
+    fn below(&mut self, bound: u64) -> u64 {
+        self.next() % bound
+    }
+
+    fn one_in(&mut self, bound: u64) -> bool {
+        self.below(bound) == 0
+    }
+}
+
+/// What a run is like.
+#[derive(Clone, Copy)]
+struct Profile {
+    /// Frames below the pool limit.
+    frames: u64,
+    shards: usize,
+    /// Pages that steps touch.
+    pages: u64,
+    /// Of a hundred pages, how many do not compress.
+    raw: u64,
+    encrypts: bool,
+    /// One in so many jobs fails; 0 for none.
+    failing: u64,
+    /// One in so many steps flips a bit of the file; 0 for none.
+    flipping: u64,
+    steps: u64,
+}
+
+/// What tables and buffers of the backing file take of the limit.
+const BACKING: u64 = (9 << 18) + PAGE_SIZE as u64;
+
+const CALM: Profile = Profile {
+    frames: 60,
+    shards: 2,
+    pages: 2000,
+    raw: 20,
+    encrypts: true,
+    failing: 0,
+    flipping: 0,
+    steps: 20_000,
+};
+
+/// The backing file.
+struct File {
+    bytes: Vec<u8>,
+    under_way: Vec<Job>,
+}
+
+impl File {
+    fn block(&self, backed: Backed) -> Page {
+        let at = backed.offset() as usize;
+        self.bytes[at..at + PAGE_SIZE].try_into().unwrap()
+    }
+}
+
+#[derive(Clone)]
+enum Held {
+    Page(Box<Page>),
+    Lost,
+}
+
+/// A read of the file that has been made and not been used yet.
+struct Read {
+    handle: Handle,
+    backed: Backed,
+    image: Page,
+}
+
+struct Sim {
+    profile: Profile,
+    rng: Rng,
+    engine: Engine,
+    queue: Queue,
+    client: ClientId,
+    pool: PoolId,
+    writeback: Writeback,
+    file: File,
+    map: BTreeMap<u64, Held>,
+    reads: Vec<Read>,
+    now: u64,
+    stale_reads: u64,
+    corrupt_gets: u64,
+}
+
+impl Sim {
+    fn new(profile: Profile, seed: u64) -> Self {
+        Self::with_file(profile, seed, BACKING_BYTES_MIN)
+    }
+
+    fn with_file(profile: Profile, seed: u64, bytes: u64) -> Self {
+        let directory = (profile.pages.div_ceil(512) * 80).next_multiple_of(PAGE_SIZE as u64);
+        let frames = profile.frames * (PAGE_SIZE as u64 + 32);
+        let limit = Config::limit_min(profile.shards) + directory + BACKING + frames;
+        let config = Config { limit, limit_max: limit, shards: profile.shards };
+        let engine = Engine::new(&config).unwrap();
+        while engine.supply().unwrap().more {}
+        let client = engine.create_client().unwrap();
+        let pool = engine.create_pool(client, PoolKind::Persistent, profile.pages).unwrap();
+        let key = [7; KEY_BYTES];
+        let key = profile.encrypts.then_some(&key);
+        let writeback = engine.attach_backing(bytes, key).unwrap();
+        Self {
+            profile,
+            rng: Rng(seed),
+            queue: engine.queue(client),
+            engine,
+            client,
+            pool,
+            writeback,
+            file: File { bytes: vec![0xa5; bytes as usize], under_way: Vec::new() },
+            map: BTreeMap::new(),
+            reads: Vec::new(),
+            now: 0,
+            stale_reads: 0,
+            corrupt_gets: 0,
+        }
+    }
+
+    fn run(mut self) -> Stats {
+        for step in 0..self.profile.steps {
+            self.step();
+            if step % 64 == 0 {
+                self.check();
+            }
+        }
+        self.end()
+    }
+
+    fn step(&mut self) {
+        if self.profile.flipping > 0 && self.rng.one_in(self.profile.flipping) {
+            let at = self.rng.below(self.file.bytes.len() as u64) as usize;
+            self.file.bytes[at] ^= 1 << self.rng.below(8);
+        }
+        match self.rng.below(100) {
+            0..40 => self.put(),
+            40..55 => self.get(),
+            55..58 => self.use_read(),
+            58..62 => self.flush(),
+            62..64 => self.update(),
+            64..66 => self.recall(),
+            66..80 => self.start_job(),
+            80..95 => self.end_job(),
+            95..97 => {
+                self.engine.supply().unwrap();
+            }
+            97 => {
+                self.engine.settle().unwrap();
+                self.writeback.settle();
+            }
+            98 => self.now += self.rng.below(2_000_000_000),
+            _ => self.remake(),
+        }
+    }
+
+    fn handle(&mut self) -> Handle {
+        Handle::from_page(self.pool, self.rng.below(self.profile.pages))
+    }
+
+    fn contents(&mut self) -> Page {
+        let seed = self.rng.next() as u32;
+        let contents = match self.rng.below(100) {
+            0..3 => Contents::Same(seed),
+            kind if kind < 3 + self.profile.raw => Contents::Random(seed),
+            _ => Contents::Mixed { seed, noise: self.rng.below(3000) as usize },
+        };
+        contents.page()
+    }
+
+    fn put(&mut self) {
+        let (handle, page) = (self.handle(), self.contents());
+        let held = match self.engine.put(&mut self.queue, handle, &page) {
+            Ok(()) => Held::Page(Box::new(page)),
+            Err(PutError::Full) => {
+                let is_calm = self.profile.failing == 0;
+                let held = self.engine.stats().pers.held_pageframes;
+                assert!(held == 0 || !is_calm, "full while frames are on their way");
+                Held::Lost
+            }
+            // Nothing was changed.
+            Err(PutError::Starved) => return self.check_progress(handle, &page),
+            Err(error) => panic!("{error}"),
+        };
+        self.map.insert(handle.page(), held);
+    }
+
+    /// A put was told to come back: there must be something to wait for.
+    fn check_progress(&mut self, handle: Handle, page: &Page) {
+        while self.engine.supply().unwrap().more {}
+        self.start_job();
+        if !self.file.under_way.is_empty() {
+            return;
+        }
+        let held = match self.engine.put(&mut self.queue, handle, page) {
+            Ok(()) => Held::Page(Box::new(*page)),
+            Err(PutError::Full) => Held::Lost,
+            Err(error) => {
+                panic!("{error}, and nothing is done about it: {:?}", self.engine.stats())
+            }
+        };
+        self.map.insert(handle.page(), held);
+    }
+
+    fn get(&mut self) {
+        let handle = self.handle();
+        let mut page = [0; PAGE_SIZE];
+        let got = self.engine.get(&mut self.queue, handle, &mut page);
+        if let Ok(Got::Backed(backed)) = got {
+            let image = self.file.block(backed);
+            self.reads.push(Read { handle, backed, image });
+            if self.rng.one_in(2) {
+                self.use_read();
+            }
+            return;
+        }
+        self.compare(handle, got, &page);
+    }
+
+    /// Gets a page from what was read of the file some time ago.
+    fn use_read(&mut self) {
+        if self.reads.is_empty() {
+            return;
+        }
+        let at = self.rng.below(self.reads.len() as u64) as usize;
+        let Read { handle, mut backed, mut image } = self.reads.swap_remove(at);
+        let mut page = [0; PAGE_SIZE];
+        loop {
+            let got =
+                self.engine.get_backed(&mut self.queue, handle, backed, &mut image, &mut page);
+            let Ok(Got::Backed(moved)) = got else {
+                return self.compare(handle, got, &page);
+            };
+            self.stale_reads += 1;
+            backed = moved;
+            image = self.file.block(backed);
+        }
+    }
+
+    fn compare(&mut self, handle: Handle, got: Result<Got, GetError>, page: &Page) {
+        let at = handle.page();
+        match (got, self.map.get(&at)) {
+            (Ok(Got::Hit), Some(Held::Page(held))) => {
+                assert!(**held == *page, "page {at} is not what was put")
+            }
+            (Ok(Got::Miss), None) | (Err(GetError::Lost), Some(Held::Lost)) => {}
+            (Err(GetError::Corrupt), Some(Held::Page(_))) if self.profile.flipping > 0 => {
+                self.corrupt_gets += 1;
+            }
+            (got, held) => panic!("page {at}: {got:?}, is there: {}", held.is_some()),
+        }
+    }
+
+    fn flush(&mut self) {
+        let handle = self.handle();
+        if self.rng.one_in(100) {
+            let count = self.rng.below(self.profile.pages / 4);
+            self.engine.flush_range(self.pool, handle.page(), count);
+            let end = handle.page() + count;
+            self.map.retain(|page, _| !(handle.page()..end).contains(page));
+            return;
+        }
+        let found = self.engine.flush_page(handle);
+        let held = self.map.remove(&handle.page());
+        assert_eq!(found, matches!(held, Some(Held::Page(_))), "page {}", handle.page());
+    }
+
+    fn update(&mut self) {
+        let handle = self.handle();
+        let (at, fill) = (self.rng.below(4000) as usize, self.rng.next() as u8);
+        let edit = |page: &mut Page| page[at..at + 90].fill(fill);
+        loop {
+            let backed = match self.engine.update(&mut self.queue, handle, edit) {
+                Ok(()) => break,
+                Err(UpdateError::Backed(backed)) => backed,
+                Err(UpdateError::Put(PutError::Full | PutError::Starved)) => return,
+                Err(UpdateError::Get(error)) => {
+                    return self.compare(handle, Err(error), &[0; PAGE_SIZE]);
+                }
+                Err(error) => panic!("{error}"),
+            };
+            let mut image = self.file.block(backed);
+            match self.engine.recall(handle, backed, &mut image) {
+                Ok(()) => {}
+                Err(UpdateError::Put(PutError::Full | PutError::Starved)) => return,
+                Err(UpdateError::Get(error)) => {
+                    return self.compare(handle, Err(error), &[0; PAGE_SIZE]);
+                }
+                Err(error) => panic!("{error}"),
+            }
+        }
+        let zeros = || Held::Page(Box::new([0; PAGE_SIZE]));
+        let Held::Page(held) = self.map.entry(handle.page()).or_insert_with(zeros) else {
+            panic!("a lost page was updated");
+        };
+        edit(held);
+    }
+
+    fn recall(&mut self) {
+        let handle = self.handle();
+        let mut page = [0; PAGE_SIZE];
+        let got = self.engine.get(&mut self.queue, handle, &mut page);
+        let Ok(Got::Backed(backed)) = got else { return self.compare(handle, got, &page) };
+        let mut image = self.file.block(backed);
+        if self.rng.one_in(3) {
+            // Something comes between.
+            self.put();
+            self.end_job();
+        }
+        match self.engine.recall(handle, backed, &mut image) {
+            Ok(()) | Err(UpdateError::Put(PutError::Full | PutError::Starved)) => {}
+            Err(UpdateError::Get(error)) => self.compare(handle, Err(error), &page),
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    /// Destroys the pool, with all that is under way for it.
+    fn remake(&mut self) {
+        if !self.rng.one_in(300) {
+            return;
+        }
+        self.engine.destroy_pool(self.pool).unwrap();
+        let made = self.engine.create_pool(self.client, PoolKind::Persistent, self.profile.pages);
+        self.pool = made.unwrap();
+        self.map.clear();
+        for read in &mut self.reads {
+            read.handle.pool = self.pool;
+        }
+    }
+
+    fn start_job(&mut self) {
+        if let Some(job) = self.writeback.next(&self.engine, self.now) {
+            assert!(job.offset as usize + job.bytes <= self.file.bytes.len() && job.bytes > 0);
+            let meets = |other: &Job| {
+                let apart = job.offset + job.bytes as u64 <= other.offset
+                    || other.offset + other.bytes as u64 <= job.offset;
+                !apart && (job.is_write || other.is_write)
+            };
+            assert!(!self.file.under_way.iter().any(meets), "two jobs at one place");
+            self.file.under_way.push(job);
+        }
+    }
+
+    fn end_job(&mut self) {
+        if self.file.under_way.is_empty() {
+            return;
+        }
+        let at = self.rng.below(self.file.under_way.len() as u64) as usize;
+        let job = self.file.under_way.swap_remove(at);
+        let fails = self.profile.failing > 0 && self.rng.one_in(self.profile.failing);
+        let done = if fails { self.rng.below(job.bytes as u64 + 1) as usize } else { job.bytes };
+        let start = job.offset as usize;
+        let bytes = &mut self.file.bytes[start..start + done];
+        let buffer = self.writeback.buffer(job.unit).as_ptr();
+        // SAFETY: the unit's buffer has the job's bytes, and is ours until the job has ended.
+        unsafe {
+            match job.is_write {
+                true => bytes.as_mut_ptr().copy_from_nonoverlapping(buffer, done),
+                false => buffer.copy_from_nonoverlapping(bytes.as_ptr(), done),
+            }
+        }
+        let result = if fails { Err(JobFailed) } else { Ok(()) };
+        self.now += self.rng.below(1_000_000);
+        self.writeback.ended(&self.engine, job.unit, result, self.now);
+    }
+
+    fn check(&self) {
+        let stats = self.engine.stats();
+        let frames = stats.frames;
+        assert_eq!(
+            frames.frames_allocated,
+            frames.frames_free
+                + frames.frames_ephemeral
+                + frames.frames_persistent
+                + frames.frames_reserve
+                + frames.frames_log,
+            "{frames:?}"
+        );
+        let held = self.map.values().filter(|held| matches!(held, Held::Page(_))).count() as u64;
+        let pools = stats.pools;
+        assert_eq!(pools.orig_data_size, held * PAGE_SIZE as u64);
+        assert_eq!(pools.zpages + pools.same_pages + pools.bd_count, held);
+        assert_eq!(pools.lost_pages, self.map.len() as u64 - held);
+        assert!(pools.bd_count > 0 || stats.log.log_live_bytes == 0);
+    }
+
+    /// Does what is to be done, without faults, until there is nothing.
+    fn settle(&mut self) {
+        loop {
+            self.start_job();
+            if self.file.under_way.is_empty() {
+                match self.writeback.rests_for(self.now) {
+                    Some(rest) => self.now += rest,
+                    None => return,
+                }
+            }
+            self.end_job();
+        }
+    }
+
+    fn end(mut self) -> Stats {
+        self.profile.failing = 0;
+        self.settle();
+        while !self.reads.is_empty() {
+            self.use_read();
+        }
+        for page in 0..self.profile.pages {
+            let handle = Handle::from_page(self.pool, page);
+            let mut bytes = [0; PAGE_SIZE];
+            let got = self.engine.get(&mut self.queue, handle, &mut bytes);
+            match got {
+                Ok(Got::Backed(backed)) => {
+                    let image = self.file.block(backed);
+                    self.reads.push(Read { handle, backed, image });
+                    self.use_read();
+                }
+                got => self.compare(handle, got, &bytes),
+            }
+        }
+        self.check();
+        let stats = self.engine.stats();
+        self.engine.flush_range(self.pool, 0, u64::MAX);
+        self.settle();
+        self.writeback.settle();
+        let end = self.engine.stats();
+        assert_eq!(
+            (end.pools.orig_data_size, end.pools.bd_count, end.log.log_live_bytes),
+            (0, 0, 0)
+        );
+        assert_eq!((end.frames.frames_persistent, end.log.outstanding_writeback_pages), (0, 0));
+        // Two are open at most, four keep their entries, and there are those for the next of both kinds.
+        assert!(end.log.log_segments - end.log.log_segments_free <= 2, "{:?}", end.log);
+        assert!(end.frames.frames_log <= 2 * (2 + 4 + 2), "{:?}", end.frames);
+        stats
+    }
+}
+
+fn runs(profile: Profile, seeds: u64) -> Vec<Stats> {
+    let number = |name| std::env::var(name).ok().map(|value| value.parse::<u64>().unwrap());
+    let steps = number("TMEM_STEPS").unwrap_or(profile.steps);
+    let seeds = number("TMEM_SEED").map_or(0..seeds, |seed| seed..seed + 1);
+    let run = |seed| {
+        println!("seed {seed}, {steps} steps");
+        let stats = Sim::new(Profile { steps, ..profile }, seed).run();
+        println!("  {:?}", stats.log);
+        stats
+    };
+    seeds.map(run).collect()
+}
+
+fn total(stats: &[Stats], of: impl Fn(&Stats) -> u64) -> u64 {
+    stats.iter().map(of).sum()
+}
+
+#[test]
+fn pages_go_and_come_back() {
+    let stats = runs(CALM, 8);
+    assert_eq!(total(&stats, |stats| stats.pools.corrupt_gets), 0);
+    assert_eq!(total(&stats, |stats| stats.log.log_failed_jobs), 0);
+    for (what, count) in [
+        ("written", total(&stats, |stats| stats.pools.bd_writes)),
+        ("read back", total(&stats, |stats| stats.pools.bd_reads)),
+        ("frames evicted", total(&stats, |stats| stats.pers.evicted_pageframes)),
+    ] {
+        assert!(count > 1000, "{what}: {count}");
+    }
+}
+
+#[test]
+fn a_checksum_serves_where_nothing_is_encrypted() {
+    runs(Profile { encrypts: false, shards: 1, ..CALM }, 4);
+}
+
+#[test]
+fn a_file_that_fails_loses_nothing() {
+    let stats = runs(Profile { failing: 4, ..CALM }, 8);
+    assert!(total(&stats, |stats| stats.log.log_failed_jobs) > 100);
+    assert_eq!(total(&stats, |stats| stats.pools.corrupt_gets), 0);
+}
+
+#[test]
+fn segments_are_cleaned() {
+    // Most of the log is alive, and rewritten again and again.
+    let profile = Profile { pages: 2500, raw: 90, steps: 40_000, ..CALM };
+    let stats = runs(profile, 4);
+    assert!(total(&stats, |stats| stats.log.log_cleaned_segments) > 100);
+    let stats = runs(Profile { failing: 60, ..profile }, 4);
+    assert!(total(&stats, |stats| stats.log.log_failed_jobs) > 20);
+    assert!(total(&stats, |stats| stats.log.log_cleaned_segments) > 50);
+}
+
+#[test]
+fn a_flipped_bit_is_an_error_and_never_other_data() {
+    for encrypts in [false, true] {
+        let profile = Profile { encrypts, flipping: 40, raw: 60, steps: 40_000, ..CALM };
+        let stats = runs(profile, 4);
+        assert!(total(&stats, |stats| stats.pools.corrupt_gets) > 10);
+    }
+}
+
+/// Nothing else than writes, of a log that is nine tenths full.
+#[test]
+fn a_file_filled_to_nine_tenths_is_rewritten_ten_times_over() {
+    let bytes = 8 * BACKING_BYTES_MIN;
+    let blocks = bytes / PAGE_SIZE as u64;
+    let profile =
+        Profile { pages: blocks * 9 / 10, frames: 800, shards: 1, encrypts: false, ..CALM };
+    let mut sim = Sim::with_file(profile, 1, bytes);
+    let put = |sim: &mut Sim, page| {
+        let contents = Contents::Random(sim.rng.next() as u32).page();
+        let handle = Handle::from_page(sim.pool, page);
+        let mut waits = 0;
+        while let Err(error) = sim.engine.put(&mut sim.queue, handle, &contents) {
+            assert_eq!(error, PutError::Starved, "page {page}");
+            waits += 1;
+            assert!(waits < 10_000, "page {page} waits without end: {:?}", sim.engine.stats());
+            sim.engine.supply().unwrap();
+            sim.start_job();
+            sim.end_job();
+        }
+        sim.map.insert(page, Held::Page(Box::new(contents)));
+    };
+    (0..profile.pages).for_each(|page| put(&mut sim, page));
+    let filled = sim.engine.stats().log;
+    for _ in 0..10 * profile.pages {
+        let page = sim.rng.below(profile.pages);
+        put(&mut sim, page);
+    }
+    let log = sim.engine.stats().log;
+    let cleaned = log.log_cleaner_written_bytes - filled.log_cleaner_written_bytes;
+    let amplification =
+        1.0 + cleaned as f64 / (log.log_written_bytes - filled.log_written_bytes) as f64;
+    println!("write amplification {amplification:.2}");
+    assert!((1.5..12.0).contains(&amplification), "{amplification}");
+    sim.end();
+}
+
+/// Most of the log at a time is on its way when it is filled first.
+#[test]
+fn a_pool_larger_than_its_log_is_not_refused_while_there_is_room() {
+    let profile = Profile { frames: 3100, pages: 5000, raw: 97, steps: 100_000, ..CALM };
+    let stats = runs(profile, 3);
+    assert!(total(&stats, |stats| stats.pools.bd_writes) > 500);
+    assert_eq!(total(&stats, |stats| stats.pools.failed_puts), 0);
+}
+
+#[test]
+fn a_full_log_is_a_full_pool() {
+    // Far more than both hold.
+    let profile = Profile { pages: 6000, raw: 97, steps: 60_000, ..CALM };
+    let stats = runs(profile, 3);
+    assert!(total(&stats, |stats| stats.pools.failed_puts) > 100);
+}
