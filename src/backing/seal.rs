@@ -103,6 +103,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "it takes minutes there")]
     fn what_was_sealed_comes_back() {
         for seal in seals() {
             let mut block = image();
@@ -114,6 +115,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "it takes minutes there")]
     fn a_flipped_bit_is_found() {
         for seal in seals() {
             for at in [0, 1, 2000, PAGE_SIZE - 1] {
@@ -126,6 +128,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "it takes minutes there")]
     fn what_was_sealed_for_another_place_or_another_time_does_not_fit() {
         let seal = Seal::new(Some(&[3; KEY_BYTES]));
         for other in [Place { sequence: 8, ..PLACE }, Place { block: 10, ..PLACE }] {
