@@ -193,12 +193,13 @@ impl Drop for Buffers {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::handle::{Handle, PoolId};
-    use crate::zpage::Encoding;
 
     #[test]
     #[cfg(not(feature = "seed-zbud"))]
     fn zpages_go_to_the_fullest_block_that_they_fit_into() {
+        use crate::handle::{Handle, PoolId};
+        use crate::zpage::Encoding;
+
         let mut unit = Unit::new(1);
         unit.begin(512, 3);
         assert_eq!(unit.place(200, None), Some((0, 0)));
