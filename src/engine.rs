@@ -62,10 +62,10 @@ impl Config {
         (shards * shard + PAGE_SIZE) as u64 + (shards as u64 + 2) * FRAME_COST
     }
 
-    /// Checks a limit against what directories of `directories` bytes leave of it, and turns it into
+    /// Checks a limit against what tables of so many bytes (see [`Engine::tables`]) leave of it, and turns it into
     /// frames.
-    pub(crate) fn check_limit(&self, limit: u64, directories: u64) -> Result<u32, ConfigError> {
-        let (minimum, maximum) = (Self::limit_min(self.shards) + directories, self.limit_max);
+    pub(crate) fn check_limit(&self, limit: u64, tables: u64) -> Result<u32, ConfigError> {
+        let (minimum, maximum) = (Self::limit_min(self.shards) + tables, self.limit_max);
         if limit < minimum {
             return Err(ConfigError::LimitBelowReserve { limit, minimum });
         }
@@ -101,7 +101,7 @@ pub struct Engine {
     pub(crate) limit: AtomicU64,
     /// Bytes of all pools' directories, of those that are being made too, and of a backing file's tables and
     /// buffers.
-    pub(crate) directories: AtomicU64,
+    pub(crate) tables: AtomicU64,
     /// Pools that frames can be taken from, or that are being removed.
     pub(crate) ephemeral_pools: AtomicU64,
     /// Set once, when a backing file is attached.
@@ -146,7 +146,7 @@ impl Engine {
             registry: Mutex::new(Registry::default()),
             ledger: Mutex::new(Ledger::default()),
             limit: AtomicU64::new(config.limit),
-            directories: AtomicU64::new(0),
+            tables: AtomicU64::new(0),
             ephemeral_pools: AtomicU64::new(0),
             log: OnceLock::new(),
             peaks: Mutex::new(Peaks::default()),

@@ -64,13 +64,13 @@ impl Engine {
         let directory = match directory {
             Ok(directory) if registry.clients.contains(client.0.into()) => directory,
             result => {
-                self.resize_directories(&registry, |all| all - bytes);
+                self.resize_tables(&registry, |all| all - bytes);
                 let source = result.err().ok_or(PoolError::NoClient)?;
                 return Err(PoolError::Memory { bytes, source });
             }
         };
         if registry.pools.len() == POOLS_MAX {
-            self.resize_directories(&registry, |all| all - bytes);
+            self.resize_tables(&registry, |all| all - bytes);
             return Err(PoolError::TooMany { limit: POOLS_MAX });
         }
         if kind == PoolKind::Ephemeral {
@@ -100,8 +100,8 @@ impl Engine {
         }
         let limit = self.limit();
         let no_room = PoolError::NoRoom { bytes, limit };
-        let directories = self.directories.load(Ordering::Acquire) + bytes;
-        let Ok(frames) = self.config.check_limit(limit, directories) else { return Err(no_room) };
+        let tables = self.tables.load(Ordering::Acquire) + bytes;
+        let Ok(frames) = self.config.check_limit(limit, tables) else { return Err(no_room) };
         let fits = || {
             let now = self.sample_peaks().frames;
             now.frames_persistent + now.frames_reserve + now.frames_log <= u64::from(frames)
@@ -109,10 +109,10 @@ impl Engine {
         if !fits() {
             return Err(no_room);
         }
-        self.resize_directories(&registry, |all| all + bytes);
+        self.resize_tables(&registry, |all| all + bytes);
         // From now on no put takes more than is left; one may have done so just before.
         if !fits() {
-            self.resize_directories(&registry, |all| all - bytes);
+            self.resize_tables(&registry, |all| all - bytes);
             return Err(no_room);
         }
         drop(registry);
@@ -122,10 +122,10 @@ impl Engine {
         Ok(())
     }
 
-    /// Changes what the directories take, and so what is left for frames.
-    pub(crate) fn resize_directories(&self, registry: &Registry, resize: impl FnOnce(u64) -> u64) {
-        let directories = resize(self.directories.load(Ordering::Acquire));
-        self.directories.store(directories, Ordering::Release);
+    /// Changes what the tables take, and so what is left for frames.
+    pub(crate) fn resize_tables(&self, registry: &Registry, resize: impl FnOnce(u64) -> u64) {
+        let tables = resize(self.tables.load(Ordering::Acquire));
+        self.tables.store(tables, Ordering::Release);
         self.apply_limit(registry, self.limit()).expect("checked before it grew, or it shrank");
     }
 
@@ -153,6 +153,6 @@ impl Engine {
         if pool.kind == PoolKind::Ephemeral {
             self.ephemeral_pools.fetch_sub(1, Ordering::AcqRel);
         }
-        self.resize_directories(&registry, |all| all - pool.directory.bytes());
+        self.resize_tables(&registry, |all| all - pool.directory.bytes());
     }
 }

@@ -108,7 +108,7 @@ impl Engine {
         let reserve = (self.shards.len() as u64 + 2) * FRAME_COST;
         let shards = Config::limit_min(self.shards.len()) - reserve - PAGE_SIZE as u64;
         let frames = u64::from(self.arena.allocated()) * PAGE_SIZE as u64;
-        frames + self.arena.table_bytes() + self.directories.load(Ordering::Acquire) + shards
+        frames + self.arena.table_bytes() + self.tables.load(Ordering::Acquire) + shards
     }
 }
 

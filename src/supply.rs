@@ -101,9 +101,9 @@ impl Engine {
         self.apply_limit(&self.registry.lock(), limit)
     }
 
-    /// The registry is locked, so that limit and directories do not change meanwhile.
+    /// The registry is locked, so that limit and tables do not change meanwhile.
     pub(crate) fn apply_limit(&self, _locked: &Registry, limit: u64) -> Result<(), ConfigError> {
-        let frames = self.config.check_limit(limit, self.directories.load(Ordering::Acquire))?;
+        let frames = self.config.check_limit(limit, self.tables.load(Ordering::Acquire))?;
         self.limit.store(limit, Ordering::Release);
         self.arena.set_limit(frames);
         Ok(())
@@ -116,7 +116,7 @@ impl Engine {
 
     /// The smallest pool limit that the pools there are leave room for, in bytes.
     pub fn limit_min(&self) -> u64 {
-        Config::limit_min(self.config.shards) + self.directories.load(Ordering::Acquire)
+        Config::limit_min(self.config.shards) + self.tables.load(Ordering::Acquire)
     }
 
     /// Frees ephemeral frames until so many frames are free or none are ephemeral.

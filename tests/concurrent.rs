@@ -13,6 +13,9 @@
 // In a test a panic is the report.
 #![allow(clippy::unwrap_used)]
 
+#[path = "support/backing.rs"]
+mod backing;
+
 use std::sync::{Arc, Mutex};
 
 #[cfg(feature = "shuttle")]
@@ -20,6 +23,7 @@ use shuttle::thread;
 #[cfg(not(feature = "shuttle"))]
 use std::thread;
 
+use backing::{TABLES, carry_out};
 use tmem::{
     BACKING_BYTES_MIN, ClientId, Config, Engine, GetError, Got, Handle, OBJECT_PAGES, PAGE_SIZE,
     Page, PoolId, PoolKind, PutError, Queue, Writeback,
@@ -34,8 +38,8 @@ struct Size {
     backed: bool,
 }
 
-/// What tables and buffers of a small backing file take of the limit, and entries of its blocks at most.
-const BACKING: u64 = (9 << 18) + (1 + 2 * 12) * PAGE_SIZE as u64;
+/// Frames that entries of a small backing file's blocks take at most.
+const ENTRIES: u64 = 2 * 12;
 
 /// Page of the single writer, of the two writers, and the first of each thread's own.
 const WATCHED: u64 = 0;
@@ -56,7 +60,7 @@ struct Scenario {
 
 fn scenario(size: Size) {
     const SHARDS: usize = 2;
-    let backing = if size.backed { BACKING } else { 0 };
+    let backing = if size.backed { TABLES + ENTRIES * PAGE_SIZE as u64 } else { 0 };
     let limit = Config::limit_min(SHARDS) + backing + (2 + size.frames) * PAGE_SIZE as u64;
     let config = Config { limit, limit_max: 2 * limit, shards: SHARDS };
     let engine = Engine::new(&config).unwrap();
@@ -180,18 +184,7 @@ impl Scenario {
                 thread::yield_now();
                 continue;
             };
-            {
-                let mut file = self.file.lock().unwrap();
-                let bytes = &mut file[job.offset as usize..][..job.bytes];
-                let buffer = writeback.buffer(job.unit).as_ptr();
-                // SAFETY: the unit's buffer has the job's bytes, and is ours until the job has ended.
-                unsafe {
-                    match job.is_write {
-                        true => bytes.as_mut_ptr().copy_from_nonoverlapping(buffer, job.bytes),
-                        false => buffer.copy_from_nonoverlapping(bytes.as_ptr(), job.bytes),
-                    }
-                }
-            }
+            carry_out(&writeback, job, &mut self.file.lock().unwrap(), job.bytes);
             thread::yield_now();
             writeback.ended(&self.engine, job.unit, Ok(()), round.into());
         }

@@ -6,10 +6,14 @@
 // In a test a panic is the report.
 #![allow(clippy::unwrap_used)]
 
+#[path = "support/backing.rs"]
+mod backing;
+
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::ptr::NonNull;
 
+use backing::{TABLES, carry_out};
 use tmem::{
     BACKING_BYTES_MIN, Batches, ClientId, Config, Engine, Got, Handle, OBJECT_PAGES, PAGE_SIZE,
     Page, PoolId, PoolKind, Queue, Step, Way,
@@ -39,9 +43,6 @@ unsafe impl GlobalAlloc for Counting {
 
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
-
-/// What tables and buffers of a small backing file take of the limit.
-const BACKING: u64 = (9 << 18) + PAGE_SIZE as u64;
 
 const PAGES: u64 = 2 * OBJECT_PAGES as u64;
 
@@ -161,7 +162,7 @@ fn batches_do_not_allocate() {
 /// Nor does writing back and reading back: puts wait for the one, and readers for the other.
 #[test]
 fn writeback_does_not_allocate() {
-    let mut path = Path::with_room(BACKING);
+    let mut path = Path::with_room(TABLES);
     let mut writeback = path.engine.attach_backing(BACKING_BYTES_MIN, Some(&[5; 32])).unwrap();
     let mut file = vec![0u8; BACKING_BYTES_MIN as usize];
     let (mut page, mut image) = ([0; PAGE_SIZE], [0; PAGE_SIZE]);
@@ -173,15 +174,7 @@ fn writeback_does_not_allocate() {
         // It is full now and then, when nothing of the log is worth cleaning.
         let _ = path.engine.put(&mut path.queue, handle, &path.pages[round as usize % 8]);
         while let Some(job) = writeback.next(&path.engine, round) {
-            let bytes = &mut file[job.offset as usize..][..job.bytes];
-            let buffer = writeback.buffer(job.unit).as_ptr();
-            // SAFETY: the unit's buffer has the job's bytes, and is ours until the job has ended.
-            unsafe {
-                match job.is_write {
-                    true => bytes.as_mut_ptr().copy_from_nonoverlapping(buffer, job.bytes),
-                    false => buffer.copy_from_nonoverlapping(bytes.as_ptr(), job.bytes),
-                }
-            }
+            carry_out(&writeback, job, &mut file, job.bytes);
             writeback.ended(&path.engine, job.unit, Ok(()), round);
         }
         let handle = Handle::from_page(path.swap, round * 3 % PAGES);

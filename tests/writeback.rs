@@ -9,11 +9,14 @@
 // In a test a panic is the report.
 #![allow(clippy::unwrap_used)]
 
+#[path = "support/backing.rs"]
+mod backing;
 #[path = "support/contents.rs"]
 mod contents;
 
 use std::collections::BTreeMap;
 
+use backing::{TABLES, carry_out};
 use contents::Contents;
 use tmem::{
     BACKING_BYTES_MIN, Backed, ClientId, Config, Engine, GetError, Got, Handle, Job, JobFailed,
@@ -58,9 +61,6 @@ struct Profile {
     flipping: u64,
     steps: u64,
 }
-
-/// What tables and buffers of the backing file take of the limit.
-const BACKING: u64 = (9 << 18) + PAGE_SIZE as u64;
 
 const CALM: Profile = Profile {
     frames: 60,
@@ -123,7 +123,7 @@ impl Sim {
     fn with_file(profile: Profile, seed: u64, bytes: u64) -> Self {
         let directory = (profile.pages.div_ceil(512) * 80).next_multiple_of(PAGE_SIZE as u64);
         let frames = profile.frames * (PAGE_SIZE as u64 + 32);
-        let limit = Config::limit_min(profile.shards) + directory + BACKING + frames;
+        let limit = Config::limit_min(profile.shards) + directory + TABLES + frames;
         let config = Config { limit, limit_max: limit, shards: profile.shards };
         let engine = Engine::new(&config).unwrap();
         while engine.supply().unwrap().more {}
@@ -380,16 +380,7 @@ impl Sim {
         let job = self.file.under_way.swap_remove(at);
         let fails = self.profile.failing > 0 && self.rng.one_in(self.profile.failing);
         let done = if fails { self.rng.below(job.bytes as u64 + 1) as usize } else { job.bytes };
-        let start = job.offset as usize;
-        let bytes = &mut self.file.bytes[start..start + done];
-        let buffer = self.writeback.buffer(job.unit).as_ptr();
-        // SAFETY: the unit's buffer has the job's bytes, and is ours until the job has ended.
-        unsafe {
-            match job.is_write {
-                true => bytes.as_mut_ptr().copy_from_nonoverlapping(buffer, done),
-                false => buffer.copy_from_nonoverlapping(bytes.as_ptr(), done),
-            }
-        }
+        carry_out(&self.writeback, job, &mut self.file.bytes, done);
         let result = if fails { Err(JobFailed) } else { Ok(()) };
         self.now += self.rng.below(1_000_000);
         self.writeback.ended(&self.engine, job.unit, result, self.now);
@@ -573,6 +564,36 @@ fn a_pool_larger_than_its_log_is_not_refused_while_there_is_room() {
     let stats = runs(profile, 3);
     assert!(total(&stats, |stats| stats.pools.bd_writes) > 500);
     assert_eq!(total(&stats, |stats| stats.pools.failed_puts), 0);
+}
+
+/// A segment is used up, and nothing that was written to it has freed a frame yet.
+#[test]
+fn frames_wait_rather_than_take_what_the_cleaner_needs() {
+    let profile = Profile { frames: 4000, pages: 6000, shards: 1, ..CALM };
+    let mut sim = Sim::with_file(profile, 1, 2 * BACKING_BYTES_MIN);
+    for page in 0.. {
+        while sim.engine.supply().unwrap().more {}
+        let contents = Contents::Random(page as u32).page();
+        let handle = Handle::from_page(sim.pool, page);
+        if let Err(error) = sim.engine.put(&mut sim.queue, handle, &contents) {
+            assert_eq!(error, PutError::Starved);
+            break;
+        }
+        sim.map.insert(page, Held::Page(Box::new(contents)));
+    }
+    (0..4).for_each(|_| sim.start_job());
+    let bytes: usize = sim.file.under_way.iter().map(|job| job.bytes).sum();
+    assert_eq!(bytes, 1 << 20);
+    let failed = sim.file.under_way.pop().unwrap();
+    sim.writeback.ended(&sim.engine, failed.unit, Err(JobFailed), sim.now);
+    sim.now += sim.writeback.rests_for(sim.now).unwrap();
+    assert_eq!(sim.writeback.next(&sim.engine, sim.now), None);
+    // One that succeeds gives what the next segment needs.
+    sim.end_job();
+    assert!(
+        sim.writeback.next(&sim.engine, sim.now).map(|job| sim.file.under_way.push(job)).is_some()
+    );
+    sim.end();
 }
 
 #[test]

@@ -163,9 +163,12 @@ fn main() -> Result<()> {
             }
             let Collect { suite, platform, kernel, revision, quick, .. } = collect;
             let mut results = Results::collect(suite, platform, quick, lines)?;
-            let machine = &mut results.machine;
-            machine.kernel = kernel.unwrap_or(std::mem::take(&mut machine.kernel));
-            machine.revision = revision.unwrap_or(std::mem::take(&mut machine.revision));
+            if let Some(kernel) = kernel {
+                results.machine.kernel = kernel;
+            }
+            if let Some(revision) = revision {
+                results.machine.revision = revision;
+            }
             results.write(&collect.output)
         }
         What::Page { folder } => page::write(&folder),

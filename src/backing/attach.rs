@@ -76,8 +76,8 @@ impl Engine {
         let mut writeback = Writeback::new(Arc::clone(&log)).map_err(memory)?;
         let tables = log.segments().bytes() + writeback.bytes();
         let limit = self.limit();
-        let fixed = self.directories.load(Ordering::Acquire) + tables;
-        if self.config.check_limit(limit, fixed).is_err() {
+        let all = self.tables.load(Ordering::Acquire) + tables;
+        if self.config.check_limit(limit, all).is_err() {
             return Err(BackingError::NoRoom { bytes: tables, limit });
         }
         while writeback.wants_frame() {
@@ -85,7 +85,7 @@ impl Engine {
             let frame = self.arena.pop().map_or_else(|| self.arena.grow_beyond(), Ok);
             writeback.keep(frame.map_err(memory)?);
         }
-        self.resize_directories(&registry, |all| all + tables);
+        self.resize_tables(&registry, |all| all + tables);
         log.set_accepts(true);
         for shard in &self.shards {
             shard.0.lock().set_log(Arc::clone(&log));

@@ -12,11 +12,11 @@
 //! entries, or there are frames for them. As no victim has more alive than 11/12 of what it takes, each one
 //! that is cleaned makes room for a part of the next.
 
-use super::segments::SEGMENT_BLOCKS;
+use super::segments::{SEGMENT_BLOCKS, SEGMENT_FRAMES};
 use super::unit::{State, UNIT_BLOCKS, Unit};
 use super::writeback::{Job, READER, Writeback};
 use crate::engine::Engine;
-use crate::frame::{FRAME_GRANULES, GRANULE};
+use crate::frame::GRANULE;
 use crate::shard::Passage;
 use crate::zpage::{HEADER_BYTES, Header};
 
@@ -31,6 +31,9 @@ pub(super) const VICTIMS: usize = 4;
 
 /// How often the write of what was packed is tried before it stays where it was.
 const TRIES: u32 = 4;
+
+// A segment is read part by part.
+const _: () = assert!(SEGMENT_BLOCKS.is_multiple_of(UNIT_BLOCKS));
 
 /// A segment that is being cleaned.
 pub(super) struct Victim {
@@ -94,9 +97,12 @@ impl Writeback {
     }
 
     /// The segment that would be cleaned to next.
-    fn packable(&self) -> Option<u32> {
-        let from = self.cleaning.next(self.log.segments().count());
-        self.log.openable(from, &self.cleaning_hand)
+    pub(super) fn packable(&self) -> Option<u32> {
+        let segments = self.log.segments();
+        let from = self.cleaning.next(segments.count());
+        let has_frames = self.hand.len() >= SEGMENT_FRAMES;
+        let without = || has_frames.then(|| segments.find_free(from, false)).flatten();
+        segments.find_free(from, true).or_else(without)
     }
 
     /// Takes the segment in hand of which the least is alive; false if none is to be cleaned.
@@ -165,7 +171,7 @@ impl Writeback {
             return true;
         }
         let buddies = layout.buddies();
-        let raw = layout.is_raw().then(|| Header::from_bytes(layout.raw_header()));
+        let raw = self.log.raw_header(block);
         let key = self.log.key_to(block);
         let mut image = *self.buffers.image(READER, n);
         if !self.log.unseal(&key, &mut image) {
@@ -214,7 +220,7 @@ impl Writeback {
         let at = READER + 1 + self.packing().iter().position(idle)?;
         if !self.cleaning.is_open() {
             let segment = self.packable()?;
-            self.log.open(segment, &mut self.cleaning_hand);
+            self.log.open(segment, &mut self.hand);
             self.cleaning.begin(segment);
         }
         let (first, room) = self.cleaning.room()?;
@@ -264,5 +270,3 @@ impl Writeback {
         });
     }
 }
-
-const _: () = assert!(SEGMENT_BLOCKS.is_multiple_of(UNIT_BLOCKS) && FRAME_GRANULES <= 256);

@@ -98,9 +98,14 @@ impl Log {
 
     /// How to read a zpage that a slot points at.
     pub(crate) fn find(&self, block: u32, granule: u8) -> Found {
+        let (key, raw) = (self.key_to(block), self.raw_header(block));
+        Found { key, extent: self.extent(block, granule), raw }
+    }
+
+    /// The header of a block's raw page, if it holds one: in the image there is no room for it.
+    pub(crate) fn raw_header(&self, block: u32) -> Option<Header> {
         let layout = &self.entry(block).layout;
-        let raw = layout.is_raw().then(|| Header::from_bytes(layout.raw_header()));
-        Found { key: self.key_to(block), extent: self.extent(block, granule), raw }
+        layout.is_raw().then(|| Header::from_bytes(layout.raw_header()))
     }
 
     /// A zpage's place in its block.
@@ -163,16 +168,6 @@ impl Log {
         }
         let first = segment * SEGMENT_BLOCKS;
         (first..first + SEGMENT_BLOCKS).for_each(|block| self.entry(block).layout.clear());
-    }
-
-    /// A free segment that can be opened, looked for from number `from` on and then round: one that has frames, or
-    /// if there are enough in hand, any.
-    pub(crate) fn openable(&self, from: u32, hand: &[u32]) -> Option<u32> {
-        let with_frames = self.segments.find_free(from, true);
-        with_frames.or_else(|| match hand.len() {
-            SEGMENT_FRAMES => self.segments.find_free(from, false),
-            _ => None,
-        })
     }
 
     /// Counts a frame of the arena that is kept for entries.
@@ -251,7 +246,7 @@ impl Tally {
 pub(crate) struct Found {
     pub(crate) key: BlockKey,
     pub(crate) extent: Extent,
-    /// The header, if that is not in the image because the page is raw.
+    /// See [`Log::raw_header`].
     pub(crate) raw: Option<Header>,
 }
 

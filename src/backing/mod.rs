@@ -8,8 +8,9 @@
 //! Nothing of this outlives the machine: what says where a page is, and the key without which it
 //! cannot be read, are in memory only. So the file has no metadata.
 //!
-//! Nobody in here does I/O, and nothing but [`writeback`] knows that there are frames and shards.
-//! That says what is to be written and read, and is told what became of it.
+//! Nobody in here does I/O: [`writeback`] says what is to be written and read, and is told what became of it.
+//! With it and [`cleaner`] the shards are asked for frames, and whether a zpage is alive; what is below them
+//! knows of neither.
 
 mod attach;
 mod block;

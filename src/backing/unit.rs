@@ -79,11 +79,10 @@ impl Unit {
         self.blocks < self.room
     }
 
-    /// The next block, which is in use from now on.
-    pub(crate) fn add(&mut self) -> u32 {
+    /// Takes the next block in use.
+    pub(crate) fn add(&mut self) {
         assert!(self.has_room(), "a unit is overfull");
         self.blocks += 1;
-        self.first + self.blocks - 1
     }
 
     /// Finds a place for a zpage of so many granules, or for a raw page, which has a header apart: which block of

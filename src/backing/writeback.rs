@@ -39,6 +39,9 @@ const UNITS: usize = READER + 5;
 /// Free segments that keep the frames of their entries.
 const TRIM_KEEPS: usize = 4;
 
+/// Frames that are kept for entries: a pair for each of two segments.
+const HAND_FRAMES: usize = 2 * SEGMENT_FRAMES;
+
 /// The fewest segments that it works with.
 pub(crate) const SEGMENTS_MIN: u32 = 2 * CLEAN_BELOW;
 
@@ -70,10 +73,9 @@ pub struct Writeback {
     pub(super) victims: Vec<Victim>,
     /// The segment that would be cleaned next, when free ones are few.
     pub(super) candidate: Option<u32>,
-    /// Frames for the entries of the next segment that frames go to.
-    hand: Vec<u32>,
-    /// Those for the next one that is cleaned to, which nobody else may use: without one no room can be made.
-    pub(super) cleaning_hand: Vec<u32>,
+    /// Frames for the entries of the next segments. The last pair is the cleaner's: without it no room could be
+    /// made.
+    pub(super) hand: Vec<u32>,
     /// Where frames are looked for next.
     next_shard: usize,
     /// Whether frames were to go, and there was none that could: what is in use holds no zpages.
@@ -91,8 +93,7 @@ impl Writeback {
             cleaning: Stream::default(),
             victims: Vec::with_capacity(VICTIMS),
             candidate: None,
-            hand: Vec::with_capacity(SEGMENT_FRAMES),
-            cleaning_hand: Vec::with_capacity(SEGMENT_FRAMES),
+            hand: Vec::with_capacity(HAND_FRAMES),
             next_shard: 0,
             is_dry: false,
         })
@@ -105,12 +106,10 @@ impl Writeback {
     /// If `engine` is not the one that this was attached to.
     pub fn next(&mut self, engine: &Engine, now: u64) -> Option<Job> {
         self.check(engine);
-        self.fill_hands(engine);
-        let is_short = self.log.segments().free() < CLEAN_BELOW && self.victims.len() < VICTIMS;
-        self.candidate = None;
-        if is_short {
-            self.candidate = self.log.segments().emptiest();
-        }
+        self.fill_hand(engine);
+        let segments = self.log.segments();
+        let is_short = segments.free() < CLEAN_BELOW && self.victims.len() < VICTIMS;
+        self.candidate = if is_short { segments.emptiest() } else { None };
         let job = match self.policy.writing.left(now) {
             Some(_) => None,
             None => self.ready().or_else(|| self.clean()).or_else(|| self.evict(engine)),
@@ -189,11 +188,13 @@ impl Writeback {
 
     /// Tells puts whether to wait for the log.
     fn announce(&mut self, now: u64) {
-        if !self.has_room() {
+        let mut has_room = self.has_room();
+        if !has_room {
             // The one that was chosen is cleaned, and there may be another by now.
             self.candidate = self.log.segments().emptiest();
+            has_room = self.has_room();
         }
-        self.log.set_accepts(self.policy.writing.left(now).is_none() && self.has_room());
+        self.log.set_accepts(has_room && self.policy.writing.left(now).is_none());
     }
 
     /// Whether frames are going to the log, or can go, if only after cleaning.
@@ -212,7 +213,7 @@ impl Writeback {
     }
 
     /// Gets free frames for the entries of the next segments.
-    fn fill_hands(&mut self, engine: &Engine) {
+    fn fill_hand(&mut self, engine: &Engine) {
         while self.wants_frame() {
             let Some(frame) = engine.arena.pop() else { return };
             self.keep(frame);
@@ -221,14 +222,13 @@ impl Writeback {
 
     /// Whether a frame is wanted for entries.
     pub(crate) fn wants_frame(&self) -> bool {
-        self.hand.len() + self.cleaning_hand.len() < 2 * SEGMENT_FRAMES
+        self.hand.len() < HAND_FRAMES
     }
 
     /// Keeps a frame for entries.
     pub(crate) fn keep(&mut self, frame: u32) {
         self.log.count_frame();
-        let is_short = self.cleaning_hand.len() < SEGMENT_FRAMES;
-        if is_short { &mut self.cleaning_hand } else { &mut self.hand }.push(frame);
+        self.hand.push(frame);
     }
 
     /// A unit that was filled.
@@ -261,11 +261,11 @@ impl Writeback {
             return None;
         }
         let from = self.evicting.next(segments.count());
-        let spares_one = self.cleaning_hand.len() == SEGMENT_FRAMES;
-        let is_to_have = |one: &u32| spares_one || segments.has_other_with_frames(*one);
-        let with_frames = segments.find_free(from, true).filter(is_to_have);
+        let leaves_one =
+            |one: &u32| self.hand.len() >= SEGMENT_FRAMES || segments.has_other_with_frames(*one);
+        let with_frames = segments.find_free(from, true).filter(leaves_one);
         with_frames.or_else(|| match self.hand.len() {
-            SEGMENT_FRAMES => segments.find_free(from, false),
+            HAND_FRAMES => segments.find_free(from, false),
             _ => None,
         })
     }
@@ -282,6 +282,7 @@ impl Writeback {
             let segment = self.openable()?;
             self.log.open(segment, &mut self.hand);
             self.evicting.begin(segment);
+            assert!(self.packable().is_some(), "frames took the cleaner's last segment");
         }
         let (first, room) = self.evicting.room()?;
         self.units[at].begin(first, room.min(wanted));
@@ -371,7 +372,6 @@ impl Drop for Writeback {
     /// Nothing is written any more, so puts do not wait for it.
     fn drop(&mut self) {
         self.log.set_accepts(false);
-        let frames = self.hand.drain(..).chain(self.cleaning_hand.drain(..));
-        frames.for_each(|frame| self.log.give_back(frame));
+        self.hand.drain(..).for_each(|frame| self.log.give_back(frame));
     }
 }

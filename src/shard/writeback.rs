@@ -119,7 +119,8 @@ impl Shard {
         packed: Packed<'_>,
         hand: &mut Hand,
     ) -> bool {
-        let Some(pool) = find(&self.pools, handle).filter(|pool| !pool.is_closing()) else {
+        let pool = find(&self.pools, handle).filter(|pool| !pool.is_closing());
+        let Some(pool) = pool.filter(|_| self.find_backed(handle, backed).is_some()) else {
             return true;
         };
         self.store.recall(&self.pools, pool, handle, backed, packed, hand)
@@ -153,6 +154,7 @@ impl Store {
         Some(frame)
     }
 
+    /// Takes a page that is in the log into a frame; false if there is none.
     fn recall(
         &mut self,
         pools: &[Option<Arc<Pool>>],
@@ -162,15 +164,12 @@ impl Store {
         packed: Packed<'_>,
         hand: &mut Hand,
     ) -> bool {
-        let Backed { slot, sequence } = backed;
+        let slot = backed.slot;
         let Place::Log { block, granule } = slot.place() else {
             unreachable!("it was read from the log")
         };
         let leaf = pool.directory.object(handle.object).leaf();
-        let is_there = |leaf: &u32| {
-            self.slot(*leaf, handle.index) == slot && self.log().sequence(block) == sequence
-        };
-        let Some(leaf) = leaf.filter(is_there) else { return true };
+        let leaf = leaf.expect("an object with a page has a leaf");
         let Some(place) = self.place(pools, pool.kind, handle, packed, hand) else { return false };
         self.set_slot(leaf, handle.index, slot, slot.moved_to(place));
         self.log().deaden(block, granule);
