@@ -71,7 +71,10 @@ mod update;
 mod zbud;
 mod zpage;
 
-pub use backing::{BACKING_BYTES_MIN, BackingError, Job, JobFailed, KEY_BYTES, Writeback};
+pub use backing::{
+    BACKING_BYTES_MIN, BackingError, Job, JobFailed, KEY_BYTES, SettingsError, Writeback,
+    WritebackSettings,
+};
 pub use batch::BATCH_PAGES;
 pub use board::{BatchError, Batches, Board, Step, Way};
 pub use engine::{Config, Engine, Got, POOLS_MAX, SHARDS_MAX};

@@ -21,6 +21,7 @@ mod policy;
 mod seal;
 #[allow(unsafe_code)]
 mod segments;
+mod settings;
 mod stream;
 #[allow(unsafe_code)]
 mod unit;
@@ -31,4 +32,5 @@ pub(crate) use block::{BLOCKS_PER_FRAME, BlockMeta};
 pub(crate) use log::{Found, Log};
 pub use seal::KEY_BYTES;
 pub(crate) use segments::SEGMENT_FRAMES;
+pub use settings::{SettingsError, WritebackSettings};
 pub use writeback::{Job, JobFailed, Writeback};
