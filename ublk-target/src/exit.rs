@@ -33,6 +33,8 @@ pub enum Exit {
     Running,
     /// The kernel offers no usable NBD client.
     NoNbd,
+    /// There is something on the backing file or device.
+    Foreign,
     /// Something failed at run time. A peer's code that we do not know is read as this one.
     #[serde(other)]
     Failure,
@@ -40,7 +42,7 @@ pub enum Exit {
 
 impl Exit {
     /// Every code, in the order of their numbers.
-    pub const ALL: [Exit; 12] = [
+    pub const ALL: [Exit; 13] = [
         Exit::Ok,
         Exit::Failure,
         Exit::Usage,
@@ -53,6 +55,7 @@ impl Exit {
         Exit::NoUblk,
         Exit::Running,
         Exit::NoNbd,
+        Exit::Foreign,
     ];
 
     /// The process's exit status.
@@ -70,6 +73,7 @@ impl Exit {
             Exit::NoUblk => 9,
             Exit::Running => 10,
             Exit::NoNbd => 11,
+            Exit::Foreign => 12,
         }
     }
 
@@ -88,6 +92,7 @@ impl Exit {
             Exit::NoUblk => "the kernel offers no usable ublk",
             Exit::Running => "another daemon serves the socket",
             Exit::NoNbd => "the kernel offers no usable NBD client",
+            Exit::Foreign => "refused: the backing file holds something else",
         }
     }
 }

@@ -6,6 +6,7 @@
 #![deny(unsafe_code)]
 
 mod attachment;
+pub mod backing;
 pub mod bytes;
 pub mod cli;
 pub mod commands;

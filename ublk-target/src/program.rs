@@ -68,6 +68,25 @@ pub fn run(
     args: impl IntoIterator<Item = impl Into<OsString>>,
     path: &str,
 ) -> Result<(), ProgramError> {
+    execute(program, args, path, Stdio::null()).map(|_| ())
+}
+
+/// Runs `program` with `args`, for the device at `path`, and returns what it printed.
+pub fn output(
+    program: &'static str,
+    args: impl IntoIterator<Item = impl Into<OsString>>,
+    path: &str,
+) -> Result<String, ProgramError> {
+    let printed = execute(program, args, path, Stdio::piped())?;
+    Ok(String::from_utf8_lossy(&printed).into_owned())
+}
+
+fn execute(
+    program: &'static str,
+    args: impl IntoIterator<Item = impl Into<OsString>>,
+    path: &str,
+    stdout: Stdio,
+) -> Result<Vec<u8>, ProgramError> {
     let given = env::var_os("PATH").unwrap_or_default();
     let file = find_program(program, &given).ok_or(ProgramError::Missing { program })?;
     // With a path, and PATH as it is, std does not fork: a fork copies all page tables of the
@@ -80,13 +99,13 @@ pub fn run(
         .process_group(0)
         .stdin(Stdio::null());
     let spawn = |source| ProgramError::Spawn { program: file, source };
-    let child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().map_err(spawn)?;
+    let child = command.stdout(stdout).stderr(Stdio::piped()).spawn().map_err(spawn)?;
     let pid = child.id();
     let output = child
         .wait_with_output()
         .map_err(|source| ProgramError::Spawn { program: program.into(), source })?;
     if output.status.success() {
-        return Ok(());
+        return Ok(output.stdout);
     }
     let stderr = String::from_utf8_lossy(&output.stderr);
     let said = match stderr.trim() {
@@ -140,6 +159,11 @@ mod tests {
         let message = ProgramError::Spawn { program: "/sbin/mkswap".into(), source }.to_string();
         assert!(message.starts_with("cannot run /sbin/mkswap: "), "{message}");
         assert!(!message.contains("util-linux"), "{message}");
+    }
+
+    #[test]
+    fn what_a_program_prints_is_returned() {
+        assert_eq!(output("echo", ["a", "b"], PATH).unwrap(), "a b\n");
     }
 
     #[test]
