@@ -85,6 +85,17 @@ pub struct RunArgs {
     /// end: unix:/run/tmem/nbd.sock]
     #[arg(long, value_name = "unix:PATH")]
     pub nbd: Option<NbdAddress>,
+    /// Write pages that are not used to this file or block device when the pool gets full. A file that is
+    /// not there is made, if a size is given. Takes the place of the file's backing file
+    #[arg(long, value_name = "PATH[,size=SIZE]")]
+    pub backing: Option<BackingArg>,
+    /// Do not encrypt what is written to the backing file; without this it is, by a key that is never
+    /// stored
+    #[arg(long)]
+    pub no_encrypt_backing: bool,
+    /// Use a backing file or device that holds something else, which is lost
+    #[arg(long)]
+    pub force: bool,
     /// Read settings from a TOML file; the command line wins over it
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
@@ -187,6 +198,43 @@ impl FromStr for SwapArg {
     }
 }
 
+/// A backing file as it is named: `PATH[,size=SIZE]`.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct BackingArg {
+    /// Its absolute path.
+    pub path: PathBuf,
+    /// Its size.
+    pub size: Option<Size>,
+}
+
+/// Why a backing file is named wrongly.
+#[derive(Debug, thiserror::Error)]
+pub enum BackingArgError {
+    /// The size is no size.
+    #[error(transparent)]
+    Size(#[from] SizeError),
+    /// The daemon may run elsewhere.
+    #[error("'{0}' is not the path of a backing file: write one that begins with '/'")]
+    Relative(String),
+}
+
+impl FromStr for BackingArg {
+    type Err = BackingArgError;
+
+    fn from_str(text: &str) -> Result<Self, BackingArgError> {
+        // The path may have a comma, or even this.
+        let (path, size) = match text.rsplit_once(",size=") {
+            Some((path, size)) => (path, Some(size.parse()?)),
+            None => (text, None),
+        };
+        let path = PathBuf::from(path);
+        if !path.is_absolute() {
+            return Err(BackingArgError::Relative(path.display().to_string()));
+        }
+        Ok(Self { path, size })
+    }
+}
+
 /// A setting as `tmem set` names it.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Setting {
@@ -253,6 +301,22 @@ mod tests {
     }
 
     #[test]
+    fn a_backing_file_is_a_path_and_perhaps_a_size() {
+        for (text, path, size) in [
+            ("/dev/sdb", "/dev/sdb", None),
+            ("/var/a,b,size=64G", "/var/a,b", Some(Size::Bytes(64 << 30))),
+            ("/a,size=1G,size=25%", "/a,size=1G", Some(Size::RamShare(2500))),
+            ("/a,sizes=1G", "/a,sizes=1G", None),
+        ] {
+            let arg = BackingArg { path: path.into(), size };
+            let cli = parse(&format!("tmem run --backing {text} --force")).unwrap();
+            let Command::Run(args) = cli.command else { panic!("not run") };
+            assert_eq!(args.backing, Some(arg));
+            assert!(args.force && !args.no_encrypt_backing);
+        }
+    }
+
+    #[test]
     fn the_default_socket_is_the_documented_one() {
         assert_eq!(parse("tmem list").unwrap().socket(), PathBuf::from("/run/tmem/control.sock"));
     }
@@ -264,6 +328,7 @@ mod tests {
             ("tmem run --swap 4G,nam=b", "name=NAME"),
             ("tmem run --swap 4G,name=", "cannot name a device"),
             ("tmem set swappiness=1", "these can be set: pool-limit"),
+            ("tmem run --backing ,size=1G", "begins with '/'"),
             ("tmem set pool-limit", "KEY=VALUE"),
             ("tmem set pool-limit=", "is not a size"),
             ("tmem run --nbd tcp:localhost:10809", "TCP"),

@@ -14,8 +14,10 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
+use tmem::{SettingsError, WritebackSettings};
 use toml::Spanned;
 
+use crate::backing::{Age, BackingSpec, Permille, Quota, check_file_bytes};
 use crate::cli::RunArgs;
 use crate::control::DEFAULT_SOCKET;
 use crate::daemon::{FrontEnd, check_name, check_swap_bytes, pool_limit_min};
@@ -53,6 +55,15 @@ impl Machine {
         Err(Failure::new(Exit::Size, message))
     }
 
+    /// The size of a backing file in bytes, if it is one that works.
+    pub fn backing_bytes(&self, size: Size) -> Result<u64, Failure> {
+        let bytes = size.bytes(self.ram);
+        check_file_bytes(bytes).map_err(|refusal| {
+            Failure::new(refusal.code(), format_args!("cannot have such a backing file: {refusal}"))
+        })?;
+        Ok(bytes)
+    }
+
     /// The size of a swap device in bytes, if it is one that works.
     fn swap_bytes(&self, size: Size) -> Result<u64, Failure> {
         let bytes = size.bytes(self.ram);
@@ -85,6 +96,12 @@ pub struct RunConfig {
     pub nbd: Option<NbdAddress>,
     /// Whether to run without the guards against deadlock if they cannot be had.
     pub best_effort: bool,
+    /// The backing file.
+    pub backing: Option<BackingSpec>,
+    /// Whether what is written to a backing file is encrypted, also to one that is named later.
+    pub encrypt_backing: bool,
+    /// When pages are written to it, and how many.
+    pub writeback: WritebackSettings,
     /// The swap devices.
     pub swaps: Vec<SwapSpec>,
 }
@@ -110,6 +127,7 @@ impl RunConfig {
             swaps = file.swaps;
         }
         check_distinct(&swaps)?;
+        let (backing, encrypt_backing) = backing(args, file.backing, machine)?;
         let control = control.map(Path::to_owned).or(file.control);
         let frontend = args.frontend.or(file.frontend).unwrap_or_default();
         let nbd = args.nbd.clone().or(file.nbd);
@@ -132,9 +150,35 @@ impl RunConfig {
             control,
             swapon: args.swapon || file.swapon,
             best_effort: args.best_effort || file.best_effort,
+            backing,
+            encrypt_backing,
+            writeback: file.writeback,
             swaps,
         })
     }
+}
+
+/// The backing file that the command line names, or else the file, and whether backing files are encrypted.
+fn backing(
+    args: &RunArgs,
+    file: FileBacking,
+    machine: &Machine,
+) -> Result<(Option<BackingSpec>, bool), Failure> {
+    let encrypt = file.encrypt && !args.no_encrypt_backing;
+    let (path, bytes, force) = match &args.backing {
+        Some(arg) => {
+            let bytes = arg.size.map(|size| machine.backing_bytes(size)).transpose()?;
+            // That the file may take what it names by force is not said of another.
+            (Some(arg.path.clone()), bytes, args.force)
+        }
+        None => (file.path, file.bytes, args.force || file.force),
+    };
+    let spec = path.map(|path| BackingSpec { path, bytes, encrypt, force });
+    if spec.is_none() && args.force {
+        let message = "--force is about a backing file, and there is none: name one with --backing";
+        return Err(Failure::new(Exit::Usage, message));
+    }
+    Ok((spec, encrypt))
 }
 
 /// Refuses two devices of one name.
@@ -192,7 +236,24 @@ struct File {
     frontend: Option<FrontEnd>,
     nbd: Option<NbdAddress>,
     best_effort: bool,
+    backing: FileBacking,
+    writeback: WritebackSettings,
     swaps: Vec<SwapSpec>,
+}
+
+/// What a configuration file says of the backing file.
+#[derive(Debug)]
+struct FileBacking {
+    path: Option<PathBuf>,
+    bytes: Option<u64>,
+    encrypt: bool,
+    force: bool,
+}
+
+impl Default for FileBacking {
+    fn default() -> Self {
+        Self { path: None, bytes: None, encrypt: true, force: false }
+    }
 }
 
 /// A configuration file as it is written.
@@ -208,7 +269,30 @@ struct Written {
     #[serde(default)]
     best_effort: bool,
     #[serde(default)]
+    backing: WrittenBacking,
+    #[serde(default)]
+    writeback: WrittenWriteback,
+    #[serde(default)]
     swap: Vec<WrittenSwap>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+struct WrittenBacking {
+    path: Option<Spanned<PathBuf>>,
+    size: Option<Spanned<Size>>,
+    encrypt: Option<bool>,
+    force: Option<Spanned<bool>>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+struct WrittenWriteback {
+    low: Option<Spanned<Permille>>,
+    high: Option<Spanned<Permille>>,
+    rate: Option<Spanned<Quota>>,
+    daily: Option<Spanned<Quota>>,
+    age: Option<Spanned<Age>>,
 }
 
 #[derive(Deserialize)]
@@ -245,12 +329,78 @@ impl File {
         Ok(Self {
             pool_limit: pool_limit.transpose()?,
             swaps: swaps.collect::<Result<_, ConfigError>>()?,
+            backing: written
+                .backing
+                .check(machine)
+                .map_err(|(span, reason)| wrong(span, reason))?,
+            writeback: written.writeback.check().map_err(|(span, reason)| wrong(span, reason))?,
             control: written.control,
             swapon: written.swapon,
             frontend: written.frontend,
             nbd: written.nbd,
             best_effort: written.best_effort,
         })
+    }
+}
+
+/// A value that is wrong: where it is, and why.
+type Wrong = (Range<usize>, Failure);
+
+impl WrittenBacking {
+    fn check(self, machine: &Machine) -> Result<FileBacking, Wrong> {
+        let without = |span, key| {
+            let message =
+                format!("there is no path, and {key} is about what it names: set path too");
+            Err((span, Failure::new(Exit::Usage, message)))
+        };
+        match (&self.path, &self.size, &self.force) {
+            (Some(path), ..) if !path.get_ref().is_absolute() => {
+                let message = "the path of a backing file must begin with '/'";
+                return Err((path.span(), Failure::new(Exit::Usage, message)));
+            }
+            (None, Some(size), _) => return without(size.span(), "size"),
+            (None, _, Some(force)) if *force.get_ref() => return without(force.span(), "force"),
+            _ => {}
+        }
+        let bytes = self.size.map(|size| {
+            machine.backing_bytes(*size.get_ref()).map_err(|reason| (size.span(), reason))
+        });
+        Ok(FileBacking {
+            path: self.path.map(Spanned::into_inner),
+            bytes: bytes.transpose()?,
+            encrypt: self.encrypt.unwrap_or(true),
+            force: self.force.is_some_and(Spanned::into_inner),
+        })
+    }
+}
+
+impl WrittenWriteback {
+    fn check(&self) -> Result<WritebackSettings, Wrong> {
+        let value = |key: &Option<Spanned<Permille>>| key.as_ref().map(|key| key.get_ref().0);
+        let quota = |key: &Option<Spanned<Quota>>| key.as_ref().and_then(|key| key.get_ref().0);
+        let default = WritebackSettings::default();
+        let settings = WritebackSettings {
+            low_permille: value(&self.low).unwrap_or(default.low_permille),
+            high_permille: value(&self.high).unwrap_or(default.high_permille),
+            bytes_per_second: quota(&self.rate),
+            bytes_per_day: quota(&self.daily),
+            age_seconds: self.age.as_ref().and_then(|age| age.get_ref().0),
+        };
+        settings.check().map_err(|error| (self.place_of(&error), error.into()))?;
+        Ok(settings)
+    }
+
+    /// Where in the file it is that `error` is about.
+    fn place_of(&self, error: &SettingsError) -> Range<usize> {
+        let [low, high] = [&self.low, &self.high].map(|key| key.as_ref().map(Spanned::span));
+        let span = match error {
+            SettingsError::Rate { .. } => self.rate.as_ref().map(Spanned::span),
+            SettingsError::Daily { .. } => self.daily.as_ref().map(Spanned::span),
+            SettingsError::Age => self.age.as_ref().map(Spanned::span),
+            SettingsError::High { .. } => high,
+            _ => low.or(high),
+        };
+        span.unwrap_or(0..0)
     }
 }
 
@@ -320,6 +470,112 @@ mod tests {
         let config = with_file(RunArgs::default(), include_str!("../tmem.example.toml")).unwrap();
         assert_eq!(config.pool_limit, 8 << 30);
         assert_eq!(config.swaps, [SwapSpec { bytes: 16 << 30, name: Some("swap0".into()) }]);
+        assert_eq!((config.backing, config.nbd), (None, None));
+        assert_eq!(config.writeback, WritebackSettings::default());
+    }
+
+    #[test]
+    fn what_the_example_leaves_out_is_good_too() {
+        let example = include_str!("../tmem.example.toml");
+        let all = ["nbd", "path", "size"].iter().fold(example.to_owned(), |text, key| {
+            text.replace(&format!("# {key} = "), &format!("{key} = "))
+        });
+        let config = with_file(RunArgs::default(), &all).unwrap();
+        assert_eq!(config.nbd, Some(NbdAddress::default()));
+        let path = "/var/lib/tmem/backing".into();
+        let backing = BackingSpec { path, bytes: Some(64 << 30), encrypt: true, force: false };
+        assert_eq!(config.backing, Some(backing));
+    }
+
+    #[test]
+    fn the_example_has_every_key() {
+        let example = include_str!("../tmem.example.toml");
+        for key in [
+            "pool-limit",
+            "control",
+            "swapon",
+            "frontend",
+            "nbd",
+            "best-effort",
+            "path",
+            "size",
+            "encrypt",
+            "force",
+            "low",
+            "high",
+            "rate",
+            "daily",
+            "age",
+            "name",
+        ] {
+            let sets = |line: &str| line.trim_start_matches("# ").starts_with(&format!("{key} = "));
+            assert!(example.lines().any(sets), "{key}");
+        }
+    }
+
+    #[test]
+    fn a_backing_file_is_named_by_either() {
+        let text = "[backing]\npath = '/a'\nsize = '25%'\nencrypt = false\nforce = true\n";
+        let of_the_file = with_file(RunArgs::default(), text).unwrap();
+        let (path, bytes) = ("/a".into(), Some(4 << 30));
+        let spec = BackingSpec { path, bytes, encrypt: false, force: true };
+        assert_eq!((of_the_file.backing, of_the_file.encrypt_backing), (Some(spec), false));
+
+        // The file's size, and that it may be taken by force, are about the file's path.
+        let arg = || Some("/b".parse().unwrap());
+        let of_the_line =
+            with_file(RunArgs { backing: arg(), ..RunArgs::default() }, text).unwrap();
+        let spec = BackingSpec { path: "/b".into(), bytes: None, encrypt: false, force: false };
+        assert_eq!(of_the_line.backing, Some(spec));
+
+        let args = RunArgs { backing: arg(), force: true, ..RunArgs::default() };
+        let alone = RunConfig::new(&args, None, &MACHINE).unwrap();
+        let spec = BackingSpec { path: "/b".into(), bytes: None, encrypt: true, force: true };
+        assert_eq!((alone.backing, alone.encrypt_backing), (Some(spec), true));
+    }
+
+    #[test]
+    fn whether_to_encrypt_is_said_also_for_a_backing_file_that_is_named_later() {
+        let args = RunArgs { no_encrypt_backing: true, ..RunArgs::default() };
+        let config = RunConfig::new(&args, None, &MACHINE).unwrap();
+        assert_eq!((config.backing, config.encrypt_backing), (None, false));
+        let config = with_file(RunArgs::default(), "[backing]\nencrypt = false\n").unwrap();
+        assert_eq!((config.backing, config.encrypt_backing), (None, false));
+        let config = with_file(RunArgs::default(), "").unwrap();
+        assert_eq!((config.backing, config.encrypt_backing), (None, true));
+    }
+
+    #[test]
+    fn force_is_about_a_backing_file() {
+        let args = RunArgs { force: true, ..RunArgs::default() };
+        let failure = RunConfig::new(&args, None, &MACHINE).unwrap_err();
+        assert_eq!(failure.code, Exit::Usage);
+        assert!(failure.message.contains("--backing"), "{failure}");
+    }
+
+    #[test]
+    fn a_backing_file_too_small_for_anything_is_refused() {
+        let args = RunArgs { backing: Some("/a,size=1M".parse().unwrap()), ..RunArgs::default() };
+        let failure = RunConfig::new(&args, None, &MACHINE).unwrap_err();
+        assert_eq!(failure.code, Exit::Size);
+        assert!(failure.message.contains("1048576 bytes is out of bounds"), "{failure}");
+    }
+
+    #[test]
+    fn writeback_is_set_by_the_file() {
+        let text = "[writeback]\nlow = '1.5%'\nhigh = '20%'\nrate = '20M'\ndaily = 107374182400\nage = 60\n";
+        let settings = WritebackSettings {
+            low_permille: 15,
+            high_permille: 200,
+            bytes_per_second: Some(20 << 20),
+            bytes_per_day: Some(100 << 30),
+            age_seconds: Some(60),
+        };
+        assert_eq!(with_file(RunArgs::default(), text).unwrap().writeback, settings);
+        let text = "[writeback]\nrate = 'none'\nage = '2h'\n";
+        let settings =
+            WritebackSettings { age_seconds: Some(7200), ..WritebackSettings::default() };
+        assert_eq!(with_file(RunArgs::default(), text).unwrap().writeback, settings);
     }
 
     #[test]
@@ -349,6 +605,27 @@ mod tests {
             ("pool-limit = -1\n", Exit::Usage, ["line 1: 'pool-limit'", "negative"]),
             ("nbd = 'tcp:x'\n", Exit::Usage, ["line 1: 'nbd'", "only Unix sockets"]),
             ("frontend = 'x'\n", Exit::Usage, ["line 1: 'frontend'", "unknown variant"]),
+            ("[backing]\npath = 'a'\n", Exit::Usage, ["line 2: 'path'", "begin with '/'"]),
+            ("[backing]\nfile = '/a'\n", Exit::Usage, ["line 2: 'file'", "unknown field"]),
+            ("[backing]\nsize = '1G'\n", Exit::Usage, ["line 2: 'size'", "set path too"]),
+            ("[backing]\nforce = true\n", Exit::Usage, ["line 2: 'force'", "set path too"]),
+            (
+                "[backing]\npath = '/a'\nsize = '1M'\n",
+                Exit::Size,
+                ["line 3: 'size'", "out of bounds"],
+            ),
+            ("backing = '/a'\n", Exit::Usage, ["line 1: 'backing'", "invalid type"]),
+            ("[writeback]\nlow = 6\n", Exit::Usage, ["line 2: 'low'", "like 6% or 6.5%"]),
+            ("[writeback]\nlow = 6.5\n", Exit::Usage, ["line 2: 'low'", "in quotes like \"6.5%\""]),
+            ("[writeback]\nlow = '9%'\n", Exit::Size, ["line 2: 'low'", "end at 8.0%"]),
+            ("[writeback]\n\nhigh = '5%'\n", Exit::Size, ["line 3: 'high'", "must be less"]),
+            ("[writeback]\nlow = '0%'\n", Exit::Size, ["line 2: 'low'", "0.1%"]),
+            ("[writeback]\nlow = '1%'\nhigh = '51%'\n", Exit::Size, ["line 3: 'high'", "50%"]),
+            ("[writeback]\nrate = '5%'\n", Exit::Usage, ["line 2: 'rate'", "no amount of data"]),
+            ("[writeback]\nrate = 4096\n", Exit::Size, ["line 2: 'rate'", "too few"]),
+            ("[writeback]\nage = '1d'\ndaily = 1\n", Exit::Usage, ["line 2: 'age'", "not an age"]),
+            ("[writeback]\nage = '1h'\ndaily = 1\n", Exit::Size, ["line 3: 'daily'", "a day"]),
+            ("[writeback]\nage = 0\n", Exit::Size, ["line 2: 'age'", "use 1 or more"]),
             ("swapon = \n", Exit::Usage, ["line 1: 'swapon'", "tmem.toml"]),
         ] {
             let failure = with_file(RunArgs::default(), text).unwrap_err();

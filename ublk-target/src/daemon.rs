@@ -15,11 +15,12 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tmem::{
     Config, ConfigError, Engine, Latencies, PAGE_SIZE, POOL_PAGES_MAX, PoolCounters, PoolError,
-    SHARDS_MAX, Stats,
+    SHARDS_MAX, Stats, WritebackSettings,
 };
 
 pub use crate::attachment::DeviceState;
 use crate::attachment::{Attachment, DetachError, Node};
+use crate::backing::BackingSpec;
 use crate::device::{BlockDevice, IoStats};
 use crate::log::log;
 use crate::nbd::{
@@ -70,6 +71,12 @@ pub struct DaemonConfig {
     pub frontend: FrontEnd,
     /// Where devices are exported by NBD; the front end of that name cannot do without.
     pub nbd: Option<NbdAddress>,
+    /// The backing file.
+    pub backing: Option<BackingSpec>,
+    /// Whether a backing file that is set later is encrypted.
+    pub encrypt_backing: bool,
+    /// When pages are written to a backing file, and how many.
+    pub writeback: WritebackSettings,
 }
 
 /// Why the daemon did not do what it was asked.
@@ -266,6 +273,9 @@ impl Daemon {
     /// Hardens the process, makes the engine and starts its supply thread. Call it before any
     /// thread is started; there are no devices yet.
     pub fn start(config: DaemonConfig) -> Result<Self, DaemonError> {
+        if config.backing.is_some() {
+            return Err(no_writeback());
+        }
         let mut warnings = process::prepare(config.best_effort)?;
         let system = |what| move |source| DaemonError::System { what, source };
         let cpus = available_parallelism().map_err(system("count the CPUs"))?.get();
@@ -555,6 +565,11 @@ impl Device {
 /// True if an open failed because there is no such device: no node, or a node of none.
 fn is_gone(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENXIO | libc::ENODEV))
+}
+
+/// Nothing drives writeback yet.
+fn no_writeback() -> DaemonError {
+    DaemonError::System { what: "use a backing file", source: io::ErrorKind::Unsupported.into() }
 }
 
 /// Refuses memory that is not locked, or warns of it. Whether all of it is, is the engine's word.

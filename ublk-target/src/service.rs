@@ -25,6 +25,9 @@ pub fn start(config: &RunConfig) -> Result<Daemon, Failure> {
         swapon: config.swapon,
         frontend: config.frontend,
         nbd: config.nbd.clone(),
+        backing: config.backing.clone(),
+        encrypt_backing: config.encrypt_backing,
+        writeback: config.writeback,
     })?;
     for warning in daemon.warnings() {
         log(format_args!("going on without a guard: {warning}"));

@@ -138,6 +138,12 @@ fn run_refuses_what_cannot_work_before_it_starts() {
         (&["run", "--swap", "1G,name=a", "--swap", "1G,name=a"], Exit::NameTaken, "'a'"),
         (&["run", "--pool-limit", "0"], Exit::Size, "out of bounds: use "),
         (&["run", "--pool-limit", "101%"], Exit::Size, "out of bounds: use "),
+        (&["run", "--backing", "/a,size=1M"], Exit::Size, "out of bounds: use "),
+        (&["run", "--backing", "a"], Exit::Usage, "begins with '/'"),
+        (&["run", "--force"], Exit::Usage, "--backing"),
+        (&["run", "--backing", "/a,size=1M"], Exit::Size, "out of bounds: use "),
+        (&["run", "--backing", "a"], Exit::Usage, "begins with '/'"),
+        (&["run", "--force"], Exit::Usage, "--backing"),
         (&["run", "--config", file], Exit::Usage, "tmem.toml: line 2: 'speed'"),
         (&["run", "--config", "/nonexistent"], Exit::Usage, "/nonexistent"),
     ] {

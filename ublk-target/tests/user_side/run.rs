@@ -37,6 +37,9 @@ fn fake_daemon() {
         control: socket.into(),
         swapon: false,
         best_effort: false,
+        backing: None,
+        encrypt_backing: true,
+        writeback: tmem::WritebackSettings::default(),
         swaps: names.split_terminator(',').map(swap).collect(),
     };
     let shutdown_takes = Duration::from_millis(env::var(SHUTDOWN_MS).unwrap().parse().unwrap());
