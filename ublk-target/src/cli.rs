@@ -8,6 +8,7 @@ use std::str::FromStr;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::backing::{ValueError, WritebackChange};
 use crate::control::DEFAULT_SOCKET;
 use crate::daemon::{DaemonError, FrontEnd, check_name};
 use crate::exit;
@@ -56,14 +57,30 @@ pub enum Command {
     #[command(after_help = table::help(output::USAGE_COLUMNS))]
     Stats(TableArgs),
     /// Change a setting of the running daemon
+    #[command(after_help = SETTINGS)]
     Set {
-        /// The setting and its value; the one setting is pool-limit=SIZE
+        /// The setting and its value
         #[arg(value_name = "KEY=VALUE")]
         setting: Setting,
+        /// With backing=: use a file or device that holds something else, which is lost
+        #[arg(long)]
+        force: bool,
     },
     /// Check whether this machine is fit for tmem, and say what to do where it is not
     Doctor(DoctorArgs),
 }
+
+/// What `tmem set` can set, for its help.
+const SETTINGS: &str = "\
+Settings:
+  pool-limit=SIZE           memory that pages may take: a size, or a percentage of RAM
+  backing=PATH[,size=SIZE]  file or block device for pages that are not used; a file that is not there
+                            is made, if a size is given
+  writeback-low=PERCENT     writing begins when less of the pool limit is left free,
+  writeback-high=PERCENT    and goes on until so much is
+  writeback-rate=SIZE       bytes written in a second at most, or none for no limit
+  writeback-daily=SIZE      bytes written in a day at most, or none for no limit
+  writeback-age=TIME        write what was not used for so long (90s, 30m, 2h) though there is room, or none";
 
 /// Options of `tmem run`.
 #[derive(Args, Debug, Default)]
@@ -236,34 +253,57 @@ impl FromStr for BackingArg {
 }
 
 /// A setting as `tmem set` names it.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Setting {
     /// The pool limit.
     PoolLimit(Size),
+    /// The backing file.
+    Backing(BackingArg),
+    /// One of writeback's.
+    Writeback(WritebackChange),
 }
 
 /// Why a setting is wrong.
 #[derive(Debug, thiserror::Error)]
 pub enum SettingError {
     /// No `=`.
-    #[error("'{0}' has no value: write KEY=VALUE, with one of these keys: pool-limit")]
+    #[error("'{0}' has no value: write KEY=VALUE, with one of these keys: {keys}", keys = keys())]
     NoValue(String),
     /// No such key.
-    #[error("there is no setting '{0}': these can be set: pool-limit")]
+    #[error("there is no setting '{0}': these can be set: {keys}", keys = keys())]
     UnknownKey(String),
     /// The value is no size.
     #[error(transparent)]
     Size(#[from] SizeError),
+    /// The value is no backing file.
+    #[error(transparent)]
+    Backing(#[from] BackingArgError),
+    /// The value is none of this setting of writeback.
+    #[error(transparent)]
+    Writeback(#[from] ValueError),
+}
+
+/// All keys of settings, for messages.
+fn keys() -> String {
+    let writeback = WritebackChange::KEYS.map(|key| format!("writeback-{key}"));
+    format!("pool-limit, backing, {}", writeback.join(", "))
 }
 
 impl FromStr for Setting {
     type Err = SettingError;
 
     fn from_str(text: &str) -> Result<Self, SettingError> {
-        match text.split_once('=') {
-            None => Err(SettingError::NoValue(text.to_owned())),
-            Some(("pool-limit", value)) => Ok(Setting::PoolLimit(value.parse()?)),
-            Some((key, _)) => Err(SettingError::UnknownKey(key.to_owned())),
+        let no_value = || SettingError::NoValue(text.to_owned());
+        let (key, value) = text.split_once('=').ok_or_else(no_value)?;
+        match key {
+            "pool-limit" => Ok(Self::PoolLimit(value.parse()?)),
+            "backing" => Ok(Self::Backing(value.parse()?)),
+            _ => {
+                let writeback = key.strip_prefix("writeback-");
+                let change = writeback.and_then(|key| WritebackChange::parse(key, value));
+                let change = change.ok_or_else(|| SettingError::UnknownKey(key.to_owned()))?;
+                Ok(Self::Writeback(change?))
+            }
         }
     }
 }
@@ -311,9 +351,30 @@ mod tests {
             let arg = BackingArg { path: path.into(), size };
             let cli = parse(&format!("tmem run --backing {text} --force")).unwrap();
             let Command::Run(args) = cli.command else { panic!("not run") };
-            assert_eq!(args.backing, Some(arg));
+            assert_eq!(args.backing, Some(arg.clone()));
             assert!(args.force && !args.no_encrypt_backing);
+            let cli = parse(&format!("tmem set backing={text}")).unwrap();
+            let Command::Set { setting, force } = cli.command else { panic!("not set") };
+            assert_eq!((setting, force), (Setting::Backing(arg), false));
         }
+    }
+
+    #[test]
+    fn every_setting_is_in_the_help_and_can_be_set() {
+        for (key, value) in [
+            ("pool-limit", "1G"),
+            ("backing", "/a"),
+            ("writeback-low", "6%"),
+            ("writeback-high", "8.5%"),
+            ("writeback-rate", "20M"),
+            ("writeback-daily", "none"),
+            ("writeback-age", "2h"),
+        ] {
+            assert!(SETTINGS.contains(&format!("\n  {key}=")), "{key}");
+            assert!(keys().split(", ").any(|name| name == key), "{key}");
+            parse(&format!("tmem set {key}={value}")).unwrap();
+        }
+        assert_eq!(SETTINGS.matches('=').count(), keys().split(", ").count() + 1);
     }
 
     #[test]
@@ -327,7 +388,13 @@ mod tests {
             ("tmem run --swap 4X", "is not a size"),
             ("tmem run --swap 4G,nam=b", "name=NAME"),
             ("tmem run --swap 4G,name=", "cannot name a device"),
-            ("tmem set swappiness=1", "these can be set: pool-limit"),
+            ("tmem set swappiness=1", "these can be set: pool-limit, backing, writeback-low, "),
+            ("tmem set writeback-colour=1", "there is no setting 'writeback-colour'"),
+            ("tmem set writeback-low=6", "like 6% or 6.5%"),
+            ("tmem set writeback-rate=x", "is not a size"),
+            ("tmem set writeback-age=1d", "is not an age"),
+            ("tmem set backing=log", "begins with '/'"),
+            ("tmem set backing=/log,size=x", "is not a size"),
             ("tmem run --backing ,size=1G", "begins with '/'"),
             ("tmem set pool-limit", "KEY=VALUE"),
             ("tmem set pool-limit=", "is not a size"),

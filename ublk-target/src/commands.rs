@@ -3,7 +3,8 @@
 use std::io::{self, Write};
 use std::path::Path;
 
-use crate::cli::{AddCommand, Cli, Command, DoctorArgs, RunArgs, Setting};
+use crate::backing::BackingSpec;
+use crate::cli::{AddCommand, BackingArg, Cli, Command, DoctorArgs, RunArgs, Setting};
 use crate::control::Client;
 use crate::daemon::check_swap_bytes;
 use crate::doctor;
@@ -30,13 +31,35 @@ pub fn execute(
         Command::Del { name } => client.del(name)?,
         Command::List(args) => print(out, &output::devices(&client.list()?, args)?)?,
         Command::Stats(args) => print(out, &output::stats(&client.stats()?, args)?)?,
-        Command::Set { setting: Setting::PoolLimit(size) } => {
-            let bytes = client.set_pool_limit(size.bytes(ram_bytes()))?;
-            print(out, &format!("pool-limit={bytes}\n"))?;
-        }
+        Command::Set { setting, force } => print(out, &set(&client, setting, *force)?)?,
         Command::Doctor(args) => return examine(args, out),
     }
     Ok(Exit::Ok)
+}
+
+/// Changes a setting, and returns the line that says what is now in force.
+fn set(client: &Client, setting: &Setting, force: bool) -> Result<String, Failure> {
+    if force && !matches!(setting, Setting::Backing(_)) {
+        let message = "--force is about a backing file: leave it out, or set backing=PATH";
+        return Err(Failure::new(Exit::Usage, message));
+    }
+    Ok(match setting {
+        Setting::PoolLimit(size) => {
+            let bytes = client.set_pool_limit(size.bytes(ram_bytes()))?;
+            format!("pool-limit={bytes}\n")
+        }
+        Setting::Backing(BackingArg { path, size }) => {
+            let bytes = size.map(|size| size.bytes(ram_bytes()));
+            // Whether to encrypt, the daemon knows.
+            let spec = BackingSpec { path: path.clone(), bytes, encrypt: true, force };
+            let info = client.set_backing(&spec)?;
+            format!("backing={},size={}\n", info.path, info.bytes)
+        }
+        Setting::Writeback(change) => {
+            let settings = client.set_writeback(*change)?;
+            format!("{}\n", change.show(&settings))
+        }
+    })
 }
 
 /// Reports the doctor's findings; one that is a failure makes the command one.

@@ -15,12 +15,12 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tmem::{
     Config, ConfigError, Engine, Latencies, PAGE_SIZE, POOL_PAGES_MAX, PoolCounters, PoolError,
-    SHARDS_MAX, Stats, WritebackSettings,
+    SHARDS_MAX, SettingsError, Stats, WritebackSettings,
 };
 
 pub use crate::attachment::DeviceState;
 use crate::attachment::{Attachment, DetachError, Node};
-use crate::backing::BackingSpec;
+use crate::backing::{BackingFileError, BackingInfo, BackingSpec, WritebackChange};
 use crate::device::{BlockDevice, IoStats};
 use crate::log::log;
 use crate::nbd::{
@@ -112,6 +112,12 @@ pub enum DaemonError {
         /// Their connections.
         connections: u32,
     },
+    /// The backing file cannot be used.
+    #[error(transparent)]
+    Backing(#[from] BackingFileError),
+    /// Settings of writeback that make no sense.
+    #[error(transparent)]
+    Writeback(#[from] SettingsError),
     /// Swap could not be switched on or off.
     #[error(transparent)]
     Swap(#[from] SwapError),
@@ -368,6 +374,19 @@ impl Daemon {
         self.engine.set_limit(bytes)?;
         self.supply.waker().wake();
         Ok(self.engine.limit())
+    }
+
+    /// Takes a backing file into use, and returns it as it is in use.
+    pub fn set_backing(&self, _spec: &BackingSpec) -> Result<BackingInfo, DaemonError> {
+        Err(no_writeback())
+    }
+
+    /// Changes a setting of writeback, and returns all as they are in force.
+    pub fn set_writeback(
+        &self,
+        _change: WritebackChange,
+    ) -> Result<WritebackSettings, DaemonError> {
+        Err(no_writeback())
     }
 
     /// Removes all devices: first all swap that we switched on is switched off, then the devices

@@ -1,8 +1,9 @@
 //! Where the user's side meets the daemon: how it is started, asked and stopped, and which exit
 //! code each of its errors is.
 
-use tmem::{ConfigError, PoolError};
+use tmem::{ConfigError, PoolError, WritebackSettings};
 
+use crate::backing::{BackingInfo, BackingSpec, WritebackChange};
 use crate::config::RunConfig;
 use crate::control::Operations;
 use crate::daemon::{Daemon, DaemonConfig, DaemonError, DaemonStats, DeviceInfo};
@@ -55,6 +56,14 @@ impl Operations for Daemon {
     fn set_pool_limit(&self, bytes: u64) -> Result<u64, Failure> {
         Ok(self.set_pool_limit(bytes)?)
     }
+
+    fn set_backing(&self, spec: &BackingSpec) -> Result<BackingInfo, Failure> {
+        Ok(self.set_backing(spec)?)
+    }
+
+    fn set_writeback(&self, change: WritebackChange) -> Result<WritebackSettings, Failure> {
+        Ok(self.set_writeback(change)?)
+    }
 }
 
 impl Service for Daemon {
@@ -67,6 +76,8 @@ impl From<DaemonError> for Failure {
     fn from(error: DaemonError) -> Self {
         let error = match error {
             DaemonError::Nbd(NbdServerError::Bind(error)) => return error.into(),
+            DaemonError::Backing(error) => return error.into(),
+            DaemonError::Writeback(error) => return error.into(),
             error => error,
         };
         let code = match &error {
@@ -102,7 +113,10 @@ impl From<DaemonError> for Failure {
 
 #[cfg(test)]
 mod tests {
+    use tmem::SettingsError;
+
     use super::*;
+    use crate::backing::{BackingFileError, Refusal};
     use crate::swap::User;
 
     #[test]
@@ -110,6 +124,7 @@ mod tests {
         let name = || "a".to_owned();
         let path = "/dev/ublkb0".to_owned();
         let source = std::io::ErrorKind::PermissionDenied.into();
+        let backing = |refusal| BackingFileError { path: "/a".into(), refusal };
         for (error, code) in [
             (DaemonError::NoDevice { name: name() }, Exit::NotFound),
             (DaemonError::NameTaken { name: name() }, Exit::NameTaken),
@@ -123,6 +138,10 @@ mod tests {
             (DaemonError::Clients { name: name(), connections: 2 }, Exit::InUse),
             (KernelError::Missing { reason: name() }.into(), Exit::NoNbd),
             (KernelError::NoDevice.into(), Exit::Failure),
+            (SettingsError::Age.into(), Exit::Size),
+            (backing(Refusal::Locked).into(), Exit::InUse),
+            (backing(Refusal::Absent).into(), Exit::Usage),
+            (backing(Refusal::Size { bytes: 1 }).into(), Exit::Size),
         ] {
             let failure = Failure::from(error);
             assert_eq!(failure.code, code, "{failure}");

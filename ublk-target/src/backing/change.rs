@@ -4,9 +4,9 @@ use std::fmt;
 use std::marker::PhantomData;
 use std::str::FromStr;
 
-use serde::Deserialize;
 use serde::de::{self, Deserializer, Visitor};
-use tmem::SettingsError;
+use serde::{Deserialize, Serialize};
+use tmem::{SettingsError, WritebackSettings};
 
 use crate::exit::{Exit, Failure};
 use crate::size::{Size, SizeError};
@@ -14,10 +14,70 @@ use crate::size::{Size, SizeError};
 /// The largest share that can be written, in thousandths; which of them make sense, the engine says.
 const PERMILLE_MAX: u32 = 1000;
 
+/// One setting of writeback, and what it is to be.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum WritebackChange {
+    /// See [`WritebackSettings::low_permille`].
+    Low(u32),
+    /// See [`WritebackSettings::high_permille`].
+    High(u32),
+    /// See [`WritebackSettings::bytes_per_second`].
+    Rate(Option<u64>),
+    /// See [`WritebackSettings::bytes_per_day`].
+    Daily(Option<u64>),
+    /// See [`WritebackSettings::age_seconds`].
+    Age(Option<u32>),
+}
+
+impl WritebackChange {
+    /// What `tmem set` can set, behind `writeback-`.
+    pub const KEYS: [&str; 5] = ["low", "high", "rate", "daily", "age"];
+
+    /// The change of the setting `key`, one of [`Self::KEYS`], to `value`. None if there is no such setting.
+    pub fn parse(key: &str, value: &str) -> Option<Result<Self, ValueError>> {
+        Some(match key {
+            "low" => value.parse().map(|Permille(permille)| Self::Low(permille)),
+            "high" => value.parse().map(|Permille(permille)| Self::High(permille)),
+            "rate" => value.parse().map(|Quota(bytes)| Self::Rate(bytes)),
+            "daily" => value.parse().map(|Quota(bytes)| Self::Daily(bytes)),
+            "age" => value.parse().map(|Age(seconds)| Self::Age(seconds)),
+            _ => return None,
+        })
+    }
+
+    /// `settings` with this change.
+    pub fn of(self, mut settings: WritebackSettings) -> WritebackSettings {
+        match self {
+            Self::Low(permille) => settings.low_permille = permille,
+            Self::High(permille) => settings.high_permille = permille,
+            Self::Rate(bytes) => settings.bytes_per_second = bytes,
+            Self::Daily(bytes) => settings.bytes_per_day = bytes,
+            Self::Age(seconds) => settings.age_seconds = seconds,
+        }
+        settings
+    }
+
+    /// The same setting as it is in `settings`, as `tmem set` takes it.
+    pub fn show(self, settings: &WritebackSettings) -> String {
+        match self {
+            Self::Low(_) => format!("writeback-low={}", Permille(settings.low_permille)),
+            Self::High(_) => format!("writeback-high={}", Permille(settings.high_permille)),
+            Self::Rate(_) => format!("writeback-rate={}", or_none(settings.bytes_per_second)),
+            Self::Daily(_) => format!("writeback-daily={}", or_none(settings.bytes_per_day)),
+            Self::Age(_) => format!("writeback-age={}", or_none(settings.age_seconds)),
+        }
+    }
+}
+
 impl From<SettingsError> for Failure {
     fn from(error: SettingsError) -> Self {
         Failure::new(Exit::Size, error)
     }
+}
+
+fn or_none(value: Option<impl fmt::Display>) -> String {
+    value.map_or_else(|| "none".into(), |value| value.to_string())
 }
 
 /// Why a value is none of its setting's.
@@ -206,5 +266,38 @@ mod tests {
             let error = text.parse::<Age>().unwrap_err();
             assert!(error.to_string().contains("not an age"), "{error}");
         }
+    }
+
+    #[test]
+    fn a_change_changes_its_own_setting_and_shows_it() {
+        let before = WritebackSettings::default();
+        let all = [
+            WritebackChange::Low(0),
+            WritebackChange::High(0),
+            WritebackChange::Rate(None),
+            WritebackChange::Daily(None),
+            WritebackChange::Age(None),
+        ];
+        for (key, value, shown) in [
+            ("low", "1.5%", "1.5%"),
+            ("high", "10%", "10%"),
+            ("rate", "1.5M", "1572864"),
+            ("daily", "1G", "1073741824"),
+            ("age", "1h", "3600"),
+        ] {
+            let change = WritebackChange::parse(key, value).unwrap().unwrap();
+            let after = change.of(before);
+            assert_ne!(before, after);
+            assert_eq!(change.show(&after), format!("writeback-{key}={shown}"));
+            // Nothing else is changed.
+            let rest: Vec<_> =
+                all.iter().filter(|other| other.show(&before) != other.show(&after)).collect();
+            assert_eq!(rest.len(), 1, "{key}: {rest:?}");
+        }
+        for key in ["rate", "daily", "age"] {
+            let change = WritebackChange::parse(key, "none").unwrap().unwrap();
+            assert_eq!(change.show(&change.of(before)), format!("writeback-{key}=none"));
+        }
+        assert_eq!(WritebackChange::parse("colour", "1"), None);
     }
 }

@@ -8,6 +8,6 @@ mod contents;
 pub mod file;
 mod info;
 
-pub use change::{Age, Permille, Quota, ValueError};
+pub use change::{Age, Permille, Quota, ValueError, WritebackChange};
 pub use file::{BackingFile, BackingFileError, BackingSpec, Refusal, check_file_bytes};
 pub use info::BackingInfo;

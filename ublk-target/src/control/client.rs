@@ -7,8 +7,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde_json::Value;
+use tmem::WritebackSettings;
 
 use super::protocol::{RESPONSE_MAX, Request, Response};
+use crate::backing::{BackingInfo, BackingSpec, WritebackChange};
 use crate::daemon::DeviceInfo;
 use crate::exit::{Exit, Failure};
 
@@ -108,6 +110,28 @@ impl Client {
     pub fn set_pool_limit(&self, bytes: u64) -> Result<u64, Failure> {
         match self.ask(&Request::SetPoolLimit { bytes })? {
             Response::PoolLimit(bytes) => Ok(bytes),
+            other => Err(self.unexpected(&other)),
+        }
+    }
+
+    /// Has a backing file taken into use and returns it as it is in use. `spec.encrypt` is not for a client
+    /// to say, and is not sent.
+    pub fn set_backing(&self, spec: &BackingSpec) -> Result<BackingInfo, Failure> {
+        let path = spec.path.to_str().ok_or_else(|| {
+            Failure::new(Exit::Usage, "the path of a backing file must be UTF-8: choose another")
+        })?;
+        let request =
+            Request::SetBacking { path: path.to_owned(), bytes: spec.bytes, force: spec.force };
+        match self.ask(&request)? {
+            Response::Backing(info) => Ok(info),
+            other => Err(self.unexpected(&other)),
+        }
+    }
+
+    /// Changes a setting of writeback and returns all as they are now in force.
+    pub fn set_writeback(&self, change: WritebackChange) -> Result<WritebackSettings, Failure> {
+        match self.ask(&Request::SetWriteback(change))? {
+            Response::Writeback(settings) => Ok(settings),
             other => Err(self.unexpected(&other)),
         }
     }

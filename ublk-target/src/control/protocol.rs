@@ -15,7 +15,9 @@
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use tmem::WritebackSettings;
 
+use crate::backing::{BackingInfo, WritebackChange};
 use crate::daemon::DeviceInfo;
 use crate::exit::{Exit, Failure};
 
@@ -47,11 +49,24 @@ pub enum Request {
     },
     /// List the devices.
     List,
+    /// Take a backing file into use.
+    SetBacking {
+        /// Its absolute path.
+        path: String,
+        /// Its size in bytes, if it is to have a certain one.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        bytes: Option<u64>,
+        /// Whether it is taken whatever is in it.
+        #[serde(default)]
+        force: bool,
+    },
     /// Set the pool limit.
     SetPoolLimit {
         /// The limit in bytes.
         bytes: u64,
     },
+    /// Change a setting of writeback.
+    SetWriteback(WritebackChange),
     /// Report all figures.
     Stats,
 }
@@ -83,6 +98,8 @@ impl Request {
 pub enum Response {
     /// The device was made.
     Added(DeviceInfo),
+    /// The backing file now in use.
+    Backing(BackingInfo),
     /// The device is gone.
     Deleted,
     /// The devices.
@@ -93,6 +110,8 @@ pub enum Response {
     PoolLimit(u64),
     /// The report, see `report.rs`.
     Stats(Value),
+    /// The settings of writeback now in force.
+    Writeback(WritebackSettings),
 }
 
 impl Response {
@@ -165,7 +184,11 @@ mod tests {
             Request::AddSwap { name: None, bytes: u64::MAX },
             Request::Del { name: "a\"\n".into() },
             Request::List,
+            Request::SetBacking { path: "/a b".into(), bytes: None, force: true },
             Request::SetPoolLimit { bytes: 0 },
+            Request::SetWriteback(WritebackChange::Low(65)),
+            Request::SetWriteback(WritebackChange::Rate(None)),
+            Request::SetWriteback(WritebackChange::Age(Some(1))),
             Request::Stats,
         ] {
             let line = request.to_line();
@@ -188,6 +211,11 @@ mod tests {
             "{\"version\":1,\"request\":{\"del\":{}}}",
             "{\"version\":1,\"request\":{\"add-swap\":{\"bytes\":-1}}}",
             "{\"version\":1,\"request\":{\"add-swap\":{\"bytes\":1e30}}}",
+            "{\"version\":1,\"request\":{\"set-backing\":{\"path\":\"/a\",\"encrypt\":false}}}",
+            "{\"version\":1,\"request\":{\"set-backing\":{\"force\":true}}}",
+            "{\"version\":1,\"request\":{\"set-writeback\":{\"low\":\"6%\"}}}",
+            "{\"version\":1,\"request\":{\"set-writeback\":{\"colour\":6}}}",
+            "{\"version\":1,\"request\":{\"set-writeback\":{\"low\":6,\"high\":8}}}",
             "{\"version\":1,\"version\":1,\"request\":\"list\"}",
             "{\"version\":1,\"request\":\"list\"} x",
         ] {

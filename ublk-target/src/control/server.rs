@@ -19,6 +19,7 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use super::operations::Operations;
 use super::protocol::{REQUEST_MAX, Request, Response};
 use super::report::report;
+use crate::backing::BackingSpec;
 use crate::daemon::{check_name, check_swap_bytes};
 use crate::exit::{Exit, Failure};
 use crate::process::spawn;
@@ -274,6 +275,13 @@ fn carry_out(operations: &dyn Operations, request: Request) -> Result<Response, 
             Response::Deleted
         }
         Request::List => Response::Devices(operations.list()),
+        Request::SetBacking { path, bytes, force } => {
+            // Whether to encrypt is the daemon's own setting; this is the safe side.
+            let spec = BackingSpec { path: path.into(), bytes, encrypt: true, force };
+            spec.check()?;
+            Response::Backing(operations.set_backing(&spec)?)
+        }
+        Request::SetWriteback(change) => Response::Writeback(operations.set_writeback(change)?),
         Request::SetPoolLimit { bytes } => Response::PoolLimit(operations.set_pool_limit(bytes)?),
         Request::Stats => Response::Stats(report(&operations.stats())),
     })

@@ -45,6 +45,14 @@ fn refusals_have_codes_of_their_own() {
         (&["add", "swap", "--size", "1048577"], Exit::Size, "use 1048576"),
         (&["add", "swap", "--size", "17T"], Exit::Size, "it must have"),
         (&["set", "pool-limit=4K"], Exit::Size, "too low"),
+        (&["set", "writeback-low=8%"], Exit::Size, "where it begins must be less"),
+        (&["set", "writeback-high=51%"], Exit::Size, "use 50% or less"),
+        (&["set", "writeback-rate=1K"], Exit::Size, "use 1048576 or more"),
+        (&["set", "writeback-daily=1M"], Exit::Size, "use 67108864 or more"),
+        (&["set", "writeback-age=0"], Exit::Size, "use 1 or more"),
+        (&["set", "backing=/a,size=1M"], Exit::Size, "1048576 bytes is out of bounds"),
+        (&["set", "backing=/dev/foreign"], Exit::Foreign, "--force"),
+        (&["set", "pool-limit=1G", "--force"], Exit::Usage, "about a backing file"),
         (&["list", "-o", "NAME,SIZE"], Exit::Usage, "there is no column 'SIZE'"),
         (&["stats", "-o", "SIZE"], Exit::Usage, "NAME,PATH,DISKSIZE,DATA"),
     ] {
@@ -64,6 +72,11 @@ fn wrong_words_are_refused_in_one_line() {
         (&["add", "swap", "--size", "-1"], "unexpected argument"),
         (&["add", "cache", "--size", "1G"], "cache"),
         (&["set", "colour=blue"], "there is no setting 'colour': these can be set: pool-limit"),
+        (&["set", "writeback-low=6"], "'6' is not a share of the pool limit"),
+        (&["set", "writeback-age=soon"], "'soon' is not an age"),
+        (&["set", "writeback-rate=5%"], "'5%' is no amount of data"),
+        (&["set", "backing=tmem.log"], "write one that begins with '/'"),
+        (&["set", "backing=/a,size=4X"], "'4X' is not a size"),
         (&["del", "a b"], "cannot name a device"),
         (&["list", "--json", "--raw"], "cannot be used with"),
     ] {
@@ -101,7 +114,21 @@ fn stats_as_table_and_as_json() {
 #[test]
 fn settings_are_confirmed() {
     let served = Served::start(Fake::default());
-    assert_eq!(stdout(&served.tmem(&["set", "pool-limit=2G"])), "pool-limit=2147483648\n");
+    for (words, line) in [
+        (&["pool-limit=2G"][..], "pool-limit=2147483648\n"),
+        (&["writeback-high=10%"], "writeback-high=10%\n"),
+        (&["writeback-low=8.5%"], "writeback-low=8.5%\n"),
+        (&["writeback-rate=20M"], "writeback-rate=20971520\n"),
+        (&["writeback-rate=none"], "writeback-rate=none\n"),
+        (&["writeback-daily=100G"], "writeback-daily=107374182400\n"),
+        (&["writeback-age=2h"], "writeback-age=7200\n"),
+        (&["backing=/dev/sdb"], "backing=/dev/sdb,size=1073741824\n"),
+        (&["backing=/a,b,size=64M"], "backing=/a,b,size=67108864\n"),
+        (&["backing=/dev/foreign", "--force"], "backing=/dev/foreign,size=1073741824\n"),
+    ] {
+        let words: Vec<_> = ["set"].iter().chain(words).copied().collect();
+        assert_eq!(stdout(&served.tmem(&words)), line);
+    }
 }
 
 #[test]
@@ -109,6 +136,7 @@ fn help_documents_exit_codes_and_columns() {
     let nowhere = Path::new(NOWHERE);
     assert!(stdout(&tmem(nowhere, &["--help"])).contains(&exit::table()));
     assert!(stdout(&tmem(nowhere, &["stats", "--help"])).contains("COMP-RATIO  DATA/TOTAL"));
+    assert!(stdout(&tmem(nowhere, &["set", "--help"])).contains("\n  writeback-low=PERCENT "));
     assert!(stdout(&tmem(nowhere, &["--version"])).starts_with("tmem "));
 }
 
@@ -138,9 +166,6 @@ fn run_refuses_what_cannot_work_before_it_starts() {
         (&["run", "--swap", "1G,name=a", "--swap", "1G,name=a"], Exit::NameTaken, "'a'"),
         (&["run", "--pool-limit", "0"], Exit::Size, "out of bounds: use "),
         (&["run", "--pool-limit", "101%"], Exit::Size, "out of bounds: use "),
-        (&["run", "--backing", "/a,size=1M"], Exit::Size, "out of bounds: use "),
-        (&["run", "--backing", "a"], Exit::Usage, "begins with '/'"),
-        (&["run", "--force"], Exit::Usage, "--backing"),
         (&["run", "--backing", "/a,size=1M"], Exit::Size, "out of bounds: use "),
         (&["run", "--backing", "a"], Exit::Usage, "begins with '/'"),
         (&["run", "--force"], Exit::Usage, "--backing"),

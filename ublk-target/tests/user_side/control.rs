@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use std::{fs, thread};
 
 use crate::fake::{Fake, Served, assert_fails, stdout};
+use tmem_ublk_target::backing::BackingSpec;
 use tmem_ublk_target::control::{CLIENTS_MAX, Client, Operations, REQUEST_MAX, Request};
 use tmem_ublk_target::exit::{Exit, Failure};
 use tmem_ublk_target::socket::Listener;
@@ -189,6 +190,15 @@ fn the_server_trusts_no_client() {
         assert_eq!(client.add_swap(name, bytes).unwrap_err().code, code, "{name:?} {bytes}");
     }
     assert_eq!(client.del("a\nb").unwrap_err().code, Exit::Usage);
+    for (path, bytes, code) in [
+        ("backing", None, Exit::Usage),
+        ("", None, Exit::Usage),
+        ("/a", Some(0), Exit::Size),
+        ("/a", Some(u64::MAX), Exit::Size),
+    ] {
+        let spec = BackingSpec { path: path.into(), bytes, encrypt: true, force: false };
+        assert_eq!(client.set_backing(&spec).unwrap_err().code, code, "{path} {bytes:?}");
+    }
     assert!(client.list().unwrap().is_empty());
 }
 

@@ -6,6 +6,8 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
+use tmem::WritebackSettings;
+use tmem_ublk_target::backing::{BackingInfo, BackingSpec, WritebackChange};
 use tmem_ublk_target::control::{Operations, Server};
 use tmem_ublk_target::daemon::{DaemonStats, DeviceInfo, DeviceState, DeviceStats};
 use tmem_ublk_target::device::IoStats;
@@ -13,11 +15,12 @@ use tmem_ublk_target::exit::{Exit, Failure};
 use tmem_ublk_target::run::Service;
 use tmem_ublk_target::socket::Listener;
 
-/// A daemon that remembers devices and serves none. One that is named `busy` cannot be removed,
-/// and with one that is named `mounted` the daemon cannot be shut down.
+/// A daemon that remembers what it is told and serves nothing. A device that is named `busy` cannot be
+/// removed, and with one that is named `mounted` the daemon cannot be shut down.
 #[derive(Default)]
 pub struct Fake {
     devices: Mutex<Vec<DeviceInfo>>,
+    writeback: Mutex<WritebackSettings>,
     del_takes: Duration,
     shutdown_takes: Duration,
 }
@@ -102,6 +105,24 @@ impl Operations for Fake {
             }
             _ => Ok(bytes),
         }
+    }
+
+    fn set_backing(&self, spec: &BackingSpec) -> Result<BackingInfo, Failure> {
+        let path = spec.path.to_str().unwrap().to_owned();
+        if path == "/dev/foreign" && !spec.force {
+            let message = "/dev/foreign holds something else: erase it, or use --force";
+            return Err(Failure::new(Exit::Foreign, message));
+        }
+        let bytes = spec.bytes.unwrap_or(1 << 30);
+        Ok(BackingInfo { path, bytes })
+    }
+
+    fn set_writeback(&self, change: WritebackChange) -> Result<WritebackSettings, Failure> {
+        let mut settings = self.writeback.lock().unwrap();
+        let changed = change.of(*settings);
+        changed.check()?;
+        *settings = changed;
+        Ok(changed)
     }
 }
 
