@@ -20,7 +20,7 @@ use tmem::{
 
 pub use crate::attachment::DeviceState;
 use crate::attachment::{Attachment, DetachError, Node};
-use crate::backing::{BackingFileError, BackingInfo, BackingSpec, WritebackChange};
+use crate::backing::{BackingFileError, BackingInfo, BackingSpec, BackingStats, WritebackChange};
 use crate::device::{BlockDevice, IoStats};
 use crate::log::log;
 use crate::nbd::{
@@ -248,6 +248,8 @@ pub struct DaemonStats {
     pub supply: SupplyStats,
     /// The devices.
     pub devices: Vec<DeviceStats>,
+    /// How the backing file fares, if there is one.
+    pub backing: Option<BackingStats>,
 }
 
 /// The daemon. Call [`Daemon::shutdown`] before dropping it.
@@ -365,7 +367,8 @@ impl Daemon {
             io: device.attachment.io_stats(),
         };
         let devices = self.snapshot().iter().map(of).collect();
-        DaemonStats { total: self.engine.stats(), supply: self.supply.stats(), devices }
+        let (total, supply) = (self.engine.stats(), self.supply.stats());
+        DaemonStats { total, supply, devices, backing: None }
     }
 
     /// Sets the pool limit, in bytes, and returns it as it is in force. Above it nothing more is

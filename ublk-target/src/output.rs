@@ -5,6 +5,7 @@
 //! for columns, for a raw table or for one without headings get the table alone.
 
 use std::fmt;
+use std::io;
 
 use serde::Deserialize;
 use serde_json::Value;
@@ -16,6 +17,9 @@ use crate::daemon::{DeviceInfo, DeviceState, TOTAL};
 use crate::exit::{Exit, Failure};
 use crate::size::Human;
 use crate::table::{Cell, Column, Style, ratio, render, select};
+
+/// Bytes of what the report counts as segments of the backing file.
+const SEGMENT_BYTES: u64 = 1 << 20;
 
 /// What `tmem list` shows if not told otherwise.
 const DEVICE_DEFAULT: &[&str] = &["NAME", "TYPE", "PATH", "DISKSIZE", "MOUNTPOINT"];
@@ -152,6 +156,21 @@ pub const USAGE_COLUMNS: &[Column<Usage>] = &[
         help: "pages held as they are, because they do not compress",
         cell: |row| Cell::Count(row.huge_pages),
     },
+    Column {
+        name: "BACKED",
+        help: "pages that are on the backing file alone",
+        cell: |row| Cell::Count(row.bd_count),
+    },
+    Column {
+        name: "BD-READS",
+        help: "pages read back from the backing file",
+        cell: |row| Cell::Count(row.bd_reads),
+    },
+    Column {
+        name: "BD-WRITES",
+        help: "pages written to the backing file",
+        cell: |row| Cell::Count(row.bd_writes),
+    },
     Column { name: "PUTS", help: "pages written", cell: |row| Cell::Count(row.succ_puts) },
     Column { name: "GETS", help: "pages read and found", cell: |row| Cell::Count(row.succ_gets) },
     Column {
@@ -191,6 +210,9 @@ pub struct Usage {
     mem_used_max: u64,
     same_pages: u64,
     huge_pages: u64,
+    bd_count: u64,
+    bd_reads: u64,
+    bd_writes: u64,
     succ_puts: u64,
     succ_gets: u64,
     failed_puts: u64,
@@ -237,6 +259,15 @@ struct Pool {
     corrupt_gets: u64,
     put_latency: Latency,
     get_latency: Latency,
+    bd_count: u64,
+    bd_reads: u64,
+    log_segments: u64,
+    log_segments_free: u64,
+    log_written_bytes: u64,
+    log_failed_jobs: u64,
+    backing_path: Option<String>,
+    backing_state: Option<String>,
+    backing_errno: Option<i32>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -294,6 +325,7 @@ pub fn stats(report: &Value, args: &TableArgs) -> Result<String, Failure> {
     if !is_for_a_script(args) {
         let pool = Pool::deserialize(&report["total"]).map_err(unreadable)?;
         text.push_str(&summary(&pool, deferred, args.bytes));
+        text.extend(backing(&pool, args.bytes));
         let devices = Vec::<DeviceInfo>::deserialize(&report["devices"]).map_err(unreadable)?;
         text.extend(devices.iter().filter_map(warning));
     }
@@ -332,6 +364,26 @@ fn summary(pool: &Pool, deferred: u64, bytes: bool) -> String {
         pool.lost_gets,
         pool.corrupt_gets,
     )
+}
+
+/// The line about the backing file, if there is one.
+fn backing(pool: &Pool, bytes: bool) -> Option<String> {
+    let path = pool.backing_path.as_ref()?;
+    let size = |value: u64| if bytes { value.to_string() } else { Human(value).to_string() };
+    let used = pool.log_segments.saturating_sub(pool.log_segments_free);
+    let error = pool.backing_errno.filter(|errno| *errno != 0).map(io::Error::from_raw_os_error);
+    Some(format!(
+        "backing: {path} ({}): {} of {} in use, for {} pages; {} written, {} pages read back, \
+         {} jobs failed{}\n",
+        pool.backing_state.as_deref().unwrap_or("unknown"),
+        size(used * SEGMENT_BYTES),
+        size(pool.log_segments * SEGMENT_BYTES),
+        pool.bd_count,
+        size(pool.log_written_bytes),
+        pool.bd_reads,
+        pool.log_failed_jobs,
+        error.map(|error| format!("; last error: {error}")).unwrap_or_default(),
+    ))
 }
 
 impl fmt::Display for Latency {
@@ -414,6 +466,9 @@ mod tests {
         device.pool.orig_data_size = 300 << 20;
         device.pool.compr_data_size = 100 << 20;
         device.pool.same_pages = 5;
+        device.pool.bd_count = 7;
+        device.pool.bd_reads = 1;
+        device.pool.bd_writes = 9;
         device.pool.failed_puts = 20;
         device.pool.given_up_puts = 3;
         device.pool.starved_puts = 1000;
@@ -502,6 +557,32 @@ mod tests {
         let output = output.split(',').map(str::to_owned).collect();
         let args = TableArgs { raw: true, noheadings: true, output, ..args() };
         assert_eq!(stats(&a_report(), &args).unwrap(), "lz4 2 5 - 23\nlz4 - 5 10 24\n");
+    }
+
+    #[test]
+    fn the_backing_file_has_columns_and_a_line() {
+        let mut report = a_report();
+        let output = "BACKED,BD-READS,BD-WRITES".split(',').map(str::to_owned).collect();
+        let columns = TableArgs { raw: true, noheadings: true, output, ..args() };
+        assert_eq!(stats(&report, &columns).unwrap(), "7 1 9\n7 1 9\n");
+        assert!(!stats(&report, &args()).unwrap().contains("backing:"));
+        let total = &mut report["total"];
+        total["backing_path"] = "/var/log".into();
+        total["backing_state"] = "ok".into();
+        total["backing_errno"] = 0.into();
+        total["log_segments"] = 63.into();
+        total["log_segments_free"] = 31.into();
+        total["log_written_bytes"] = (5 << 20).into();
+        let text = stats(&report, &args()).unwrap();
+        let line = "\nbacking: /var/log (ok): 32M of 63M in use, for 7 pages; 5M written, \
+                    1 pages read back, 0 jobs failed\n";
+        assert!(text.ends_with(line), "{text}");
+        report["total"]["backing_state"] = "failing".into();
+        report["total"]["backing_errno"] = libc::EIO.into();
+        report["total"]["log_failed_jobs"] = 3.into();
+        let text = stats(&report, &TableArgs { bytes: true, ..args() }).unwrap();
+        assert!(text.contains("/var/log (failing): 33554432 of 66060288 in use"), "{text}");
+        assert!(text.contains("3 jobs failed; last error: Input/output error"), "{text}");
     }
 
     #[test]

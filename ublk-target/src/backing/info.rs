@@ -10,3 +10,14 @@ pub struct BackingInfo {
     /// Bytes of it that are used, from its first one on.
     pub bytes: u64,
 }
+
+/// How a backing file fares.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct BackingStats {
+    /// Its path.
+    pub path: String,
+    /// `ok`; `failing`: what was written or read last failed; `slow`: it takes less than there is to write.
+    pub state: String,
+    /// The number of the last error; 0 if there was none.
+    pub last_errno: i32,
+}

@@ -10,4 +10,4 @@ mod info;
 
 pub use change::{Age, Permille, Quota, ValueError, WritebackChange};
 pub use file::{BackingFile, BackingFileError, BackingSpec, Refusal, check_file_bytes};
-pub use info::BackingInfo;
+pub use info::{BackingInfo, BackingStats};

@@ -13,7 +13,8 @@
 //! device. In a device, `mem_used_total` is its share of the daemon's `mem_used_total`, divided by
 //! what each holds (`compr_data_size`, and a frame of slots for each of `obj_count`), rounded down;
 //! `mem_limit` and `mem_used_max` are those of the shared pool. What the total counts, it counts
-//! for devices that were removed as well.
+//! for devices that were removed as well. It also has `backing_path`, `backing_state` (`ok`, `failing` or
+//! `slow`) and `backing_errno` (of the last error, or 0), which are null without a backing file.
 
 use serde::Serialize;
 use serde_json::Value;
@@ -39,6 +40,9 @@ struct TotalReport<'a> {
     engine: &'a Stats,
     #[serde(flatten)]
     supply: &'a SupplyStats,
+    backing_path: Option<&'a str>,
+    backing_state: Option<&'a str>,
+    backing_errno: Option<i32>,
 }
 
 #[derive(Serialize)]
@@ -67,7 +71,14 @@ pub fn report(stats: &DaemonStats) -> Value {
         mem_used_max: stats.total.mem_used_max,
         io: &device.io,
     });
-    let total = TotalReport { engine: &stats.total, supply: &stats.supply };
+    let backing = stats.backing.as_ref();
+    let total = TotalReport {
+        engine: &stats.total,
+        supply: &stats.supply,
+        backing_path: backing.map(|backing| backing.path.as_str()),
+        backing_state: backing.map(|backing| backing.state.as_str()),
+        backing_errno: backing.map(|backing| backing.last_errno),
+    };
     let report = Report { version: REPORT_VERSION, devices: devices.collect(), total };
     serde_json::to_value(report).expect("reports have string keys only")
 }
@@ -86,6 +97,7 @@ fn share(whole: u64, part: u64, parts: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::backing::BackingStats;
     use crate::daemon::{DeviceState, DeviceStats};
 
     fn device(name: &str, compr_data_size: u64, obj_count: u64) -> DeviceStats {
@@ -145,6 +157,24 @@ mod tests {
         let shares: Vec<u64> =
             (0..3).map(|i| report["devices"][i]["mem_used_total"].as_u64().unwrap()).collect();
         assert_eq!(shares, [66667, 33333, 0]);
+    }
+
+    #[test]
+    fn a_backing_file_is_in_the_total() {
+        let names = ["backing_path", "backing_state", "backing_errno"];
+        let without = report(&DaemonStats::default());
+        for name in names {
+            assert!(without["total"].as_object().unwrap().contains_key(name));
+            assert!(without["total"][name].is_null());
+        }
+        let backing = BackingStats { path: "/a".into(), state: "failing".into(), last_errno: 5 };
+        let with = report(&DaemonStats { backing: Some(backing), ..DaemonStats::default() });
+        assert_eq!(
+            names.map(|name| &with["total"][name]),
+            ["\"/a\"", "\"failing\"", "5"]
+                .map(|json| { serde_json::from_str::<Value>(json).unwrap() })
+                .each_ref()
+        );
     }
 
     #[test]

@@ -132,6 +132,20 @@ fn settings_are_confirmed() {
 }
 
 #[test]
+fn a_backing_file_is_told_of() {
+    let served = Served::start(Fake::default());
+    let json =
+        || -> Value { serde_json::from_str(stdout(&served.tmem(&["stats", "--json"]))).unwrap() };
+    assert!(json()["total"]["backing_path"].is_null());
+    assert!(served.tmem(&["set", "backing=/dev/sdb"]).status.success());
+    assert_eq!(json()["total"]["backing_path"], "/dev/sdb");
+    let table = served.tmem(&["stats"]);
+    assert!(stdout(&table).contains("\nbacking: /dev/sdb (ok): "), "{}", stdout(&table));
+    let columns = served.tmem(&["stats", "-n", "-o", "BACKED,BD-READS,BD-WRITES"]);
+    assert_eq!(stdout(&columns), "0 0 0\n");
+}
+
+#[test]
 fn help_documents_exit_codes_and_columns() {
     let nowhere = Path::new(NOWHERE);
     assert!(stdout(&tmem(nowhere, &["--help"])).contains(&exit::table()));

@@ -7,7 +7,7 @@ use std::thread;
 use std::time::Duration;
 
 use tmem::WritebackSettings;
-use tmem_ublk_target::backing::{BackingInfo, BackingSpec, WritebackChange};
+use tmem_ublk_target::backing::{BackingInfo, BackingSpec, BackingStats, WritebackChange};
 use tmem_ublk_target::control::{Operations, Server};
 use tmem_ublk_target::daemon::{DaemonStats, DeviceInfo, DeviceState, DeviceStats};
 use tmem_ublk_target::device::IoStats;
@@ -20,6 +20,7 @@ use tmem_ublk_target::socket::Listener;
 #[derive(Default)]
 pub struct Fake {
     devices: Mutex<Vec<DeviceInfo>>,
+    backing: Mutex<Option<BackingStats>>,
     writeback: Mutex<WritebackSettings>,
     del_takes: Duration,
     shutdown_takes: Duration,
@@ -93,6 +94,7 @@ impl Operations for Fake {
             stats.devices.push(DeviceStats { info, pool, latencies, io: IoStats::default() });
         }
         stats.total.mem_limit = 1 << 30;
+        stats.backing = self.backing.lock().unwrap().clone();
         stats
     }
 
@@ -114,6 +116,9 @@ impl Operations for Fake {
             return Err(Failure::new(Exit::Foreign, message));
         }
         let bytes = spec.bytes.unwrap_or(1 << 30);
+        let state = "ok".to_owned();
+        *self.backing.lock().unwrap() =
+            Some(BackingStats { path: path.clone(), state, last_errno: 0 });
         Ok(BackingInfo { path, bytes })
     }
 
