@@ -9,7 +9,7 @@
 use std::sync::{Arc, OnceLock};
 
 use crate::arena::Arena;
-use crate::backing::{Log, SEGMENT_FRAMES};
+use crate::backing::{Dials, Log, SEGMENT_FRAMES};
 use crate::clock::{self, Clock};
 use crate::error::{ConfigError, GetError, PutError};
 use crate::frame::{FRAME_GRANULES, FrameMeta};
@@ -106,6 +106,7 @@ pub struct Engine {
     pub(crate) ephemeral_pools: AtomicU64,
     /// Set once, when a backing file is attached.
     pub(crate) log: OnceLock<Arc<Log>>,
+    pub(crate) dials: Dials,
     pub(crate) peaks: Mutex<Peaks>,
     pub(crate) settling: Mutex<Settling>,
     pub(crate) clock: Clock,
@@ -149,6 +150,7 @@ impl Engine {
             tables: AtomicU64::new(0),
             ephemeral_pools: AtomicU64::new(0),
             log: OnceLock::new(),
+            dials: Dials::new(),
             peaks: Mutex::new(Peaks::default()),
             settling: Mutex::new(Settling::default()),
             clock: Clock::calibrate(),

@@ -8,7 +8,8 @@
 //! +----------+----------+------+------------------------+
 //! ```
 //!
-//! `state` is {use, buddies, flags, 0}, a byte each. `body` lists the frame's zpages in granules,
+//! `state` is {use, buddies, flags, tick}, a byte each; the tick is when the frame was last at the most recently used
+//! end of its queue. `body` lists the frame's zpages in granules,
 //! in no order; in a frame that holds one raw page, which leaves no room for a header in the frame
 //! itself, it is that header. Both together are the frame's [`Layout`], which goes with what is in
 //! the frame wherever that goes. 32 bytes a frame are 0.8 % of it.
@@ -41,6 +42,7 @@ const FLAG_REFERENCED: u32 = 1 << 16;
 const FLAG_RAW: u32 = 1 << 17;
 const FLAG_CLOSED: u32 = 1 << 18;
 const FLAG_HELD: u32 = 1 << 19;
+const TICK_SHIFT: u32 = 24;
 
 const _: () = assert!(size_of::<FrameMeta>() == 32);
 const _: () = assert!(BUDDIES_MAX * 2 <= BODY_BYTES);
@@ -186,6 +188,14 @@ impl Layout {
         self.state.load(Relaxed) & 0xff
     }
 
+    /// Notes that a block's zpage was read, by its place among them; says whether it had been before. A block's has
+    /// these bits where a frame's has its tick.
+    pub(crate) fn note_read(&self, zpage: usize) -> bool {
+        assert!(zpage < BUDDIES_MAX, "a block has no zpage {zpage}");
+        let bit = 1 << (TICK_SHIFT as usize + zpage);
+        self.state.fetch_or(bit, Relaxed) & bit != 0
+    }
+
     /// Counts one more of a block's zpages that a slot points at.
     pub(crate) fn enliven_one(&self) {
         self.state.fetch_add(1, Relaxed);
@@ -295,6 +305,15 @@ impl FrameMeta {
 
     pub(crate) fn is_closed(&self) -> bool {
         self.layout.state.load(Relaxed) & FLAG_CLOSED != 0
+    }
+
+    pub(crate) fn set_tick(&self, tick: u8) {
+        let state = self.layout.state.load(Relaxed) & !(0xff << TICK_SHIFT);
+        self.layout.state.store(state | u32::from(tick) << TICK_SHIFT, Relaxed);
+    }
+
+    pub(crate) fn tick(&self) -> u8 {
+        (self.layout.state.load(Relaxed) >> TICK_SHIFT) as u8
     }
 
     /// Marks the frame as one that is on no list, because it is being written to the log, or not any

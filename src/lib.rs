@@ -72,7 +72,7 @@ mod zbud;
 mod zpage;
 
 pub use backing::{
-    BACKING_BYTES_MIN, BackingError, Job, JobFailed, KEY_BYTES, SettingsError, Writeback,
+    BACKING_BYTES_MIN, BackingError, Health, Job, JobFailed, KEY_BYTES, SettingsError, Writeback,
     WritebackSettings,
 };
 pub use batch::BATCH_PAGES;

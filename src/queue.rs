@@ -45,6 +45,7 @@ pub(crate) enum Restored {
 pub(crate) struct Histograms {
     pub(crate) get: Histogram,
     pub(crate) put: Histogram,
+    pub(crate) read_back: Histogram,
 }
 
 /// The latencies of all queues that there are and were, by client.
@@ -66,21 +67,28 @@ struct Account {
 pub(crate) struct Totals {
     get: Sum,
     put: Sum,
+    read_back: Sum,
 }
 
 impl Totals {
     fn add(&mut self, other: &Self) {
         self.get.add(&other.get);
         self.put.add(&other.put);
+        self.read_back.add(&other.read_back);
     }
 
     fn add_histograms(&mut self, histograms: &Histograms) {
         histograms.get.add_to(&mut self.get);
         histograms.put.add_to(&mut self.put);
+        histograms.read_back.add_to(&mut self.read_back);
     }
 
     pub(crate) fn latencies(&self) -> Latencies {
-        Latencies { put_latency: self.put.latency(), get_latency: self.get.latency() }
+        Latencies {
+            put_latency: self.put.latency(),
+            get_latency: self.get.latency(),
+            readback_latency: self.read_back.latency(),
+        }
     }
 }
 
@@ -144,8 +152,18 @@ impl Queue {
             codec: Lz4::new(),
             zpage: Box::new(ZpageBuffer { bytes: [0; HEADER_BYTES + OUTPUT_BYTES] }),
             scratch: Box::new([0; PAGE_SIZE]),
-            latencies: Arc::new(Histograms { get: Histogram::new(), put: Histogram::new() }),
+            latencies: Arc::new(Histograms {
+                get: Histogram::new(),
+                put: Histogram::new(),
+                read_back: Histogram::new(),
+            }),
         }
+    }
+
+    /// Counts how long a page took that had to be read from the backing file, in nanoseconds: from the get that
+    /// said so until it was got.
+    pub fn count_read_back(&self, ns: u64) {
+        self.latencies.read_back.record(ns);
     }
 
     /// Turns a page into what is stored.

@@ -5,6 +5,7 @@
 //! ([`Engine::recall`]). Meanwhile the page may have been rewritten, flushed or moved: then the block is of no
 //! use, which is found out before anything of it is believed, and the answer is that of a new get.
 
+use crate::backing::{Found, Log, SEGMENT_BLOCKS, is_low};
 use crate::engine::{Engine, Got};
 use crate::error::{GetError, PutError, UpdateError};
 use crate::frame::{Extent, GRANULE};
@@ -26,10 +27,19 @@ pub struct Backed {
 impl Backed {
     /// Where the block begins in the backing file, in bytes. It has [`PAGE_SIZE`] of them.
     pub fn offset(&self) -> u64 {
+        u64::from(self.block()) * PAGE_SIZE as u64
+    }
+
+    /// Which use of the block's segment this is: as long as it is the same, a block that has been written is.
+    pub fn sequence(&self) -> u64 {
+        self.sequence
+    }
+
+    fn block(&self) -> u32 {
         let Place::Log { block, .. } = self.slot.place() else {
             unreachable!("it is made of slots that point at the log")
         };
-        u64::from(block) * PAGE_SIZE as u64
+        block
     }
 }
 
@@ -37,24 +47,52 @@ impl Backed {
 struct Zpage<'a> {
     header: Header,
     payload: &'a [u8],
+    stored: Stored<'a>,
+}
+
+/// What of an image is stored of a zpage.
+enum Stored<'a> {
+    /// A raw page is the whole image, and its header apart.
+    Raw(&'a Page),
+    /// Header and payload.
+    Whole(&'a [u8]),
 }
 
 impl<'a> Zpage<'a> {
     /// The zpage at a place; none if its header cannot be one.
     fn at(image: &'a Page, extent: Extent, raw: Option<Header>) -> Option<Self> {
         if let Some(header) = raw {
-            return Some(Self { header, payload: image });
+            return Some(Self { header, payload: image, stored: Stored::Raw(image) });
         }
         let bytes = &image[extent.offset * GRANULE..extent.end() * GRANULE];
-        let (header, payload) = bytes.split_first_chunk::<HEADER_BYTES>()?;
-        let header = Header::from_bytes(*header);
-        Some(Self { header, payload: payload.get(..header.payload_bytes())? })
+        let header = Header::from_bytes(*bytes.first_chunk::<HEADER_BYTES>()?);
+        let stored = bytes.get(..HEADER_BYTES + header.payload_bytes())?;
+        Some(Self { header, payload: &stored[HEADER_BYTES..], stored: Stored::Whole(stored) })
+    }
+
+    fn packed(&self) -> Packed<'a> {
+        match self.stored {
+            Stored::Raw(page) => Packed::Raw(self.header, page),
+            Stored::Whole(bytes) => Packed::Zpage(bytes),
+        }
     }
 }
 
 impl Engine {
+    /// The block that a get has named cannot be read. If this is true the page is there all the same, which is
+    /// counted; if not, it has been rewritten, flushed or moved meanwhile, and a new get says more.
+    pub fn unreadable(&self, handle: Handle, backed: Backed) -> bool {
+        let mut shard = self.shard(handle);
+        let is_there = shard.find_backed(handle, backed).is_some();
+        if is_there {
+            shard.count(handle, |counters| counters.bd_errors += 1);
+        }
+        is_there
+    }
+
     /// Gets a page from the block that a get has named, read into `image`, which is of no use afterwards. It
-    /// may name another one, because the page has been moved meanwhile.
+    /// may name another one, because the page has been moved meanwhile. A page that is got a second time is
+    /// used, and comes back to memory, if there is room.
     pub fn get_backed(
         &self,
         queue: &mut Queue,
@@ -65,12 +103,25 @@ impl Engine {
     ) -> Result<Got, GetError> {
         let found = self.shard(handle).find_backed(handle, backed);
         let Some(found) = found else { return self.get(queue, handle, page) };
-        let log = self.log().expect("a page is in the log, so there is one");
-        let is_intact = log.unseal(&found.key, image)
-            && Zpage::at(image, found.extent, found.raw)
-                .is_some_and(|zpage| queue.unpack(handle, zpage.header, zpage.payload, page));
-        self.shard(handle).count_backed(handle, is_intact);
-        if is_intact { Ok(Got::Hit) } else { Err(GetError::Corrupt) }
+        let zpage = self.open(&found, image);
+        let zpage = zpage.filter(|zpage| queue.unpack(handle, zpage.header, zpage.payload, page));
+        self.shard(handle).count_backed(handle, zpage.is_some());
+        let zpage = zpage.ok_or(GetError::Corrupt)?;
+        if self.shard(handle).note_read(handle, backed) && !is_low(self) {
+            // Where it fails the page is where it was.
+            self.take_in(handle, backed, zpage.packed());
+        }
+        Ok(Got::Hit)
+    }
+
+    /// How many blocks behind a page's are of the same use of its segment, and have been written: to read them
+    /// with it is of use to who reads on. 0 if the page is not there any more.
+    pub fn blocks_behind(&self, backed: Backed) -> u32 {
+        let Some(segments) = self.log().map(Log::segments) else { return 0 };
+        let (segment, at) = (backed.block() / SEGMENT_BLOCKS, backed.block() % SEGMENT_BLOCKS);
+        let is_written =
+            segments.is_sealed(segment) && segments.sequence(segment) == backed.sequence;
+        if is_written { SEGMENT_BLOCKS - 1 - at } else { 0 }
     }
 
     /// Takes a page into memory from the block that a get has named, read into `image`, which is of no
@@ -84,19 +135,30 @@ impl Engine {
     ) -> Result<(), UpdateError> {
         let found = self.shard(handle).find_backed(handle, backed);
         let Some(found) = found else { return Ok(()) };
-        let log = self.log().expect("a page is in the log, so there is one");
-        let zpage = Some(()).filter(|()| log.unseal(&found.key, image));
-        let zpage = zpage.and_then(|()| Zpage::at(image, found.extent, found.raw));
+        let zpage = self.open(&found, image);
         let zpage = zpage.filter(|zpage| zpage.header.verify(handle, zpage.payload));
         let Some(zpage) = zpage else {
             self.shard(handle).count_backed(handle, false);
             return Err(GetError::Corrupt.into());
         };
-        let start = found.extent.offset * GRANULE;
-        let packed = match found.raw {
-            Some(header) => Packed::Raw(header, image),
-            None => Packed::Zpage(&image[start..start + HEADER_BYTES + zpage.payload.len()]),
-        };
+        match self.take_in(handle, backed, zpage.packed()) {
+            true => Ok(()),
+            false if self.is_full() => Err(PutError::Full.into()),
+            false => Err(PutError::Starved.into()),
+        }
+    }
+
+    /// The zpage that was looked for in an image; none if it is not what was written.
+    fn open<'a>(&self, found: &Found, image: &'a mut Page) -> Option<Zpage<'a>> {
+        let log = self.log().expect("a page is in the log, so there is one");
+        if !log.unseal(&found.key, image) {
+            return None;
+        }
+        Zpage::at(image, found.extent, found.raw)
+    }
+
+    /// Takes a page that was read into memory. True if it is there, or no longer is what was read.
+    fn take_in(&self, handle: Handle, backed: Backed, packed: Packed<'_>) -> bool {
         let mut hand = Hand::default();
         let mut is_done = self.shard(handle).recall(handle, backed, packed, &mut hand);
         if !is_done && let Some(frame) = self.frame_of_others(handle) {
@@ -104,10 +166,6 @@ impl Engine {
             is_done = self.shard(handle).recall(handle, backed, packed, &mut hand);
         }
         hand.put_back(&self.arena);
-        match is_done {
-            true => Ok(()),
-            false if self.is_full() => Err(PutError::Full.into()),
-            false => Err(PutError::Starved.into()),
-        }
+        is_done
     }
 }

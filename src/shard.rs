@@ -614,7 +614,7 @@ impl Store {
 
     fn evict_ephemeral(&mut self, pools: &[Option<Arc<Pool>>]) -> Option<u32> {
         let slots = Owners { arena: &self.arena, member: self.member, pools };
-        let (buddies, frame) = self.ephemeral.oldest(&self.arena, &slots)?;
+        let (buddies, frame) = self.ephemeral.oldest(&self.arena, &slots, 0)?;
         let mut empty = None;
         for extent in buddies.as_slice() {
             let placed = Placed { frame, granule: extent.offset as u8 };

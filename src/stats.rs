@@ -79,6 +79,8 @@ counters! {
         starved_puts,
         /// Pages read back from the backing file.
         bd_reads,
+        /// Times that a page could not be read back, because the backing file's device failed.
+        bd_errors,
         /// Pages written to the backing file. What the cleaner wrote again does not count.
         bd_writes,
         /// Gets that found the page.
@@ -260,6 +262,8 @@ pub struct Latencies {
     pub put_latency: Latency,
     /// Gets, whatever they found; not those that had to be read from the backing file.
     pub get_latency: Latency,
+    /// Gets of pages that had to be read from the backing file, reading included.
+    pub readback_latency: Latency,
 }
 
 fn with_prefix_eph<S: Serializer>(counters: &ClassCounters, to: S) -> Result<S::Ok, S::Error> {

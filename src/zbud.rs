@@ -79,6 +79,8 @@ pub(crate) struct Zbud {
     lru: List,
     /// Persistent frames with a raw page: those that cost most, and are first to go.
     raw: List,
+    /// The time, in ticks of whoever evicts by age; it wraps.
+    tick: u8,
     counters: ClassCounters,
 }
 
@@ -91,8 +93,13 @@ impl Zbud {
             filled: [0; BIN_WORDS],
             lru: List::new(Through::Lru),
             raw: List::new(Through::Lru),
+            tick: 0,
             counters: ClassCounters::default(),
         }
+    }
+
+    pub(crate) fn set_tick(&mut self, tick: u8) {
+        self.tick = tick;
     }
 
     pub(crate) fn counters(&self) -> &ClassCounters {
@@ -160,7 +167,7 @@ impl Zbud {
         // of the shard's lock (whence `&mut self`) gets at.
         unsafe { arena.write(frame, 0, page) };
         arena.meta(frame).layout.set_raw(header.to_bytes());
-        self.queue(true).push_back(arena, frame);
+        self.push_back(arena, frame, true);
         self.count_stored(PAGE_SIZE as u64);
         Placed { frame, granule: 0 }
     }
@@ -243,8 +250,9 @@ impl Zbud {
         &mut self,
         arena: &Arena,
         slots: &impl Slots,
+        age: u8,
     ) -> Option<(Buddies, u32)> {
-        let (buddies, frame) = self.oldest(arena, slots)?;
+        let (buddies, frame) = self.oldest(arena, slots, age)?;
         let meta = self.own(arena, frame);
         let raw = meta.layout.is_raw();
         if !raw {
@@ -282,12 +290,37 @@ impl Zbud {
         if raw && self.class == Use::Persistent { &mut self.raw } else { &mut self.lru }
     }
 
+    /// Puts a frame at the most recently used end of its queue.
+    fn push_back(&mut self, arena: &Arena, frame: u32, raw: bool) {
+        arena.meta(frame).set_tick(self.tick);
+        self.queue(raw).push_back(arena, frame);
+    }
+
     /// The least recently used frame whose zpages' owners are known, after giving frames that were
-    /// read since a second chance.
-    pub(crate) fn oldest(&mut self, arena: &Arena, slots: &impl Slots) -> Option<(Buddies, u32)> {
+    /// read since a second chance; a raw page's if there is one. None that has been there for fewer ticks than
+    /// `age`.
+    pub(crate) fn oldest(
+        &mut self,
+        arena: &Arena,
+        slots: &impl Slots,
+        age: u8,
+    ) -> Option<(Buddies, u32)> {
+        [true, false].into_iter().find_map(|raw| self.oldest_of(arena, slots, age, raw))
+    }
+
+    fn oldest_of(
+        &mut self,
+        arena: &Arena,
+        slots: &impl Slots,
+        age: u8,
+        raw: bool,
+    ) -> Option<(Buddies, u32)> {
         // Each round but the last closes a frame.
         loop {
-            let frame = self.front_unread(arena)?;
+            let frame = self.front_unread(arena, raw)?;
+            if self.tick.wrapping_sub(arena.meta(frame).tick()) < age {
+                return None;
+            }
             let buddies = self.own(arena, frame).layout.buddies();
             if self.knows_owners(arena, frame, &buddies, slots) {
                 return Some((buddies, frame));
@@ -296,18 +329,16 @@ impl Zbud {
         }
     }
 
-    fn front_unread(&mut self, arena: &Arena) -> Option<u32> {
-        let raw = !self.raw.is_empty();
-        let queue = self.queue(raw);
+    fn front_unread(&mut self, arena: &Arena, raw: bool) -> Option<u32> {
         for _ in 0..SECOND_CHANCES_MAX {
-            let frame = queue.front()?;
+            let frame = self.queue(raw).front()?;
             if !arena.meta(frame).take_referenced() {
                 break;
             }
-            queue.remove(arena, frame);
-            queue.push_back(arena, frame);
+            self.queue(raw).remove(arena, frame);
+            self.push_back(arena, frame, raw);
         }
-        queue.front()
+        self.queue(raw).front()
     }
 
     fn knows_owners(&self, arena: &Arena, frame: u32, of: &Buddies, slots: &impl Slots) -> bool {
@@ -374,7 +405,7 @@ impl Zbud {
         if buddies.count() > 1 {
             self.lru.remove(arena, frame);
         }
-        self.lru.push_back(arena, frame);
+        self.push_back(arena, frame, false);
         self.count_stored((granules(zpage.len()) * GRANULE) as u64);
         Placed { frame, granule: offset as u8 }
     }
@@ -412,6 +443,7 @@ impl Zbud {
             end += extent.length;
         }
         self.lru.replace(arena, from, to);
+        arena.meta(to).set_tick(arena.meta(from).tick());
         arena.meta(from).reset(Use::Spare);
         self.counters.compacted_pageframes += 1;
         *buddies = packed;
@@ -519,7 +551,7 @@ mod tests {
         }
 
         fn oldest(&mut self) -> Option<u32> {
-            self.zbud.oldest(&self.arena, &self.slots).map(|(_, frame)| frame)
+            self.zbud.oldest(&self.arena, &self.slots, 0).map(|(_, frame)| frame)
         }
 
         fn check(&self, page: u64) {

@@ -19,8 +19,9 @@ use std::collections::BTreeMap;
 use backing::{TABLES, carry_out};
 use contents::Contents;
 use tmem::{
-    BACKING_BYTES_MIN, Backed, ClientId, Config, Engine, GetError, Got, Handle, Job, JobFailed,
-    KEY_BYTES, PAGE_SIZE, Page, PoolId, PoolKind, PutError, Queue, Stats, UpdateError, Writeback,
+    BACKING_BYTES_MIN, Backed, ClientId, Config, Engine, GetError, Got, Handle, Health, Job,
+    JobFailed, KEY_BYTES, PAGE_SIZE, Page, PoolId, PoolKind, PutError, Queue, Stats, UpdateError,
+    Writeback, WritebackSettings,
 };
 
 /// Random numbers that replay.
@@ -59,6 +60,8 @@ struct Profile {
     failing: u64,
     /// One in so many steps flips a bit of the file; 0 for none.
     flipping: u64,
+    /// Whether settings change now and then.
+    setting: bool,
     steps: u64,
 }
 
@@ -70,6 +73,7 @@ const CALM: Profile = Profile {
     encrypts: true,
     failing: 0,
     flipping: 0,
+    setting: false,
     steps: 20_000,
 };
 
@@ -180,7 +184,12 @@ impl Sim {
                 self.engine.settle().unwrap();
                 self.writeback.settle();
             }
-            98 => self.now += self.rng.below(2_000_000_000),
+            98 => {
+                self.now += self.rng.below(2_000_000_000);
+                if self.profile.setting && self.rng.one_in(3) {
+                    self.set();
+                }
+            }
             _ => self.remake(),
         }
     }
@@ -204,7 +213,9 @@ impl Sim {
         let held = match self.engine.put(&mut self.queue, handle, &page) {
             Ok(()) => Held::Page(Box::new(page)),
             Err(PutError::Full) => {
-                let is_calm = self.profile.failing == 0;
+                let is_calm = self.profile.failing == 0
+                    && !self.profile.setting
+                    && self.writeback.health() == Health::Good;
                 let held = self.engine.stats().pers.held_pageframes;
                 assert!(held == 0 || !is_calm, "full while frames are on their way");
                 Held::Lost
@@ -220,6 +231,12 @@ impl Sim {
     fn check_progress(&mut self, handle: Handle, page: &Page) {
         while self.engine.supply().unwrap().more {}
         self.start_job();
+        if self.file.under_way.is_empty()
+            && let Some(rest) = self.writeback.rests_for(self.now)
+        {
+            self.now += rest;
+            self.start_job();
+        }
         if !self.file.under_way.is_empty() {
             return;
         }
@@ -357,6 +374,19 @@ impl Sim {
         for read in &mut self.reads {
             read.handle.pool = self.pool;
         }
+    }
+
+    fn set(&mut self) {
+        let low_permille = 1 + self.rng.below(300) as u32;
+        let settings = WritebackSettings {
+            low_permille,
+            high_permille: low_permille + 1 + self.rng.below(200) as u32,
+            bytes_per_second: self.rng.one_in(2).then(|| (1 + self.rng.below(8)) << 20),
+            bytes_per_day: self.rng.one_in(4).then(|| (64 + self.rng.below(64)) << 20),
+            age_seconds: self.rng.one_in(2).then(|| 1 + self.rng.below(9) as u32),
+        };
+        self.engine.set_writeback_settings(&settings).unwrap();
+        assert_eq!(self.engine.writeback_settings(), settings);
     }
 
     fn start_job(&mut self) {
@@ -518,6 +548,166 @@ fn a_flipped_bit_is_an_error_and_never_other_data() {
         let stats = runs(profile, 4);
         assert!(total(&stats, |stats| stats.pools.corrupt_gets) > 10);
     }
+}
+
+#[test]
+fn settings_change_while_pages_go_and_come_back() {
+    let stats = runs(Profile { setting: true, failing: 50, steps: 40_000, ..CALM }, 6);
+    assert_eq!(total(&stats, |stats| stats.pools.corrupt_gets), 0);
+    assert!(total(&stats, |stats| stats.pools.bd_reads) > 1000);
+}
+
+/// A pool with room, half of it filled.
+fn half_full() -> Sim {
+    let mut sim = Sim::new(Profile { frames: 400, shards: 1, ..CALM }, 1);
+    fill(&mut sim, 0..200);
+    sim
+}
+
+/// Puts pages that do not compress, for which there is room.
+fn fill(sim: &mut Sim, pages: std::ops::Range<u64>) {
+    for page in pages {
+        while sim.engine.supply().unwrap().more {}
+        let contents = Contents::Random(page as u32).page();
+        let handle = Handle::from_page(sim.pool, page);
+        sim.engine.put(&mut sim.queue, handle, &contents).unwrap();
+        sim.map.insert(page, Held::Page(Box::new(contents)));
+    }
+}
+
+/// Does all that is to be done at the moment, and says how many bytes that wrote.
+fn written(sim: &mut Sim) -> u64 {
+    let before = sim.engine.stats().log.log_written_bytes;
+    loop {
+        sim.start_job();
+        let Some(job) = sim.file.under_way.pop() else { break };
+        carry_out(&sim.writeback, job, &mut sim.file.bytes, job.bytes);
+        sim.writeback.ended(&sim.engine, job.unit, Ok(()), sim.now);
+    }
+    sim.engine.stats().log.log_written_bytes - before
+}
+
+/// Puts a page, with whatever writing it has to wait for; false if it was refused.
+fn put_when_there_is_room(sim: &mut Sim, page: u64, round: u32) -> bool {
+    let contents = Contents::Random(1000 * round + page as u32).page();
+    let handle = Handle::from_page(sim.pool, page);
+    let mut put = sim.engine.put(&mut sim.queue, handle, &contents);
+    if put == Err(PutError::Starved) {
+        sim.engine.supply().unwrap();
+        written(sim);
+        put = sim.engine.put(&mut sim.queue, handle, &contents);
+    }
+    let held = match put {
+        Ok(()) => Held::Page(Box::new(contents)),
+        Err(PutError::Full) => Held::Lost,
+        Err(error) => panic!("{error}"),
+    };
+    sim.map.insert(page, held);
+    put.is_ok()
+}
+
+const SECOND: u64 = 1_000_000_000;
+const BLOCK: u64 = PAGE_SIZE as u64;
+
+#[test]
+fn what_is_not_used_for_its_age_goes_though_there_is_room() {
+    let mut sim = half_full();
+    assert_eq!(written(&mut sim), 0);
+    let settings = WritebackSettings { age_seconds: Some(80), ..Default::default() };
+    sim.engine.set_writeback_settings(&settings).unwrap();
+    // As often as it is to be asked: an age is as exact as that.
+    let pass = |sim: &mut Sim, seconds: u64| {
+        let mut sum = 0;
+        for _ in 0..seconds {
+            sim.now += SECOND;
+            sum += written(sim);
+        }
+        sum
+    };
+    assert_eq!(pass(&mut sim, 60), 0);
+    let mut page = [0; PAGE_SIZE];
+    for at in 0..50 {
+        let handle = Handle::from_page(sim.pool, at);
+        assert_eq!(sim.engine.get(&mut sim.queue, handle, &mut page), Ok(Got::Hit));
+    }
+    assert_eq!(pass(&mut sim, 40), 150 * BLOCK);
+    // Those that were used had a second chance when it was their turn, soon after that.
+    assert_eq!(pass(&mut sim, 40), 0);
+    assert_eq!(pass(&mut sim, 40), 50 * BLOCK);
+    sim.end();
+}
+
+#[test]
+fn no_more_is_written_than_is_set() {
+    let mut sim = half_full();
+    let all = WritebackSettings { low_permille: 499, high_permille: 500, ..Default::default() };
+    let paced = WritebackSettings { bytes_per_second: Some(1 << 20), ..all };
+    fill(&mut sim, 200..370);
+    sim.engine.set_writeback_settings(&paced).unwrap();
+    sim.now = 100 * SECOND;
+    let first = written(&mut sim);
+    assert!((1..=(1 << 20) / 4 + 64 * BLOCK).contains(&first), "{first}");
+    let rest = sim.writeback.rests_for(sim.now).unwrap();
+    assert!(sim.engine.writeback_wanted(), "what waits for its turn is wanted still");
+    sim.now += rest - 1;
+    assert_eq!(written(&mut sim), 0);
+    sim.now += 1;
+    assert!(written(&mut sim) > 0);
+
+    // What a day may have is used up: as if there was no file, until the next one.
+    sim.engine.set_writeback_settings(&all).unwrap();
+    written(&mut sim);
+    let daily = WritebackSettings { bytes_per_day: Some(64 << 20), ..all };
+    sim.engine.set_writeback_settings(&daily).unwrap();
+    let mut is_refused = false;
+    for round in 0.. {
+        assert!(round < 100, "there is no end to it");
+        for page in 0..800 {
+            is_refused |= !put_when_there_is_room(&mut sim, page, round);
+        }
+        if is_refused {
+            break;
+        }
+    }
+    let total = sim.engine.stats().log.log_written_bytes;
+    assert!(total >= 64 << 20);
+    assert!(!sim.engine.writeback_wanted());
+    assert!(total < (64 << 20) + (1 << 20), "{total}");
+    sim.now += 86_400 * SECOND;
+    assert!(written(&mut sim) > 0);
+    sim.end();
+}
+
+#[test]
+fn a_page_that_is_read_twice_is_in_memory_again_if_there_is_room() {
+    let mut sim = half_full();
+    (0..800).for_each(|page| assert!(put_when_there_is_room(&mut sim, page, 0)));
+    let handle = Handle::from_page(sim.pool, 3);
+    let mut page = [0; PAGE_SIZE];
+    let mut read = |sim: &mut Sim| match sim.engine.get(&mut sim.queue, handle, &mut page).unwrap()
+    {
+        Got::Backed(backed) => {
+            let mut image = sim.file.block(backed);
+            let (engine, queue) = (&sim.engine, &mut sim.queue);
+            let got = engine.get_backed(queue, handle, backed, &mut image, &mut page);
+            assert_eq!(got, Ok(Got::Hit));
+            true
+        }
+        got => {
+            assert_eq!(got, Got::Hit);
+            false
+        }
+    };
+    // While there is no room it stays where it is.
+    assert!(sim.engine.writeback_wanted());
+    assert_eq!([(); 3].map(|()| read(&mut sim)), [true; 3]);
+    sim.engine.flush_range(sim.pool, 600, 200);
+    sim.map.split_off(&600);
+    assert!(!sim.engine.writeback_wanted());
+    let backed = sim.engine.stats().pools.bd_count;
+    assert_eq!([(); 3].map(|()| read(&mut sim)), [true, false, false]);
+    assert_eq!(sim.engine.stats().pools.bd_count, backed - 1);
+    sim.end();
 }
 
 /// Nothing else than writes, of a log that is nine tenths full.

@@ -108,11 +108,22 @@ impl Log {
         layout.is_raw().then(|| Header::from_bytes(layout.raw_header()))
     }
 
+    /// Notes that a zpage that a slot points at was read; whether it had been since it was written there.
+    pub(crate) fn note_read(&self, block: u32, granule: u8) -> bool {
+        self.entry(block).layout.note_read(self.zpage(block, granule).0)
+    }
+
     /// A zpage's place in its block.
     fn extent(&self, block: u32, granule: u8) -> Extent {
+        self.zpage(block, granule).1
+    }
+
+    /// A zpage's place among those of its block, and in it.
+    fn zpage(&self, block: u32, granule: u8) -> (usize, Extent) {
         let buddies = self.entry(block).layout.buddies();
-        let extent = buddies.as_slice().iter().find(|extent| extent.offset == usize::from(granule));
-        *extent.expect("a slot points at a zpage that its block does not know")
+        let mut zpages = buddies.as_slice().iter().copied().enumerate();
+        let zpage = zpages.find(|(_, extent)| extent.offset == usize::from(granule));
+        zpage.expect("a slot points at a zpage that its block does not know")
     }
 
     /// A block's entry. Its segment is in use.

@@ -1,27 +1,95 @@
 //! What goes to the backing file, and when: the part that somebody may want otherwise.
 //!
-//! Frames go ahead of demand: when fewer than the low watermark are left below the pool limit, until there
-//! are as many as the high watermark. After a write that failed none is tried for a while, twice as long
-//! after each that follows, and the pool is meanwhile as one without a backing file.
+//! Frames go ahead of demand: when less than the low watermark is left of the pool limit, until as much as the
+//! high watermark is; and where an age is set, when they have not been used for so long. How much is written is
+//! limited by the second and by the day, where that is set: then frames wait, and when the day's part is used up,
+//! the pool is as one without a backing file. So it is for a while after a write that failed, twice as long
+//! after each that follows. [`WritebackSettings`] can change at any time.
 //!
 //! *Which* frames go is the allocator's order: [`crate::zbud`], least recently used ones, those with a raw
 //! page first.
 
+use super::settings::{SettingsError, WritebackSettings};
+use super::unit::UNIT_BLOCKS;
 use crate::engine::Engine;
+use crate::sync::{AtomicU64, Ordering};
 
-/// The low watermark is this part of the pool limit,
-const LOW_PART: u32 = 16;
-/// and the high one this.
-const HIGH_PART: u32 = 12;
-/// Neither is more than so many frames, 64 and 80 MiB,
-const LOW_MAX: u32 = 16384;
-const HIGH_MAX: u32 = 20480;
-/// nor less than what one put can need, a leaf and a frame.
+/// The low watermark is never less than what one put can need, a leaf and a frame.
 const LOW_MIN: u32 = 2;
 
 /// How long to rest after a failure, in nanoseconds, and at most.
 const REST_MIN: u64 = 100_000_000;
 const REST_MAX: u64 = 30_000_000_000;
+
+const SECOND: u64 = 1_000_000_000;
+const DAY: u64 = 24 * 60 * 60 * SECOND;
+
+/// What is written at once after a time without writing, where bytes a second are limited, as a part of a second.
+const BURST: u64 = SECOND / 4;
+
+/// Ticks of an age: a frame goes when it is so much older, and an eighth at most.
+const AGE_TICKS: u8 = 8;
+
+/// The settings in force, for all who look at them.
+pub(crate) struct Dials {
+    /// The low watermark in thousandths, and above it the high one.
+    watermarks: AtomicU64,
+    /// The rest is 0 for none.
+    bytes_per_second: AtomicU64,
+    bytes_per_day: AtomicU64,
+    age_seconds: AtomicU64,
+}
+
+impl Dials {
+    pub(crate) fn new() -> Self {
+        let dials = Self {
+            watermarks: AtomicU64::new(0),
+            bytes_per_second: AtomicU64::new(0),
+            bytes_per_day: AtomicU64::new(0),
+            age_seconds: AtomicU64::new(0),
+        };
+        dials.set(&WritebackSettings::default());
+        dials
+    }
+
+    fn set(&self, settings: &WritebackSettings) {
+        let WritebackSettings { low_permille, high_permille, .. } = *settings;
+        let watermarks = u64::from(high_permille) << 32 | u64::from(low_permille);
+        self.watermarks.store(watermarks, Ordering::Release);
+        self.bytes_per_second.store(settings.bytes_per_second.unwrap_or(0), Ordering::Release);
+        self.bytes_per_day.store(settings.bytes_per_day.unwrap_or(0), Ordering::Release);
+        self.age_seconds.store(settings.age_seconds.unwrap_or(0).into(), Ordering::Release);
+    }
+
+    fn get(&self) -> WritebackSettings {
+        let some = |of: &AtomicU64| Some(of.load(Ordering::Acquire)).filter(|value| *value != 0);
+        let watermarks = self.watermarks.load(Ordering::Acquire);
+        WritebackSettings {
+            low_permille: watermarks as u32,
+            high_permille: (watermarks >> 32) as u32,
+            bytes_per_second: some(&self.bytes_per_second),
+            bytes_per_day: some(&self.bytes_per_day),
+            age_seconds: some(&self.age_seconds).map(|seconds| seconds as u32),
+        }
+    }
+}
+
+impl Engine {
+    /// When pages go to the backing file, and how many.
+    pub fn writeback_settings(&self) -> WritebackSettings {
+        self.dials.get()
+    }
+
+    /// Sets that, for what is written from now on.
+    pub fn set_writeback_settings(
+        &self,
+        settings: &WritebackSettings,
+    ) -> Result<(), SettingsError> {
+        settings.check()?;
+        self.dials.set(settings);
+        Ok(())
+    }
+}
 
 /// See the module's description.
 #[derive(Default)]
@@ -30,19 +98,144 @@ pub(crate) struct Policy {
     is_evicting: bool,
     /// After writes that failed.
     pub(crate) writing: Rest,
+    /// Until when what was written is enough, by the limit of a second.
+    paced_until: u64,
+    day: Day,
+    clock: Clock,
+}
+
+/// What is to go.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) struct Wanted {
+    /// So many frames,
+    pub(crate) frames: u32,
+    /// that are so many ticks old; any frames if it is 0.
+    pub(crate) age: u8,
+}
+
+impl Wanted {
+    const NOTHING: Self = Self { frames: 0, age: 0 };
 }
 
 impl Policy {
-    /// How many frames are to go now, of which so many are on their way.
-    pub(crate) fn frames_to_evict(&mut self, engine: &Engine, under_way: u32) -> u32 {
-        let limit = engine.arena.limit();
-        let in_use = engine.arena.allocated().saturating_sub(engine.arena.free());
-        let left = limit.saturating_sub(in_use) + under_way;
-        let low = (limit / LOW_PART).clamp(LOW_MIN, LOW_MAX);
-        let high = (limit / HIGH_PART).clamp(low + 1, HIGH_MAX);
+    /// What is to go now, when so many frames are on their way.
+    pub(crate) fn wanted(&mut self, engine: &Engine, under_way: u32, now: u64) -> Wanted {
+        let left = left(engine) + under_way;
+        let low = low(engine);
+        let settings = engine.writeback_settings();
+        let high = part(engine, settings.high_permille).max(low + 1);
         self.is_evicting = left < if self.is_evicting { high } else { low };
-        if self.is_evicting { high - left } else { 0 }
+        if settings.bytes_per_second.is_none() {
+            self.paced_until = 0;
+        }
+        if now < self.paced_until || self.is_spent(engine, now) {
+            return Wanted::NOTHING;
+        }
+        if self.is_evicting {
+            return Wanted { frames: high - left, age: 0 };
+        }
+        match self.clock.is_looking {
+            true => Wanted { frames: UNIT_BLOCKS, age: AGE_TICKS },
+            false => Wanted::NOTHING,
+        }
     }
+
+    /// Nothing of that age was found: there is no need to look before the next tick.
+    pub(crate) fn none_of_age(&mut self) {
+        self.clock.is_looking = false;
+    }
+
+    /// The tick that it is, if another has begun.
+    pub(crate) fn tick(&mut self, engine: &Engine, now: u64) -> Option<u8> {
+        let age = u64::from(engine.writeback_settings().age_seconds?);
+        self.clock.advance(age * SECOND / u64::from(AGE_TICKS), now).then_some(self.clock.tick)
+    }
+
+    /// So many bytes are written.
+    pub(crate) fn wrote(&mut self, engine: &Engine, bytes: u64, now: u64) {
+        self.day.add(bytes, now);
+        if let Some(rate) = engine.writeback_settings().bytes_per_second {
+            let from = self.paced_until.max(now.saturating_sub(BURST));
+            self.paced_until =
+                from + (u128::from(bytes) * u128::from(SECOND) / u128::from(rate)) as u64;
+        }
+    }
+
+    /// Whether as much was written as may be in a day.
+    pub(crate) fn is_spent(&self, engine: &Engine, now: u64) -> bool {
+        let limit = engine.writeback_settings().bytes_per_day;
+        limit.is_some_and(|limit| self.day.written(now) >= limit)
+    }
+
+    /// For how long nothing is to be done, in nanoseconds.
+    pub(crate) fn rests_for(&self, now: u64) -> Option<u64> {
+        self.writing.left(now).or(self.paced_until.checked_sub(now).filter(|left| *left > 0))
+    }
+}
+
+/// What was written in a day: from the first write on, until a day later.
+#[derive(Default)]
+struct Day {
+    since: u64,
+    written: u64,
+}
+
+impl Day {
+    fn written(&self, now: u64) -> u64 {
+        if now.saturating_sub(self.since) < DAY { self.written } else { 0 }
+    }
+
+    fn add(&mut self, bytes: u64, now: u64) {
+        let written = self.written(now);
+        if written == 0 {
+            self.since = now;
+        }
+        self.written = written + bytes;
+    }
+}
+
+/// Time in ticks, for ages. It stands still while no age is set.
+#[derive(Default)]
+struct Clock {
+    tick: u8,
+    next_at: u64,
+    /// Whether there may be frames that are old enough.
+    is_looking: bool,
+}
+
+impl Clock {
+    /// Whether another tick of this length has begun. It wraps: what is that old was looked at before.
+    fn advance(&mut self, length: u64, now: u64) -> bool {
+        let begins = now >= self.next_at;
+        if begins {
+            self.tick = self.tick.wrapping_add(1);
+            self.next_at = now + length;
+            self.is_looking = true;
+        }
+        begins
+    }
+}
+
+/// Whether less is left than the low watermark.
+pub(crate) fn is_low(engine: &Engine) -> bool {
+    left(engine) < low(engine)
+}
+
+/// Frames that are left below the pool limit.
+fn left(engine: &Engine) -> u32 {
+    let in_use = engine.arena.allocated().saturating_sub(engine.arena.free());
+    engine.arena.limit().saturating_sub(in_use)
+}
+
+/// The low watermark, in frames.
+fn low(engine: &Engine) -> u32 {
+    part(engine, engine.writeback_settings().low_permille).max(LOW_MIN)
+}
+
+/// Thousandths of the pool limit, in frames.
+fn part(engine: &Engine, permille: u32) -> u32 {
+    // Not more than the limit, which is that small.
+    (u64::from(engine.arena.limit()) * u64::from(permille) / 1000) as u32
 }
 
 /// For how long something that failed is not tried again.
@@ -95,5 +288,24 @@ mod tests {
         rest.succeeded();
         rest.failed(now);
         assert_eq!(rest.left(now), Some(REST_MIN));
+    }
+
+    #[test]
+    fn a_day_begins_with_the_first_write() {
+        let mut day = Day::default();
+        day.add(10, 3 * DAY);
+        day.add(20, 4 * DAY - 1);
+        assert_eq!((day.written(4 * DAY - 1), day.written(4 * DAY)), (30, 0));
+        day.add(5, 5 * DAY);
+        assert_eq!(day.written(5 * DAY), 5);
+    }
+
+    #[test]
+    fn ticks_come_at_their_time_and_late_ones_once() {
+        let mut clock = Clock::default();
+        assert!(clock.advance(100, 0) && clock.is_looking);
+        assert!(!clock.advance(100, 99));
+        assert!(clock.advance(100, 1000) && !clock.advance(100, 1099));
+        assert_eq!(clock.tick, 2);
     }
 }

@@ -112,6 +112,12 @@ impl Segments {
         self.meta(segment).sequence.load(Ordering::Acquire)
     }
 
+    /// Whether a segment has been written to its end, and is not in hand.
+    pub(crate) fn is_sealed(&self, segment: u32) -> bool {
+        let word = self.meta(segment).word.load(Ordering::Acquire);
+        word & IN_HAND == 0 && word & LIVE > 0
+    }
+
     /// The frames with a segment's entries.
     pub(crate) fn frames(&self, segment: u32) -> Option<[u32; SEGMENT_FRAMES]> {
         let mut frames = [NIL; SEGMENT_FRAMES];

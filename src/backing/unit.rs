@@ -37,6 +37,8 @@ pub(crate) struct Unit {
     pub(crate) first: u32,
     /// How many there are.
     pub(crate) blocks: u32,
+    /// When its I/O was begun, in nanoseconds.
+    pub(crate) since: u64,
     /// How often its write has failed.
     pub(crate) tries: u32,
     /// How many there can be.
@@ -58,6 +60,7 @@ impl Unit {
             state: State::Idle,
             first: 0,
             blocks: 0,
+            since: 0,
             tries: 0,
             room: 0,
             passages: Vec::with_capacity(blocks * BUDDIES_MAX),

@@ -21,7 +21,7 @@ use std::sync::Arc;
 
 use super::cleaner::{CLEAN_BELOW, RESERVE_SEGMENTS, VICTIMS, Victim};
 use super::log::Log;
-use super::policy::Policy;
+use super::policy::{self, Policy, Wanted};
 use super::segments::{SEGMENT_BLOCKS, SEGMENT_FRAMES};
 use super::stream::Stream;
 use super::unit::{Buffers, State, Unit};
@@ -41,6 +41,9 @@ const TRIM_KEEPS: usize = 4;
 
 /// Frames that are kept for entries: a pair for each of two segments.
 const HAND_FRAMES: usize = 2 * SEGMENT_FRAMES;
+
+/// I/O that takes longer is late, in nanoseconds: puts do not wait for a backing file that may never answer.
+const LATE: u64 = 3_000_000_000;
 
 /// The fewest segments that it works with.
 pub(crate) const SEGMENTS_MIN: u32 = 2 * CLEAN_BELOW;
@@ -62,6 +65,20 @@ pub struct Job {
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct JobFailed;
 
+/// How the backing file fares.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum Health {
+    /// It takes what it is given.
+    #[default]
+    Good,
+    /// It failed, and is left alone for a while.
+    Failing,
+    /// It does not answer.
+    Late,
+    /// As much was written as may be in a day.
+    Spent,
+}
+
 /// See the module's description.
 pub struct Writeback {
     pub(super) log: Arc<Log>,
@@ -80,6 +97,10 @@ pub struct Writeback {
     next_shard: usize,
     /// Whether frames were to go, and there was none that could: what is in use holds no zpages.
     is_dry: bool,
+    /// Whether as much was written as may be in a day.
+    is_spent: bool,
+    /// What time it is, as far as it was told.
+    now: u64,
 }
 
 impl Writeback {
@@ -96,17 +117,24 @@ impl Writeback {
             hand: Vec::with_capacity(HAND_FRAMES),
             next_shard: 0,
             is_dry: false,
+            is_spent: false,
+            now: 0,
         })
     }
 
-    /// What is to be done next, if there is anything. `now` is in nanoseconds since any moment.
+    /// What is to be done next, if there is anything. `now` is in nanoseconds since any moment. To be asked when
+    /// [`Engine::writeback_wanted`] says so, after each job that has ended, and about once a second.
     ///
     /// # Panics
     ///
     /// If `engine` is not the one that this was attached to.
     pub fn next(&mut self, engine: &Engine, now: u64) -> Option<Job> {
         self.check(engine);
+        self.now = now;
         self.fill_hand(engine);
+        if let Some(tick) = self.policy.tick(engine, now) {
+            engine.shards.iter().for_each(|shard| shard.0.lock().set_tick(tick));
+        }
         let segments = self.log.segments();
         let is_short = segments.free() < CLEAN_BELOW && self.victims.len() < VICTIMS;
         self.candidate = if is_short { segments.emptiest() } else { None };
@@ -114,7 +142,10 @@ impl Writeback {
             Some(_) => None,
             None => self.ready().or_else(|| self.clean()).or_else(|| self.evict(engine)),
         };
-        self.announce(now);
+        if let Some(job) = job.filter(|job| job.is_write) {
+            self.policy.wrote(engine, job.bytes as u64, now);
+        }
+        self.announce(engine);
         job
     }
 
@@ -132,6 +163,7 @@ impl Writeback {
     /// If no job of the unit is under way, or `engine` is not the one that this was attached to.
     pub fn ended(&mut self, engine: &Engine, unit: usize, result: Result<(), JobFailed>, now: u64) {
         self.check(engine);
+        self.now = now;
         self.buffers.take_back(unit);
         let state = self.units[unit].state;
         if state == State::Writing {
@@ -157,7 +189,20 @@ impl Writeback {
                 panic!("no job of unit {unit} is under way")
             }
         }
-        self.announce(now);
+        self.announce(engine);
+    }
+
+    /// How the backing file fares.
+    pub fn health(&self) -> Health {
+        let is_under_way = |unit: &Unit| matches!(unit.state, State::Writing | State::Reading);
+        let is_late =
+            |unit: &Unit| is_under_way(unit) && self.now.saturating_sub(unit.since) > LATE;
+        match self.policy.writing.left(self.now) {
+            _ if self.units.iter().any(is_late) => Health::Late,
+            Some(_) => Health::Failing,
+            None if self.is_spent => Health::Spent,
+            None => Health::Good,
+        }
     }
 
     /// Gives back memory that the log has no use for. To be called about once a second.
@@ -173,7 +218,7 @@ impl Writeback {
     /// How long after `now`, in nanoseconds, [`Writeback::next`] should be asked again, if nothing else is a
     /// reason to; none if that is of no use.
     pub fn rests_for(&self, now: u64) -> Option<u64> {
-        self.policy.writing.left(now)
+        self.policy.rests_for(now)
     }
 
     /// Bytes of memory that the buffers take.
@@ -187,14 +232,15 @@ impl Writeback {
     }
 
     /// Tells puts whether to wait for the log.
-    fn announce(&mut self, now: u64) {
+    fn announce(&mut self, engine: &Engine) {
         let mut has_room = self.has_room();
         if !has_room {
             // The one that was chosen is cleaned, and there may be another by now.
             self.candidate = self.log.segments().emptiest();
             has_room = self.has_room();
         }
-        self.log.set_accepts(has_room && self.policy.writing.left(now).is_none());
+        self.is_spent = self.policy.is_spent(engine, self.now);
+        self.log.set_accepts(has_room && self.health() == Health::Good);
     }
 
     /// Whether frames are going to the log, or can go, if only after cleaning.
@@ -244,6 +290,7 @@ impl Writeback {
         }
         self.buffers.lend(unit);
         self.units[unit].state = state;
+        self.units[unit].since = self.now;
         let Unit { first, blocks, .. } = self.units[unit];
         Job {
             unit,
@@ -272,8 +319,8 @@ impl Writeback {
 
     /// Fills a unit with cold frames, if frames are to go.
     fn evict(&mut self, engine: &Engine) -> Option<Job> {
-        let wanted = self.policy.frames_to_evict(engine, self.under_way());
-        if wanted == 0 {
+        let Wanted { frames, age } = self.policy.wanted(engine, self.under_way(), self.now);
+        if frames == 0 {
             self.is_dry = false;
             return None;
         }
@@ -285,11 +332,14 @@ impl Writeback {
             assert!(self.packable().is_some(), "frames took the cleaner's last segment");
         }
         let (first, room) = self.evicting.room()?;
-        self.units[at].begin(first, room.min(wanted));
-        while self.units[at].has_room() && self.hold_cold(engine, at) {}
+        self.units[at].begin(first, room.min(frames));
+        while self.units[at].has_room() && self.hold_cold(engine, age, at) {}
         let blocks = self.units[at].blocks;
-        self.is_dry = blocks == 0 && self.under_way() == 0;
+        self.is_dry = age == 0 && blocks == 0 && self.under_way() == 0;
         if blocks == 0 {
+            if age > 0 {
+                self.policy.none_of_age();
+            }
             self.units[at].clear();
             return None;
         }
@@ -299,8 +349,8 @@ impl Writeback {
         Some(self.start(at, State::Writing))
     }
 
-    /// Adds the image of a cold frame to a unit; false if no shard has one.
-    fn hold_cold(&mut self, engine: &Engine, at: usize) -> bool {
+    /// Adds the image of a frame of that age to a unit; false if no shard has one.
+    fn hold_cold(&mut self, engine: &Engine, age: u8, at: usize) -> bool {
         let unit = &mut self.units[at];
         let n = unit.blocks;
         let block = unit.first + n;
@@ -310,7 +360,7 @@ impl Writeback {
             let image = self.buffers.image(at, n);
             let mut shard = engine.shards[number].0.lock();
             let tell = |passage| unit.passages.push((block, passage));
-            let Some(frame) = shard.hold_cold(block, image, tell) else { continue };
+            let Some(frame) = shard.hold_cold(age, block, image, tell) else { continue };
             drop(shard);
             self.log.seal(block, image);
             unit.frames.push((number, frame));
@@ -365,6 +415,13 @@ impl Writeback {
         if !is_open && !self.units.iter().any(writes) {
             self.log.segments().close(segment);
         }
+    }
+}
+
+impl Engine {
+    /// Whether frames are to go to the backing file, and can. Cheap enough to ask after every put.
+    pub fn writeback_wanted(&self) -> bool {
+        self.log().is_some_and(Log::accepts) && policy::is_low(self)
     }
 }
 

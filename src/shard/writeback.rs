@@ -35,15 +35,21 @@ impl Shard {
         self.store.log = Some(log);
     }
 
+    /// From now on frames are of this tick, when they are used.
+    pub(crate) fn set_tick(&mut self, tick: u8) {
+        self.store.persistent.set_tick(tick);
+    }
+
     /// Holds the coldest persistent frame, copies it to `image` and its layout to the block's entry, and
-    /// tells of its zpages. None if there is none that can be held.
+    /// tells of its zpages. None if there is none that can be held and is so many ticks old.
     pub(crate) fn hold_cold(
         &mut self,
+        age: u8,
         block: u32,
         image: &mut Page,
         tell: impl FnMut(Passage),
     ) -> Option<u32> {
-        self.store.hold_cold(&self.pools, block, image, tell)
+        self.store.hold_cold(&self.pools, age, block, image, tell)
     }
 
     /// Lets a held frame go, which was written or was not. What is left in it is in memory as before; if nothing
@@ -99,6 +105,16 @@ impl Shard {
         is_there.then(|| log.find(block, granule))
     }
 
+    /// Notes that a page was got from the log; whether it had been, since it was written there.
+    pub(crate) fn note_read(&self, handle: Handle, backed: Backed) -> bool {
+        match backed.slot.place() {
+            Place::Log { block, granule } if self.find_backed(handle, backed).is_some() => {
+                self.store.log().note_read(block, granule)
+            }
+            _ => false,
+        }
+    }
+
     /// Counts a page that was read from the log.
     pub(crate) fn count_backed(&mut self, handle: Handle, is_intact: bool) {
         self.count(handle, |counters| {
@@ -135,12 +151,13 @@ impl Store {
     fn hold_cold(
         &mut self,
         pools: &[Option<Arc<Pool>>],
+        age: u8,
         block: u32,
         image: &mut Page,
         mut tell: impl FnMut(Passage),
     ) -> Option<u32> {
         let slots = Owners { arena: &self.arena, member: self.member, pools };
-        let (buddies, frame) = self.persistent.hold_oldest(&self.arena, &slots)?;
+        let (buddies, frame) = self.persistent.hold_oldest(&self.arena, &slots, age)?;
         // SAFETY: the frame is this shard's, whose lock the caller holds.
         unsafe { self.arena.read(frame, 0, image) };
         let log = self.log.as_deref().expect("frames are held for the log");
