@@ -113,6 +113,15 @@ impl Batch {
         self.state.fetch_and(!(1 << claim.page), Ordering::AcqRel);
     }
 
+    /// The claim on a page that its owner took and has neither finished nor given back.
+    pub(crate) fn resume(&self, page: u32) -> Claim {
+        let at = 1 << page;
+        let taken = self.state.load(Ordering::Acquire) & at != 0;
+        assert!(taken && self.done.load(Ordering::Acquire) & at == 0, "page {page} is not at work");
+        let what = self.what.load(Ordering::Acquire);
+        Claim { what, buffer: self.buffer.load(Ordering::Acquire), page }
+    }
+
     /// Keeps helpers from taking more pages.
     pub(crate) fn close(&self) {
         self.state.fetch_or(ALONE, Ordering::AcqRel);

@@ -10,7 +10,7 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 
 use crate::batch::{BATCH_PAGES, Batch, Claim};
-use crate::engine::{Engine, POOLS_MAX, Padded};
+use crate::engine::{Engine, Got, POOLS_MAX, Padded};
 use crate::error::{GetError, PutError};
 use crate::handle::{Handle, PAGE_SIZE, POOL_PAGES_MAX, Page, PoolId};
 use crate::queue::Queue;
@@ -34,6 +34,14 @@ pub enum Step {
     /// All pages are taken: by the owner, who has done his, and by helpers, who may be at it still, or
     /// may give one back yet.
     Taken,
+    /// A page is on the backing file: it stays taken, until the block that is there has come
+    /// ([`Batches::landed`]), or cannot be had ([`Batches::not_landed`]).
+    Backed {
+        /// Its place in the batch.
+        page: u32,
+        /// Where it is to be read.
+        backed: Backed,
+    },
     /// A page failed and is not taken any more; those before it are done. Helpers take nothing more of
     /// this batch.
     Failed {
@@ -47,9 +55,9 @@ pub enum Step {
 /// Why a page of a batch failed.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum BatchError {
-    /// It is on the backing file, and has to be read there.
-    #[error("the page is on the backing file")]
-    Backed(Backed),
+    /// It is on the backing file, and cannot be read there.
+    #[error("the page cannot be read from the backing file")]
+    Unreadable,
     /// It could not be got.
     #[error(transparent)]
     Get(GetError),
@@ -152,11 +160,58 @@ impl Batches {
     pub fn step(&mut self, engine: &Engine, queue: &mut Queue, tag: usize) -> Step {
         let batch = &self.board.batches[tag].0;
         let Some(claim) = batch.take_first() else { return Step::Taken };
-        let page = claim.page;
-        match engine.carry_out(queue, batch, claim) {
-            Ok(()) => Step::Done,
-            Err(error) => Step::Failed { page, error },
-        }
+        engine.carry_out(queue, &claim).step(batch, claim)
+    }
+
+    /// The block that a step has named was read into `image`, which is of no use afterwards. The page may have been
+    /// moved meanwhile, and the answer then be another block.
+    ///
+    /// # Panics
+    ///
+    /// If it is not the page of such a step.
+    pub fn landed(
+        &mut self,
+        engine: &Engine,
+        queue: &mut Queue,
+        tag: usize,
+        (page, backed): (u32, Backed),
+        image: &mut Page,
+    ) -> Step {
+        let batch = &self.board.batches[tag].0;
+        let claim = batch.resume(page);
+        engine.land(queue, &claim, backed, image).step(batch, claim)
+    }
+
+    /// The block that a step has named cannot be read. The page may have been rewritten or moved meanwhile, and
+    /// then is looked for there.
+    ///
+    /// # Panics
+    ///
+    /// If it is not the page of such a step.
+    pub fn not_landed(
+        &mut self,
+        engine: &Engine,
+        queue: &mut Queue,
+        tag: usize,
+        (page, backed): (u32, Backed),
+    ) -> Step {
+        let batch = &self.board.batches[tag].0;
+        let claim = batch.resume(page);
+        let carried = match engine.unreadable(claim.handle(), backed) {
+            true => Carried::Failed(BatchError::Unreadable),
+            false => engine.carry_out(queue, &claim),
+        };
+        carried.step(batch, claim)
+    }
+
+    /// Gives up the page of a step that has named a block: it is not done, and its batch ends without it.
+    ///
+    /// # Panics
+    ///
+    /// If it is not the page of such a step.
+    pub fn abandon(&mut self, tag: usize, page: u32) {
+        let batch = &self.board.batches[tag].0;
+        batch.give_back(batch.resume(page));
     }
 
     /// Keeps helpers from taking more of a batch's pages.
@@ -280,37 +335,107 @@ impl Engine {
         // Who finds a batch open and gets no page of it has lost the page to another, and looks on.
         while let Some(batch) = board.open_batch() {
             if let Some(claim) = batch.take_last() {
-                return self.carry_out(queue, batch, claim).is_ok();
+                return match self.carry_out(queue, &claim) {
+                    Carried::Done => {
+                        batch.finish(claim);
+                        true
+                    }
+                    Carried::Backed(_) | Carried::Failed(_) => {
+                        batch.give_back(claim);
+                        false
+                    }
+                };
             }
         }
         false
     }
 
-    /// Gets or puts a page that was taken, and says so to its batch.
-    fn carry_out(&self, queue: &mut Queue, batch: &Batch, claim: Claim) -> Result<(), BatchError> {
-        debug_assert!(claim.page < BATCH_PAGES);
-        let what = What::from_word(claim.what);
-        let handle = Handle::from_page(what.pool, what.first + u64::from(claim.page));
-        // SAFETY: the page is one of the batch's, so it lies in the buffer that `open` was promised.
-        let page = unsafe { claim.buffer.add(claim.page as usize * PAGE_SIZE) }.cast::<Page>();
-        let result = match what.way {
-            // SAFETY: by that promise nobody writes it, nor does who has taken another page.
-            Way::Put => self.put(queue, handle, unsafe { &*page }).map_err(BatchError::Put),
+    /// Gets or puts a page that was taken.
+    fn carry_out(&self, queue: &mut Queue, claim: &Claim) -> Carried {
+        match claim.what().way {
+            Way::Put => {
+                // SAFETY: by the promise that `open` was given nobody writes the page.
+                let page = unsafe { claim.page().as_ref() };
+                self.put(queue, claim.handle(), page).map_err(BatchError::Put).into()
+            }
             Way::Get => {
                 // SAFETY: by that promise and because the page is taken, nobody else touches it.
-                let page = unsafe { &mut *page };
-                match self.get_or_zeros(queue, handle, page) {
-                    Ok(None) => Ok(()),
-                    Ok(Some(backed)) => Err(BatchError::Backed(backed)),
-                    Err(error) => Err(BatchError::Get(error)),
-                }
+                let page = unsafe { claim.page().as_mut() };
+                got(self.get(queue, claim.handle(), page), page)
             }
-        };
-        match result {
-            Ok(()) => batch.finish(claim),
-            Err(_) => batch.give_back(claim),
         }
-        result
+    }
+
+    /// Gets a page that was taken from the block that it is in.
+    fn land(&self, queue: &mut Queue, claim: &Claim, backed: Backed, image: &mut Page) -> Carried {
+        assert_eq!(claim.what().way, Way::Get, "what is put is not read");
+        // SAFETY: as above.
+        let page = unsafe { claim.page().as_mut() };
+        got(self.get_backed(queue, claim.handle(), backed, image, page), page)
+    }
+}
+
+/// What a get for a batch came to; a page that is not there reads as zeros.
+fn got(result: Result<Got, GetError>, page: &mut Page) -> Carried {
+    match result {
+        Ok(Got::Hit) => Carried::Done,
+        Ok(Got::Miss) => {
+            page.fill(0);
+            Carried::Done
+        }
+        Ok(Got::Backed(backed)) => Carried::Backed(backed),
+        Err(error) => Carried::Failed(BatchError::Get(error)),
+    }
+}
+
+/// What became of a page that was taken.
+enum Carried {
+    Done,
+    Backed(Backed),
+    Failed(BatchError),
+}
+
+impl Carried {
+    /// Says so to its batch, for the batch's owner.
+    fn step(self, batch: &Batch, claim: Claim) -> Step {
+        let page = claim.page;
+        match self {
+            Carried::Done => {
+                batch.finish(claim);
+                Step::Done
+            }
+            // The claim is taken up again when the block is there.
+            Carried::Backed(backed) => Step::Backed { page, backed },
+            Carried::Failed(error) => {
+                batch.give_back(claim);
+                Step::Failed { page, error }
+            }
+        }
+    }
+}
+
+impl From<Result<(), BatchError>> for Carried {
+    fn from(result: Result<(), BatchError>) -> Self {
+        result.map_or_else(Carried::Failed, |()| Carried::Done)
+    }
+}
+
+impl Claim {
+    fn what(&self) -> What {
+        What::from_word(self.what)
+    }
+
+    fn handle(&self) -> Handle {
+        let What { pool, first, .. } = self.what();
+        Handle::from_page(pool, first + u64::from(self.page))
+    }
+
+    /// Where the page is.
+    fn page(&self) -> NonNull<Page> {
+        debug_assert!(self.page < BATCH_PAGES);
+        let start = NonNull::new(self.buffer).expect("a batch with pages has a buffer");
+        // SAFETY: the page is one of the batch's, so it lies in the buffer that `open` was promised.
+        unsafe { start.add(self.page as usize * PAGE_SIZE).cast() }
     }
 }
 

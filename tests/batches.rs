@@ -101,6 +101,7 @@ impl Owner {
                         continue;
                     }
                     Step::Failed { page, error } => request.failed = Some((page, error)),
+                    Step::Backed { .. } => unreachable!("there is no backing file"),
                 }
                 assert_eq!(self.batches.leave(way), tag);
                 self.batches.close(tag);

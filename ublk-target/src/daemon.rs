@@ -7,20 +7,25 @@
 
 use std::fs::File;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::thread::available_parallelism;
 
 use parking_lot::Mutex;
+use rustix::rand::GetRandomFlags;
 use serde::{Deserialize, Serialize};
 use tmem::{
-    Config, ConfigError, Engine, Latencies, PAGE_SIZE, POOL_PAGES_MAX, PoolCounters, PoolError,
-    SHARDS_MAX, SettingsError, Stats, WritebackSettings,
+    BackingError, Config, ConfigError, Engine, KEY_BYTES, Latencies, PAGE_SIZE, POOL_PAGES_MAX,
+    PoolCounters, PoolError, SHARDS_MAX, SettingsError, Stats, WritebackSettings,
 };
 
 pub use crate::attachment::DeviceState;
 use crate::attachment::{Attachment, DetachError, Node};
-use crate::backing::{BackingFileError, BackingInfo, BackingSpec, BackingStats, WritebackChange};
+use crate::backing::{
+    Backing, BackingFile, BackingFileError, BackingInfo, BackingSpec, BackingStats, Driver,
+    WritebackChange,
+};
 use crate::device::{BlockDevice, IoStats};
 use crate::log::log;
 use crate::nbd::{
@@ -89,6 +94,9 @@ pub enum DaemonError {
     /// The engine could not be made, or not be given that limit.
     #[error(transparent)]
     Engine(#[from] ConfigError),
+    /// The engine cannot use the backing file.
+    #[error(transparent)]
+    Attach(#[from] BackingError),
     /// No pool for the device.
     #[error(transparent)]
     Pool(#[from] PoolError),
@@ -258,6 +266,9 @@ pub struct Daemon {
     warnings: Vec<ProcessError>,
     engine: Arc<Engine>,
     supply: Supply,
+    backing: Arc<Backing>,
+    /// Writes to the backing file, if there is one.
+    driver: Mutex<Option<Driver>>,
     cpus: usize,
     /// What the I/O buffers of all devices may take, in bytes.
     buffer_budget: u64,
@@ -281,9 +292,6 @@ impl Daemon {
     /// Hardens the process, makes the engine and starts its supply thread. Call it before any
     /// thread is started; there are no devices yet.
     pub fn start(config: DaemonConfig) -> Result<Self, DaemonError> {
-        if config.backing.is_some() {
-            return Err(no_writeback());
-        }
         let mut warnings = process::prepare(config.best_effort)?;
         let system = |what| move |source| DaemonError::System { what, source };
         let cpus = available_parallelism().map_err(system("count the CPUs"))?.get();
@@ -297,6 +305,7 @@ impl Daemon {
         warnings.extend(check_locked(engine.is_locked(), config.best_effort)?);
         let supply =
             Supply::start(Arc::clone(&engine)).map_err(system("start the supply thread"))?;
+        let backing = Arc::new(Backing::new().map_err(system("make an eventfd"))?);
         let nbd = match &config.nbd {
             None => None,
             Some(address) => {
@@ -311,7 +320,26 @@ impl Daemon {
         };
         let (devices, turn) = (Mutex::new(Vec::new()), Mutex::new(()));
         let host = Host::default();
-        Ok(Self { config, warnings, engine, supply, cpus, buffer_budget, host, nbd, devices, turn })
+        let driver = Mutex::new(None);
+        let daemon = Self {
+            config,
+            warnings,
+            engine,
+            supply,
+            backing,
+            driver,
+            cpus,
+            buffer_budget,
+            host,
+            nbd,
+            devices,
+            turn,
+        };
+        daemon.engine.set_writeback_settings(&daemon.config.writeback)?;
+        if let Some(spec) = &daemon.config.backing {
+            daemon.set_backing(spec)?;
+        }
+        Ok(daemon)
     }
 
     /// What could not be had in hardening the process; empty unless best effort was asked for.
@@ -368,7 +396,7 @@ impl Daemon {
         };
         let devices = self.snapshot().iter().map(of).collect();
         let (total, supply) = (self.engine.stats(), self.supply.stats());
-        DaemonStats { total, supply, devices, backing: None }
+        DaemonStats { total, supply, devices, backing: self.backing.stats() }
     }
 
     /// Sets the pool limit, in bytes, and returns it as it is in force. Above it nothing more is
@@ -379,17 +407,39 @@ impl Daemon {
         Ok(self.engine.limit())
     }
 
-    /// Takes a backing file into use, and returns it as it is in use.
-    pub fn set_backing(&self, _spec: &BackingSpec) -> Result<BackingInfo, DaemonError> {
-        Err(no_writeback())
+    /// Attaches a backing file. There can be one, and it stays until the daemon ends.
+    pub fn set_backing(&self, spec: &BackingSpec) -> Result<BackingInfo, DaemonError> {
+        let system = |what| move |source| DaemonError::System { what, source };
+        let _turn = self.turn.lock();
+        if self.backing.file().is_some() {
+            return Err(BackingError::Attached.into());
+        }
+        let nodes: Vec<_> = self.snapshot().iter().filter_map(|device| device.number()).collect();
+        let file = BackingFile::open(spec, &nodes)?;
+        let info = file.info();
+        // All that can fail first: what was attached stays.
+        let ready = Driver::prepare(Arc::clone(&self.engine), Arc::clone(&self.backing));
+        let ready = ready.map_err(system("start the thread that writes to the backing file"))?;
+        let encrypts = self.config.encrypt_backing;
+        let key = encrypts.then(new_key).transpose().map_err(system("get random numbers"))?;
+        let writeback = self.engine.attach_backing(file.bytes(), key.as_ref())?;
+        let locked = writeback.is_locked() && self.engine.is_locked();
+        *self.driver.lock() = Some(ready.drive(file, writeback));
+        // Attached it is. All memory was locked when the daemon started, or that was warned of.
+        if let Ok(Some(warning)) | Err(warning) = check_locked(locked, self.config.best_effort) {
+            log(format_args!("going on without a guard: {warning}"));
+        }
+        Ok(info)
     }
 
     /// Changes a setting of writeback, and returns all as they are in force.
-    pub fn set_writeback(
-        &self,
-        _change: WritebackChange,
-    ) -> Result<WritebackSettings, DaemonError> {
-        Err(no_writeback())
+    pub fn set_writeback(&self, change: WritebackChange) -> Result<WritebackSettings, DaemonError> {
+        // Two changes at a time would undo one another.
+        let _turn = self.turn.lock();
+        let settings = change.of(self.engine.writeback_settings());
+        self.engine.set_writeback_settings(&settings)?;
+        self.backing.waker().wake();
+        Ok(settings)
     }
 
     /// Removes all devices: first all swap that we switched on is switched off, then the devices
@@ -422,7 +472,8 @@ impl Daemon {
         let attachment = match (self.config.frontend, &self.nbd) {
             (FrontEnd::Ublk, nbd) => {
                 let waker = Arc::clone(self.supply.waker());
-                let server = UblkServer::start(Arc::clone(block), waker, self.plan()?)?;
+                let backing = Arc::clone(&self.backing);
+                let server = UblkServer::start(Arc::clone(block), waker, backing, self.plan()?)?;
                 let node = Node::Ublk(server);
                 match nbd {
                     None => Attachment::new(node),
@@ -578,20 +629,29 @@ impl Daemon {
 }
 
 impl Device {
+    /// Its node's number.
+    fn number(&self) -> Option<u64> {
+        Some(std::fs::metadata(self.live_node()?).ok()?.rdev())
+    }
+
     /// Its node, while it is there.
     fn live_node(&self) -> Option<&str> {
         self.attachment.node().filter(|_| !self.attachment.node_has_ended())
     }
 }
 
+/// A key that nobody else has, and nobody will have again.
+fn new_key() -> io::Result<[u8; KEY_BYTES]> {
+    let mut key = [0; KEY_BYTES];
+    let got = rustix::rand::getrandom(&mut key, GetRandomFlags::empty())?;
+    // So few bytes come at once.
+    assert_eq!(got, KEY_BYTES);
+    Ok(key)
+}
+
 /// True if an open failed because there is no such device: no node, or a node of none.
 fn is_gone(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENXIO | libc::ENODEV))
-}
-
-/// Nothing drives writeback yet.
-fn no_writeback() -> DaemonError {
-    DaemonError::System { what: "use a backing file", source: io::ErrorKind::Unsupported.into() }
 }
 
 /// Refuses memory that is not locked, or warns of it. Whether all of it is, is the engine's word.

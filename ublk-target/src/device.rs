@@ -345,6 +345,7 @@ pub(crate) mod tests {
                 Step::Done => {}
                 Step::Taken => break None,
                 Step::Failed { page, error } => break Some(Trouble::Page(page, error)),
+                Step::Backed { .. } => unreachable!("there is no backing file"),
             }
         };
         device.conclude(&request, trouble, batches.done(0))
@@ -361,9 +362,14 @@ pub(crate) mod tests {
 
     /// The same before the supply step has brought any.
     pub(crate) fn dry_device(room: u64) -> BlockDevice {
+        BlockDevice::new(engine(room), 64).unwrap()
+    }
+
+    /// An engine with so many bytes above the least.
+    pub(crate) fn engine(room: u64) -> Arc<Engine> {
         let limit = tmem::Config::limit_min(1) + room;
         let config = tmem::Config { limit, limit_max: limit, shards: 1 };
-        BlockDevice::new(Arc::new(Engine::new(&config).unwrap()), 64).unwrap()
+        Arc::new(Engine::new(&config).unwrap())
     }
 
     /// Pages that do not compress, each different.

@@ -31,4 +31,5 @@ pub mod supply;
 pub mod swap;
 pub mod table;
 pub mod ublk;
+mod uring;
 pub mod waker;

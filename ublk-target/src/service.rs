@@ -1,7 +1,7 @@
 //! Where the user's side meets the daemon: how it is started, asked and stopped, and which exit
 //! code each of its errors is.
 
-use tmem::{ConfigError, PoolError, WritebackSettings};
+use tmem::{BackingError, ConfigError, PoolError, WritebackSettings};
 
 use crate::backing::{BackingInfo, BackingSpec, WritebackChange};
 use crate::config::RunConfig;
@@ -89,6 +89,7 @@ impl From<DaemonError> for Failure {
             DaemonError::Engine(
                 ConfigError::LimitBelowReserve { .. } | ConfigError::LimitAboveMaximum { .. },
             )
+            | DaemonError::Attach(BackingError::NoRoom { .. } | BackingError::Size { .. })
             | DaemonError::Pool(PoolError::NoRoom { .. } | PoolError::Size { .. }) => Exit::Size,
             DaemonError::Nbd(NbdServerError::Urgent { .. })
             | DaemonError::Process(

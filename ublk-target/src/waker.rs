@@ -69,6 +69,11 @@ impl Waker {
             Ok(_) | Err(Errno::INTR) => {}
             Err(errno) => process::fatal(format_args!("cannot wait for work: {errno}")),
         }
+        self.take();
+    }
+
+    /// For the thread itself, when it has seen that it was woken: drops the claim.
+    pub fn take(&self) {
         let mut count = [0; 8];
         // Would block after a timeout; the count itself says nothing.
         let _ = rustix::io::read(&self.eventfd, &mut count);

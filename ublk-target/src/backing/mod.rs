@@ -1,13 +1,24 @@
-//! The backing file, for pages that nobody uses: how it is opened, set and described.
+//! The backing file, for pages that nobody uses: how it is opened, written to and read.
 //!
-//! What is in it is the engine's log; here is whether a file or block device may be used for that, and that
-//! nothing of anybody else's is overwritten.
+//! What is in it is the engine's log, and what is to be written the engine says; here is whether a file or block device
+//! may be used for that, so that nothing of anybody else's is overwritten, and all I/O to it.
 
 mod change;
 mod contents;
+#[allow(unsafe_code)]
+mod driver;
+#[allow(unsafe_code)]
+mod fetch;
 pub mod file;
 mod info;
+mod shared;
+mod transfer;
 
 pub use change::{Age, Permille, Quota, ValueError, WritebackChange};
+pub use driver::Driver;
+#[cfg(test)]
+pub(crate) use driver::tests::attach;
+pub use fetch::{Ended, FETCHES_MAX, Fetched, Fetches};
 pub use file::{BackingFile, BackingFileError, BackingSpec, Refusal, check_file_bytes};
 pub use info::{BackingInfo, BackingStats};
+pub use shared::Backing;

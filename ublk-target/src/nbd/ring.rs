@@ -10,11 +10,11 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::time::{Duration, Instant};
 
 use io_uring::squeue::Entry;
-use io_uring::{IoUring, opcode, types};
-use rustix::io::Errno;
+use io_uring::{opcode, types};
 
 use super::protocol::Protocol;
 use crate::process;
+use crate::uring::Uring;
 
 /// What a completion is of: a link's slot and what was done, or one of these.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -60,103 +60,49 @@ impl Token {
     }
 }
 
-/// What [`Ring::signal`] writes; an eventfd adds it to its count.
-static ONE: u64 = 1;
-
 /// See the module's description.
 pub struct Ring {
-    uring: IoUring,
+    uring: Uring,
 }
 
 impl Ring {
     /// A ring that has so many entries. Only the thread that makes it may use it.
     pub fn new(entries: u32) -> io::Result<Self> {
-        // Completions are run when the thread asks for them and never interrupt a put.
-        let modern = IoUring::builder()
-            .setup_single_issuer()
-            .setup_defer_taskrun()
-            // Or who does not wait would not see that they are there to be run.
-            .setup_taskrun_flag()
-            .build(entries);
-        let uring = match modern {
-            // Linux before 6.1.
-            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => IoUring::new(entries)?,
-            result => result?,
-        };
-        // To wait with a time limit.
-        if !uring.params().is_feature_ext_arg() {
-            return Err(io::ErrorKind::Unsupported.into());
-        }
-        Ok(Self { uring })
+        Ok(Self { uring: Uring::new(entries)? })
     }
 
-    /// Queues a write that wakes whoever polls `eventfd`, which must be non-blocking. It leaves with
-    /// the next [`Ring::wait`].
+    /// Queues a write that wakes whoever polls `eventfd`: [`Uring::signal`].
     pub fn signal(&mut self, eventfd: RawFd, token: Token) {
-        let ptr = (&raw const ONE).cast::<u8>();
-        let write = opcode::Write::new(types::Fd(eventfd), ptr, size_of_val(&ONE) as u32);
-        // SAFETY: ONE is a static that is never written, so the kernel may read it at any time.
-        unsafe { self.push(write.build(), token) };
+        self.uring.signal(eventfd, token.pack());
     }
 
     /// Asks to be told once when `eventfd` is written to.
     pub fn watch(&mut self, eventfd: RawFd) {
-        let poll = opcode::PollAdd::new(types::Fd(eventfd), libc::POLLIN as u32);
-        // SAFETY: a poll works on no memory.
-        unsafe { self.push(poll.build(), Token::Woken) };
+        self.uring.watch(eventfd, Token::Woken.pack());
     }
 
     /// Cancels what is under way on a link: it completes soon, if it has not.
     pub fn cancel(&mut self, token: Token) {
-        let cancel = opcode::AsyncCancel::new(token.pack());
-        // SAFETY: a cancellation works on no memory.
-        unsafe { self.push(cancel.build(), Token::Ignored) };
+        self.uring.cancel(token.pack(), Token::Ignored.pack());
     }
 
     /// Submits what is queued, and waits for a completion, but not longer than `limit`.
     pub fn wait(&mut self, limit: Option<Duration>) -> io::Result<()> {
-        let result = match limit {
-            None => self.uring.submit_and_wait(1),
-            Some(Duration::ZERO) => self.uring.submit_and_wait(0),
-            Some(limit) => {
-                let limit = types::Timespec::from(limit);
-                let args = types::SubmitArgs::new().timespec(&limit);
-                self.uring.submitter().submit_with_args(1, &args)
-            }
-        };
-        match result {
-            // Being traced or stopped, and sleep, interrupt a wait; the kernel may want its
-            // completions taken first; or the time is over.
-            Err(error) => match Errno::from_io_error(&error) {
-                Some(Errno::INTR | Errno::AGAIN | Errno::BUSY | Errno::TIME) => Ok(()),
-                _ => Err(error),
-            },
-            Ok(_) => Ok(()),
-        }
+        self.uring.wait(limit)
     }
 
     /// Takes a completion.
     pub fn completed(&mut self) -> Option<(Token, i32)> {
-        let entry = self.uring.completion().next()?;
-        Some((Token::unpack(entry.user_data()), entry.result()))
+        let (user_data, result) = self.uring.completed()?;
+        Some((Token::unpack(user_data), result))
     }
 
     /// # Safety
     ///
-    /// What the entry points at stays there, and is not used otherwise than the kernel's use allows,
-    /// until it has completed.
+    /// As for [`Uring::push`].
     unsafe fn push(&mut self, entry: Entry, token: Token) {
-        let entry = entry.user_data(token.pack());
-        loop {
-            // SAFETY: the caller's promise is the same.
-            if unsafe { self.uring.submission().push(&entry) }.is_ok() {
-                return;
-            }
-            // The ring has an entry for all that can be queued at a time, so this is rare.
-            if let Err(error) = self.wait(Some(Duration::ZERO)) {
-                process::fatal(format_args!("io_uring failed: {error}"));
-            }
-        }
+        // SAFETY: the caller's promise is the same.
+        unsafe { self.uring.push(entry, token.pack()) };
     }
 }
 
@@ -302,38 +248,5 @@ mod tests {
         {
             assert_eq!(Token::unpack(token.pack()), token);
         }
-    }
-
-    #[test]
-    fn what_came_is_seen_without_waiting_for_it() {
-        let mut ring = Ring::new(8).unwrap();
-        let flags = rustix::event::EventfdFlags::NONBLOCK;
-        let eventfd = rustix::event::eventfd(0, flags).unwrap();
-        ring.watch(eventfd.as_raw_fd());
-        ring.wait(Some(Duration::ZERO)).unwrap();
-        assert_eq!(ring.completed(), None);
-        rustix::io::write(&eventfd, &1_u64.to_le_bytes()).unwrap();
-        let seen = (0..1000).find_map(|_| {
-            ring.wait(Some(Duration::ZERO)).unwrap();
-            ring.completed()
-        });
-        assert_eq!(seen.map(|(token, _)| token), Some(Token::Woken));
-    }
-
-    #[test]
-    fn a_wait_ends_in_time_and_with_a_signal() {
-        let mut ring = Ring::new(8).unwrap();
-        ring.wait(Some(Duration::from_millis(1))).unwrap();
-        assert_eq!(ring.completed(), None);
-        let flags = rustix::event::EventfdFlags::NONBLOCK;
-        let eventfd = rustix::event::eventfd(0, flags).unwrap();
-        ring.watch(eventfd.as_raw_fd());
-        ring.signal(eventfd.as_raw_fd(), Token::Supply);
-        let mut seen = Vec::new();
-        while seen.len() < 2 {
-            ring.wait(None).unwrap();
-            seen.extend(std::iter::from_fn(|| ring.completed()).map(|(token, _)| token));
-        }
-        assert!(seen.contains(&Token::Woken) && seen.contains(&Token::Supply), "{seen:?}");
     }
 }

@@ -10,6 +10,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Instant;
 
+use io_uring::squeue;
 use libublk::io::{UblkDev, UblkIOCtx, UblkQueue};
 use libublk::{BufDesc, BufDescList, UblkError, UblkIORes, sys};
 use rustix::io::Errno;
@@ -18,8 +19,9 @@ use tmem::{BATCH_PAGES, Batches};
 use super::buffers::Buffers;
 use super::helper::Crew;
 use super::params::PAGE_SECTORS;
-use super::ring;
+use super::ring::{self, Kind};
 use super::schedule::{Rest, Schedule};
+use crate::backing::Backing;
 use crate::device::{BlockDevice, IoCounters, Op, Outcome, Request};
 use crate::process;
 use crate::waker::Waker;
@@ -33,12 +35,15 @@ pub struct QueueContext {
     pub counters: Arc<[IoCounters]>,
     /// Wakes the supply thread.
     pub waker: Arc<Waker>,
+    /// The backing file, if there is one, and what wakes the thread that writes to it.
+    pub backing: Arc<Backing>,
 }
 
 /// A queue thread's state.
 pub struct QueueWorker {
     device: Arc<BlockDevice>,
     waker: Arc<Waker>,
+    backing: Arc<Backing>,
     crew: Arc<Crew>,
     schedule: Schedule,
 }
@@ -53,7 +58,7 @@ impl QueueWorker {
         id: u16,
         dev: &UblkDev,
     ) -> Result<(Self, UblkQueue<'_>), UblkError> {
-        let QueueContext { device, counters, waker } = context;
+        let QueueContext { device, counters, waker, backing } = context;
         ring::init(dev.dev_info.queue_depth)?;
         let mut buffers = Buffers::new(batches, dev.alloc_queue_io_bufs());
         buffers.lock()?;
@@ -65,7 +70,7 @@ impl QueueWorker {
         loop {
             let submitted = queue.flush_and_wake_io_tasks(
                 |user_data, cqe, _| {
-                    if !ring::is_signal(user_data) {
+                    if Kind::of(user_data) == Kind::Command {
                         failed = Some(cqe.result());
                     }
                 },
@@ -79,8 +84,9 @@ impl QueueWorker {
         if let Some(result) = failed {
             return Err(UblkError::UringIOError(result));
         }
-        let schedule = Schedule::new(Arc::clone(&device), counters, id, buffers);
-        Ok((Self { device, waker, crew, schedule }, queue))
+        let schedule =
+            Schedule::new(Arc::clone(&device), counters, id, buffers, Arc::clone(&backing));
+        Ok((Self { device, waker, backing, crew, schedule }, queue))
     }
 
     /// Serves requests until the kernel has stopped the device.
@@ -100,10 +106,12 @@ impl QueueWorker {
             self.call_helper();
             self.schedule.serve(ring::has_news);
             self.schedule.give_up_overdue(Instant::now);
+            self.begin_fetches();
             while let Some((tag, outcome)) = self.schedule.next_ended() {
                 self.end(queue, tag, outcome);
             }
-            self.wake_supply();
+            self.wake(&self.waker, self.device.engine().supply_wanted());
+            self.wake(self.backing.waker(), self.device.engine().writeback_wanted());
         }
     }
 
@@ -125,8 +133,15 @@ impl QueueWorker {
     /// Takes a completion: a request to serve, or the end.
     fn completed(&mut self, queue: &UblkQueue, user_data: u64, result: i32) {
         const OK: i32 = sys::UBLK_IO_RES_OK as i32;
-        if ring::is_signal(user_data) {
-            return;
+        match Kind::of(user_data) {
+            Kind::Command => {}
+            Kind::Fetch(read) => {
+                if let Some(rest) = self.schedule.fetched(read, result) {
+                    push_fetch(read, rest);
+                }
+                return;
+            }
+            Kind::Signal => return,
         }
         match result {
             OK => {}
@@ -173,14 +188,28 @@ impl QueueWorker {
         }
     }
 
-    /// Wakes the supply thread if there is work for it and it does not know yet.
-    fn wake_supply(&self) {
-        if self.device.engine().supply_wanted()
-            && self.waker.claim()
-            && !ring::signal(self.waker.fd())
-        {
-            self.waker.unclaim();
+    /// Reads what is wanted from the backing file.
+    fn begin_fetches(&mut self) {
+        while let Some((read, entry)) = self.schedule.next_fetch() {
+            push_fetch(read, entry);
         }
+    }
+
+    /// Wakes a thread if there is work for it and it does not know yet.
+    fn wake(&self, waker: &Waker, is_wanted: bool) {
+        if is_wanted && waker.claim() && !ring::signal(waker.fd()) {
+            waker.unclaim();
+        }
+    }
+}
+
+/// Queues a read of the backing file.
+#[allow(unsafe_code)]
+fn push_fetch(read: usize, entry: squeue::Entry) {
+    // SAFETY: the schedule keeps the memory until it is told of the completion, by the thread whose ring this is;
+    // and where that never comes, for ever.
+    if !unsafe { ring::fetch(read, entry) } {
+        process::fatal(format_args!("the ring has no room for a read"));
     }
 }
 

@@ -9,17 +9,19 @@ use std::io;
 use std::os::fd::RawFd;
 use std::time::Duration;
 
-use io_uring::{IoUring, opcode, types};
+use io_uring::{IoUring, opcode, squeue, types};
 use libublk::io::with_task_io_ring_mut;
 use libublk::{UblkError, UblkUringData, ublk_init_task_ring};
 use rustix::io::Errno;
 
+use crate::backing::FETCHES_MAX;
+
 /// Marks completions that are not ublk commands.
 const TARGET: u64 = UblkUringData::Target as u64;
 
-/// Entries that a batch may need beyond one commit per tag: a signal to the supply thread, and one to
-/// a helper.
-const EXTRA_ENTRIES: u32 = 2;
+/// Entries that a batch may need beyond one commit per tag: a signal to each of the supply thread, the thread that
+/// writes to the backing file, and a helper; and reads of that file.
+const EXTRA_ENTRIES: u32 = 3 + FETCHES_MAX as u32;
 
 /// What [`signal`] writes; an eventfd adds it to its count.
 static ONE: u64 = 1;
@@ -41,9 +43,37 @@ pub fn init(depth: u16) -> Result<(), UblkError> {
     })
 }
 
-/// True if a completion is of [`signal`].
-pub fn is_signal(user_data: u64) -> bool {
-    user_data & TARGET != 0
+/// What a completion is of.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Kind {
+    /// A ublk command.
+    Command,
+    /// A read of the backing file, by its number.
+    Fetch(usize),
+    /// [`signal`].
+    Signal,
+}
+
+impl Kind {
+    /// The kind that a completion's user data says.
+    pub fn of(user_data: u64) -> Self {
+        match user_data & !TARGET {
+            _ if user_data & TARGET == 0 => Kind::Command,
+            0 => Kind::Signal,
+            read => Kind::Fetch(read as usize - 1),
+        }
+    }
+}
+
+/// Queues a read of the backing file. False if there was no room.
+///
+/// # Safety
+///
+/// What the entry points at stays there, and nobody else uses it, until it has completed.
+pub unsafe fn fetch(read: usize, entry: squeue::Entry) -> bool {
+    let entry = entry.user_data(TARGET | (read as u64 + 1));
+    // SAFETY: the caller's promise is the same.
+    with_task_io_ring_mut(|ring| unsafe { ring.submission().push(&entry) }.is_ok())
 }
 
 /// Whether something has come that the kernel has not been asked for: two looks at shared memory.

@@ -2,7 +2,8 @@
 //!
 //! Reads and writes are put in line, apart, and served page by page: reads first, but for
 //! every [`READS_IN_ROW`] of their pages one of a write that waits; between two pages the thread looks
-//! whether more has come. Helpers take pages off the other end.
+//! whether more has come. Helpers take pages off the other end. Pages that are on the backing file are fetched
+//! when the rest of their request is done; it waits for them, and nothing else does.
 //!
 //! Guarantees: reads are served while writes wait for memory; no write waits longer than
 //! [`STARVED_MAX`], and when waiting writes have taken most of the queue's tags, [`CROWDED_MAX`]; writes
@@ -13,10 +14,12 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use io_uring::squeue::Entry;
 use rustix::io::Errno;
-use tmem::{BatchError, Board, PutError, Step, Way};
+use tmem::{BATCH_PAGES, BatchError, Board, PutError, Step, Way};
 
 use super::buffers::Buffers;
+use crate::backing::{Backing, Ended, Fetched, Fetches};
 use crate::device::{BlockDevice, IoCounters, Op, Outcome, Request, Trouble};
 
 /// How long a write may wait for the arena to grow before it fails.
@@ -80,6 +83,8 @@ pub struct Schedule {
     starving: bool,
     /// Pages of reads since the last one of a write.
     reads_in_row: u32,
+    /// Pages that are read from the backing file: tag, and place in the request.
+    fetches: Fetches<(usize, u32)>,
 }
 
 /// A read or write under way.
@@ -90,6 +95,22 @@ struct Underway {
     trouble: Option<Trouble>,
     /// Since when it has been waiting for memory.
     starved: Option<Instant>,
+    /// Pages of it that are fetched, or are to be.
+    fetching: u32,
+}
+
+impl Underway {
+    fn new(request: Request) -> Self {
+        Self { request, trouble: None, starved: None, fetching: 0 }
+    }
+
+    /// Notes that a page failed. The first of the request counts: all before it are done in the end.
+    fn note(&mut self, page: u32, error: BatchError) {
+        match self.trouble {
+            Some(Trouble::Page(first, _)) if first < page => {}
+            _ => self.trouble = Some(Trouble::Page(page, error)),
+        }
+    }
 }
 
 impl Schedule {
@@ -99,10 +120,10 @@ impl Schedule {
         counters: Arc<[IoCounters]>,
         id: u16,
         buffers: Buffers,
+        backing: Arc<Backing>,
     ) -> Self {
         let tags = buffers.all().len();
-        let none =
-            Underway { request: Request::new(Op::Flush, 0, 0), trouble: None, starved: None };
+        let none = Underway::new(Request::new(Op::Flush, 0, 0));
         Self {
             engine_queue: device.queue(),
             device,
@@ -114,6 +135,7 @@ impl Schedule {
             in_line: 0,
             starving: false,
             reads_in_row: 0,
+            fetches: Fetches::new(backing, tags * BATCH_PAGES as usize),
         }
     }
 
@@ -136,7 +158,7 @@ impl Schedule {
         if !self.device.admits(&request) {
             return Some(self.count(&request, Outcome::Failed(Errno::INVAL)));
         }
-        let mut underway = Underway { request, trouble: None, starved: None };
+        let mut underway = Underway::new(request);
         if way == Way::Put && self.starving {
             self.count(&request, Outcome::Starved);
             underway.starved = Some(Instant::now());
@@ -158,10 +180,12 @@ impl Schedule {
         if self.buffers.first(Way::Get).is_some() || is_put_in_line && !self.starving {
             return Rest::None;
         }
-        match (self.leaving.is_empty(), is_put_in_line) {
-            (false, _) => Rest::For(HELPED_RETRY),
-            (true, true) => Rest::For(STARVED_RETRY),
-            (true, false) => Rest::Forever,
+        // What is fetched says so when it has come.
+        let is_helped = self.leaving.iter().any(|tag| !self.is_fetched(*tag));
+        match (is_helped, is_put_in_line) {
+            (true, _) => Rest::For(HELPED_RETRY),
+            (false, true) => Rest::For(STARVED_RETRY),
+            (false, false) => Rest::Forever,
         }
     }
 
@@ -196,9 +220,14 @@ impl Schedule {
                 return false;
             }
             Step::Failed { page, error } => {
-                self.requests[tag].trouble = Some(Trouble::Page(page, error));
+                self.requests[tag].note(page, error);
                 self.starving &= way == Way::Get;
                 true
+            }
+            Step::Backed { page, backed } => {
+                self.requests[tag].fetching += 1;
+                self.fetches.want((tag, page), backed, Instant::now());
+                self.buffers.is_taken(tag)
             }
             Step::Done => {
                 self.starving &= way == Way::Get;
@@ -232,6 +261,8 @@ impl Schedule {
         self.buffers.close(tag);
         self.in_line -= cost(way) * self.requests[tag].request.pages;
         self.starving &= self.buffers.first(Way::Put).is_some();
+        // Only now, so that neighbours are fetched together, and that nobody takes a page again that could not be.
+        self.fetches.release(|(whose, _)| whose == tag);
         // Each tag is in it once at most, so it never grows.
         self.leaving.push(tag as u16);
     }
@@ -258,12 +289,69 @@ impl Schedule {
     /// If there is nothing else to do, gives helpers the time to finish the pages that they are at.
     fn spin_for_helpers(&self, has_news: impl Fn() -> bool) {
         for _ in 0..HELPED_SPINS {
-            let is_over = self.leaving.iter().all(|tag| self.buffers.has_ended((*tag).into()));
+            let is_over =
+                |tag: &u16| self.is_fetched(*tag) || self.buffers.has_ended((*tag).into());
+            let is_over = self.leaving.iter().all(is_over);
             if is_over || self.rest() == Rest::None || has_news() {
                 return;
             }
             std::hint::spin_loop();
         }
+    }
+
+    /// Whether pages of a request are fetched.
+    fn is_fetched(&self, tag: u16) -> bool {
+        self.requests[usize::from(tag)].fetching > 0
+    }
+
+    /// The next read of the backing file: its number, and what to queue for it.
+    pub fn next_fetch(&mut self) -> Option<(usize, Entry)> {
+        // Each turn but the last has pages of which the block is there already.
+        loop {
+            match self.fetches.begin(self.device.engine())? {
+                (read, Some(entry)) => return Some((read, entry)),
+                (read, None) => self.land_all(read),
+            }
+        }
+    }
+
+    /// A read of the backing file has completed with this; returns what to queue for the rest of it, if it
+    /// did a part only.
+    pub fn fetched(&mut self, read: usize, result: i32) -> Option<Entry> {
+        if self.fetches.ended(read, result) == Ended::Again {
+            return Some(self.fetches.entry(read));
+        }
+        self.land_all(read);
+        None
+    }
+
+    /// Gets the pages whose blocks a read has brought.
+    fn land_all(&mut self, read: usize) {
+        while let Some(fetched) = self.fetches.take(read) {
+            self.land(fetched);
+        }
+    }
+
+    /// Gets a page from the block that was read for it.
+    fn land(&mut self, fetched: Fetched<(usize, u32)>) {
+        let Fetched { who: (tag, page), backed, since, image } = fetched;
+        let (engine, queue) = (self.device.engine(), &mut self.engine_queue);
+        let step = match image {
+            Ok(mut image) => self.buffers.landed(engine, queue, tag, (page, backed), &mut image),
+            Err(_) => self.buffers.not_landed(engine, queue, tag, (page, backed)),
+        };
+        match step {
+            Step::Backed { page, backed } => {
+                // It has been moved meanwhile.
+                self.fetches.want((tag, page), backed, since);
+                self.fetches.release(|who| who == (tag, page));
+                return;
+            }
+            Step::Failed { page, error } => self.requests[tag].note(page, error),
+            Step::Done => self.engine_queue.count_read_back(since.elapsed().as_nanos() as u64),
+            Step::Taken => unreachable!("the page was taken before"),
+        }
+        self.requests[tag].fetching -= 1;
     }
 
     /// A read or write on which nobody is at work any more, and how it ended. Its buffer may go back.
@@ -272,7 +360,7 @@ impl Schedule {
             let ended = |tag: &u16| self.buffers.has_ended((*tag).into());
             let at = self.leaving.iter().position(ended)?;
             let tag = self.leaving.swap_remove(at);
-            let Underway { request, trouble, starved } = self.requests[usize::from(tag)];
+            let Underway { request, trouble, starved, .. } = self.requests[usize::from(tag)];
             let done = self.buffers.done(tag.into());
             if trouble.is_none() && done != u32::MAX {
                 self.rejoin(tag, &request);
@@ -297,6 +385,15 @@ impl Schedule {
     fn count(&self, request: &Request, outcome: Outcome) -> Outcome {
         self.counters[self.id].ended(request, outcome);
         outcome
+    }
+}
+
+impl Drop for Schedule {
+    /// What is still fetched nobody waits for: the device is gone.
+    fn drop(&mut self) {
+        while let Some((tag, page)) = self.fetches.give_up() {
+            self.buffers.abandon(tag, page);
+        }
     }
 }
 
@@ -328,19 +425,25 @@ mod tests {
 
     use super::super::sizing::IO_BYTES;
     use super::*;
+    use crate::backing::{Driver, attach};
     use crate::device::IoStats;
-    use crate::device::tests::{device, dry_device, noise};
+    use crate::device::tests::{device, dry_device, engine, noise};
+    use crate::uring::Uring;
 
     const TAGS: usize = 8;
 
     fn schedule(device: BlockDevice) -> Schedule {
+        schedule_on(device, Arc::new(Backing::new().unwrap()))
+    }
+
+    fn schedule_on(device: BlockDevice, backing: Arc<Backing>) -> Schedule {
         let mut bufs: Vec<_> = (0..TAGS).map(|_| IoBuf::new(IO_BYTES as usize)).collect();
         for (buf, seed) in bufs.iter_mut().zip(1..) {
             buf.as_mut_slice().copy_from_slice(&noise(IO_BYTES as usize / PAGE_SIZE, seed));
         }
         let counters = Arc::new([IoCounters::default()]);
         let buffers = Buffers::new(Batches::new(TAGS), bufs);
-        Schedule::new(Arc::new(device), counters, 0, buffers)
+        Schedule::new(Arc::new(device), counters, 0, buffers, backing)
     }
 
     fn wet() -> Schedule {
@@ -514,5 +617,174 @@ mod tests {
         assert_eq!(schedule.came(0, Request::new(Op::Discard, 60, 4)), Some(Outcome::Done(0)));
         assert_eq!(stats(&schedule).io_errors, 3);
         assert_eq!(schedule.rest(), Rest::Forever);
+    }
+
+    /// A device larger than its pool, and the file that takes the rest, with its directory.
+    fn backed() -> (Schedule, (Arc<Backing>, Driver), tempfile::TempDir) {
+        let home = tempfile::tempdir().unwrap();
+        let engine = engine(8 << 20);
+        let attached = attach(&engine, home.path());
+        while engine.supply().unwrap().more {}
+        let device = BlockDevice::new(engine, PAGES.into()).unwrap();
+        (schedule_on(device, Arc::clone(&attached.0)), attached, home)
+    }
+
+    /// What is in that device, far more than 8 MiB.
+    const PAGES: u32 = 4096;
+
+    /// Fills the device: with the tag's noise, whichever it is.
+    fn fill(schedule: &mut Schedule, backing: &Backing) {
+        for first in (0..PAGES).step_by(32) {
+            let tag = (first / 32 % TAGS as u32) as u16;
+            assert_eq!(schedule.came(tag, write(first.into(), 32)), None);
+            let deadline = Instant::now() + Duration::from_secs(60);
+            loop {
+                schedule.serve(|| false);
+                if let Some(ended) = schedule.next_ended() {
+                    assert_eq!(ended, (tag, Outcome::Done(32 * 4096)));
+                    break;
+                }
+                assert!(Instant::now() < deadline, "nothing makes room");
+                backing.waker().wake();
+                let _ = schedule.device.engine().supply().unwrap();
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
+    }
+
+    /// Does a read of the backing file.
+    #[allow(unsafe_code)]
+    fn carry_out(uring: &mut Uring, entry: Entry) -> i32 {
+        // SAFETY: the schedule keeps the memory until it is told of the completion.
+        unsafe { uring.push(entry, 0) };
+        uring.wait(None).unwrap();
+        uring.completed().unwrap().1
+    }
+
+    #[test]
+    fn what_is_on_the_backing_file_comes_back_neighbours_together() {
+        let (mut schedule, attached, _home) = backed();
+        fill(&mut schedule, &attached.0);
+        assert!(schedule.device.pool_stats().bd_count > 1024);
+        let mut uring = Uring::new(8).unwrap();
+        let mut reads = 0;
+        for first in (0..PAGES).step_by(8) {
+            assert_eq!(schedule.came(0, read(first.into(), 8)), None);
+            let ended = loop {
+                schedule.serve(|| false);
+                if let Some(ended) = schedule.next_ended() {
+                    break ended;
+                }
+                // It waits for nothing but the file.
+                assert_eq!(schedule.rest(), Rest::Forever);
+                while let Some((number, mut entry)) = schedule.next_fetch() {
+                    reads += 1;
+                    while let Some(rest) = schedule.fetched(number, carry_out(&mut uring, entry)) {
+                        entry = rest;
+                    }
+                }
+            };
+            assert_eq!(ended, (0, Outcome::Done(8 * 4096)));
+            let at = first as usize % 32 * PAGE_SIZE;
+            let expected = noise(32, u64::from(first / 32 % TAGS as u32) + 1);
+            let got = &schedule.buffers.of_ended(0)[..8 * PAGE_SIZE];
+            // What was in tag 0's own buffer is overwritten by what is read into it.
+            assert!(got == &expected[at..at + 8 * PAGE_SIZE], "{first}");
+        }
+        let counters = schedule.device.pool_stats();
+        assert!(counters.bd_reads > 1024 && counters.bd_errors == 0, "{counters:?}");
+        assert!(reads * 4 < counters.bd_reads, "{reads} reads of {} pages", counters.bd_reads);
+        let latency = schedule.device.latencies().readback_latency;
+        assert_eq!(latency.count, counters.bd_reads);
+    }
+
+    #[test]
+    fn who_reads_on_in_the_order_of_the_log_has_it_read_ahead() {
+        let (mut schedule, attached, _home) = backed();
+        fill(&mut schedule, &attached.0);
+        let mut uring = Uring::new(8).unwrap();
+        let mut read_page = |schedule: &mut Schedule, page: u32| {
+            assert_eq!(schedule.came(0, read(page.into(), 1)), None);
+            schedule.serve(|| false);
+            let mut reads = 0;
+            while let Some((number, entry)) = schedule.next_fetch() {
+                assert!(schedule.fetched(number, carry_out(&mut uring, entry)).is_none());
+                reads += 1;
+            }
+            assert_eq!(ended(schedule), [(0, Outcome::Done(4096))]);
+            let at = page as usize % 32 * PAGE_SIZE;
+            let expected = noise(32, u64::from(page / 32 % TAGS as u32) + 1);
+            let got = &schedule.buffers.of_ended(0)[..PAGE_SIZE];
+            assert!(got == &expected[at..at + PAGE_SIZE], "{page}");
+            reads
+        };
+        let pages = 2048;
+        let reads: u32 = (0..pages).map(|page| read_page(&mut schedule, page)).sum();
+        assert!(reads * 16 < pages, "{reads} reads of {pages} pages");
+        // Not so of who reads here and there.
+        let apart = (0..64).map(|n| n * 997 % pages);
+        let reads: u32 = apart.map(|page| read_page(&mut schedule, page)).sum();
+        assert!(reads > 60, "{reads}");
+        assert_eq!(schedule.device.pool_stats().corrupt_gets, 0);
+    }
+
+    #[test]
+    fn a_block_that_cannot_be_read_is_an_error_of_its_pages_alone() {
+        let (mut schedule, attached, _home) = backed();
+        fill(&mut schedule, &attached.0);
+        let mut uring = Uring::new(8).unwrap();
+        assert_eq!(schedule.came(0, read(0, 8)), None);
+        schedule.serve(|| false);
+        let eio = -libc::EIO;
+        // All of it in one read, which fails; then block by block, of which the first fails for good.
+        let (number, _) = schedule.next_fetch().unwrap();
+        assert_eq!(schedule.next_fetch().map(|(number, _)| number), None);
+        assert!(schedule.fetched(number, eio).is_none());
+        let mut alone = 0;
+        while let Some((number, entry)) = schedule.next_fetch() {
+            let result = if alone == 0 { eio } else { carry_out(&mut uring, entry) };
+            assert!(schedule.fetched(number, result).is_none());
+            alone += 1;
+        }
+        assert_eq!(alone, 8);
+        let counters = schedule.device.pool_stats();
+        assert_eq!((counters.bd_errors, counters.bd_reads), (1, 7));
+        // The pages before the one that failed are handed over: none, or some.
+        let (_, outcome) = schedule.next_ended().unwrap();
+        assert_eq!(outcome, Outcome::Failed(Errno::IO));
+        assert_eq!(stats(&schedule).io_errors, 1);
+        // It may be better the next time.
+        assert_eq!(schedule.came(1, read(0, 1)), None);
+        schedule.serve(|| false);
+        let (number, entry) = schedule.next_fetch().unwrap();
+        assert!(schedule.fetched(number, carry_out(&mut uring, entry)).is_none());
+        assert_eq!(ended(&mut schedule), [(1, Outcome::Done(4096))]);
+    }
+
+    #[test]
+    fn a_page_that_is_rewritten_while_it_is_read_is_the_new_one() {
+        let (mut schedule, attached, _home) = backed();
+        fill(&mut schedule, &attached.0);
+        let mut uring = Uring::new(8).unwrap();
+        assert_eq!(schedule.came(0, read(0, 1)), None);
+        schedule.serve(|| false);
+        let (number, entry) = schedule.next_fetch().unwrap();
+        let result = carry_out(&mut uring, entry);
+        let discard = Request::new(Op::Discard, 0, 1);
+        assert_eq!(schedule.came(1, discard), Some(Outcome::Done(0)));
+        assert!(schedule.fetched(number, result).is_none());
+        assert_eq!(ended(&mut schedule), [(0, Outcome::Done(4096))]);
+        assert!(schedule.buffers.of_ended(0)[..PAGE_SIZE].iter().all(|byte| *byte == 0));
+    }
+
+    #[test]
+    fn a_device_goes_while_pages_are_read() {
+        let (mut schedule, attached, _home) = backed();
+        fill(&mut schedule, &attached.0);
+        assert_eq!(schedule.came(0, read(0, 8)), None);
+        schedule.serve(|| false);
+        assert!(schedule.next_fetch().is_some());
+        // Ends, that is.
+        drop(schedule);
     }
 }

@@ -27,6 +27,7 @@ use super::helper::{Crew, Helpers, helpers_for};
 use super::params::params;
 use super::queue::{QueueContext, QueueWorker};
 use super::sizing::{IO_BYTES, QueuePlan};
+use crate::backing::Backing;
 use crate::device::{BlockDevice, IoCounters, IoStats};
 use crate::process;
 use crate::waker::Waker;
@@ -130,6 +131,7 @@ impl UblkServer {
     pub fn start(
         device: Arc<BlockDevice>,
         waker: Arc<Waker>,
+        backing: Arc<Backing>,
         plan: QueuePlan,
     ) -> Result<Self, ServerError> {
         driver::ensure()?;
@@ -138,7 +140,7 @@ impl UblkServer {
         let (commands, from_server) = channel();
         let (to_server, events) = channel();
         let job = Job {
-            context: QueueContext { device, counters: Arc::clone(&counters), waker },
+            context: QueueContext { device, counters: Arc::clone(&counters), waker, backing },
             plan,
             commands: commands.clone(),
             ended: Arc::clone(&ended),

@@ -1,0 +1,350 @@
+//! The thread that writes cold frames to the backing file, and cleans there.
+//!
+//! What is to be done the engine says ([`Writeback`]); this does it, by an io_uring of its own, several jobs at
+//! a time. Queues wake it when the pool runs low; nobody's I/O waits for it longer than the front end's
+//! bound. Once it runs it allocates nothing. It dies only with the process.
+//!
+//! This file has `unsafe` for the buffers that the kernel works on.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Sender, channel};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use io_uring::{opcode, types};
+use tmem::{Engine, Health, Job, JobFailed, Writeback};
+
+use super::file::BackingFile;
+use super::shared::Backing;
+use super::transfer::{Next, Transfer};
+use crate::process;
+use crate::uring::Uring;
+
+/// How soon the thread looks again when nobody wakes it, and how often it gives back what it does not need.
+const PERIOD: Duration = Duration::from_secs(1);
+
+/// How long it waits at its end for I/O that is under way.
+const END_LIMIT: Duration = Duration::from_secs(5);
+
+/// More jobs than the engine has under way at a time.
+const JOBS_MAX: usize = 16;
+
+/// Marks the completion of the watch of who wakes the thread; a job's is its unit.
+const WOKEN: u64 = u64::MAX;
+
+/// The running thread. Stops it when dropped.
+pub struct Driver {
+    backing: Arc<Backing>,
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// A thread that waits for what it is to drive.
+pub struct Ready {
+    start: Sender<Writeback>,
+    driver: Driver,
+}
+
+impl Driver {
+    /// Starts the thread, with all that it needs, so that a file that was attached is driven for certain.
+    pub fn prepare(engine: Arc<Engine>, backing: Arc<Backing>) -> io::Result<Ready> {
+        let (start, writeback) = channel();
+        let (ready, readiness) = channel();
+        let stop = Arc::new(AtomicBool::new(false));
+        let (shared, stopped) = (Arc::clone(&backing), Arc::clone(&stop));
+        let body = move || {
+            // The ring is for the thread that makes it alone.
+            match Uring::new(2 * JOBS_MAX as u32) {
+                Ok(uring) => {
+                    let _ = ready.send(Ok(()));
+                    // Nothing comes if no file could be attached.
+                    if let Ok(writeback) = writeback.recv() {
+                        Loop::new(&engine, &shared, &stopped, uring, writeback).run();
+                    }
+                }
+                Err(error) => {
+                    let _ = ready.send(Err(error));
+                }
+            }
+        };
+        let thread = process::spawn_essential("tmem-writeback".into(), body)?;
+        let driver = Driver { backing, stop, thread: Some(thread) };
+        match readiness.recv() {
+            Ok(Ok(())) => Ok(Ready { start, driver }),
+            Ok(Err(error)) => Err(error),
+            Err(_) => Err(io::Error::other("the thread ended")),
+        }
+    }
+}
+
+impl Ready {
+    /// Lets the thread write to this file.
+    pub fn drive(self, file: BackingFile, writeback: Writeback) -> Driver {
+        self.driver.backing.set_file(file);
+        // The thread has nothing to do but wait for it.
+        let _ = self.start.send(writeback);
+        self.driver
+    }
+}
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::SeqCst);
+        self.backing.waker().wake();
+        if let Some(thread) = self.thread.take() {
+            // A panic in it would have ended the process.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// What the thread does.
+struct Loop<'a> {
+    engine: &'a Engine,
+    backing: &'a Backing,
+    stop: &'a AtomicBool,
+    file: &'a BackingFile,
+    uring: Uring,
+    writeback: Writeback,
+    /// Jobs under way, by unit.
+    jobs: [Option<(Job, Transfer)>; JOBS_MAX],
+    began: Instant,
+}
+
+impl<'a> Loop<'a> {
+    fn new(
+        engine: &'a Engine,
+        backing: &'a Backing,
+        stop: &'a AtomicBool,
+        uring: Uring,
+        writeback: Writeback,
+    ) -> Self {
+        let file = backing.file().expect("the file is there before what writes to it");
+        let (jobs, began) = ([None; JOBS_MAX], Instant::now());
+        Self { engine, backing, stop, file, uring, writeback, jobs, began }
+    }
+
+    /// Drives it until it is to stop.
+    fn run(mut self) {
+        // Writes wait for what it makes room for.
+        process::become_server();
+        let mut settled = Instant::now();
+        self.watch();
+        while !self.stop.load(Ordering::SeqCst) {
+            while let Some(job) = self.writeback.next(self.engine, self.now()) {
+                self.jobs[job.unit] = Some((job, Transfer::new(job.offset, job.bytes)));
+                self.submit(job.unit);
+            }
+            self.report();
+            if settled.elapsed() >= PERIOD {
+                settled = Instant::now();
+                self.writeback.settle();
+            }
+            let rest = self.writeback.rests_for(self.now()).map(Duration::from_nanos);
+            self.wait(rest.map_or(PERIOD, |rest| rest.min(PERIOD)));
+        }
+        self.end();
+    }
+
+    /// Nanoseconds since the thread began.
+    fn now(&self) -> u64 {
+        // A u64 holds centuries.
+        self.began.elapsed().as_nanos() as u64
+    }
+
+    fn watch(&mut self) {
+        self.uring.watch(self.backing.waker().fd(), WOKEN);
+    }
+
+    fn wait(&mut self, limit: Duration) {
+        if let Err(error) = self.uring.wait(Some(limit)) {
+            process::fatal(format_args!("io_uring failed: {error}"));
+        }
+        while let Some((user_data, result)) = self.uring.completed() {
+            if user_data == WOKEN {
+                self.backing.waker().take();
+                self.watch();
+            } else {
+                self.completed(user_data as usize, result);
+            }
+        }
+    }
+
+    /// Submits what is left of a unit's job.
+    fn submit(&mut self, unit: usize) {
+        let (job, transfer) = self.jobs[unit].expect("a job that is under way");
+        let fd = types::Fd(self.file.as_fd().as_raw_fd());
+        // SAFETY: the buffer holds the whole job, of which so much is done.
+        let at = unsafe { self.writeback.buffer(unit).add(transfer.done()) };
+        let (bytes, offset) = (transfer.left() as u32, self.file.start() + transfer.offset());
+        let entry = match job.is_write {
+            true => opcode::Write::new(fd, at.as_ptr(), bytes).offset(offset).build(),
+            false => opcode::Read::new(fd, at.as_ptr(), bytes).offset(offset).build(),
+        };
+        // SAFETY: the buffer is the job's until the engine is told that it has ended, which is after the
+        // completion; it is not freed before that either, whatever becomes of this thread.
+        unsafe { self.uring.push(entry, unit as u64) };
+    }
+
+    fn completed(&mut self, unit: usize, result: i32) {
+        let (_, transfer) = self.jobs[unit].as_mut().expect("a job that is under way");
+        let outcome = match transfer.ended(result) {
+            Next::Again => return self.submit(unit),
+            Next::Done => Ok(()),
+            Next::Failed(errno) => {
+                self.backing.failed(errno.raw_os_error());
+                Err(JobFailed)
+            }
+        };
+        self.jobs[unit] = None;
+        self.writeback.ended(self.engine, unit, outcome, self.now());
+    }
+
+    /// Says how the file fares, when that has changed.
+    fn report(&self) {
+        let health = self.writeback.health();
+        if !self.backing.note(health) {
+            return;
+        }
+        let errno = self.backing.errno();
+        match health {
+            Health::Good => process::note(format_args!("the backing file works again")),
+            Health::Failing => process::note(format_args!(
+                "the backing file fails ({}): pages stay in memory, and it is tried again later",
+                io::Error::from_raw_os_error(errno)
+            )),
+            Health::Spent => process::note(format_args!(
+                "as much was written to the backing file as may be in a day: pages stay in memory until it is over"
+            )),
+            Health::Late => process::note(format_args!(
+                "the backing file does not answer: pages stay in memory until it does"
+            )),
+        }
+    }
+
+    /// Waits for what is under way, if not for ever: what never ends keeps its buffer, which is never
+    /// freed then.
+    fn end(mut self) {
+        let began = Instant::now();
+        while self.jobs.iter().any(Option::is_some) && began.elapsed() < END_LIMIT {
+            self.wait(END_LIMIT / 10);
+        }
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use std::path::Path;
+
+    use tmem::{BACKING_BYTES_MIN, Got, Handle, PutError};
+
+    use super::super::file::{BackingSpec, FILE_BYTES_MIN};
+    use super::*;
+    use crate::device::BlockDevice;
+    use crate::device::tests::{engine, noise};
+
+    /// Lets an engine write to a new file in a directory.
+    pub(crate) fn attach(engine: &Arc<Engine>, home: &Path) -> (Arc<Backing>, Driver) {
+        let bytes = FILE_BYTES_MIN + 4 * BACKING_BYTES_MIN;
+        let path = home.join("backing");
+        let spec = BackingSpec { path, bytes: Some(bytes), encrypt: true, force: false };
+        let file = BackingFile::open(&spec, &[]).unwrap();
+        let backing = Arc::new(Backing::new().unwrap());
+        let ready = Driver::prepare(Arc::clone(engine), Arc::clone(&backing)).unwrap();
+        let writeback = engine.attach_backing(file.bytes(), Some(&[7; 32])).unwrap();
+        (backing, ready.drive(file, writeback))
+    }
+
+    /// A device on an engine with little room, whose backing file is driven.
+    struct Driven {
+        device: BlockDevice,
+        queue: tmem::Queue,
+        backing: Arc<Backing>,
+        _driver: Driver,
+        _home: tempfile::TempDir,
+    }
+
+    impl Driven {
+        fn new() -> Self {
+            let home = tempfile::tempdir().unwrap();
+            let engine = engine(8 << 20);
+            let (backing, driver) = attach(&engine, home.path());
+            while engine.supply().unwrap().more {}
+            let device = BlockDevice::new(engine, 1 << 16).unwrap();
+            Self { queue: device.queue(), device, backing, _driver: driver, _home: home }
+        }
+
+        /// Puts a page that does not compress, as soon as there is memory for it.
+        fn put(&mut self, page: u64) -> Result<(), PutError> {
+            let handle = Handle::from_page(self.device.pool(), page);
+            let data = noise(1, page);
+            let deadline = Instant::now() + Duration::from_secs(60);
+            loop {
+                let engine = self.device.engine();
+                match engine.put(&mut self.queue, handle, data.as_array().unwrap()) {
+                    Err(PutError::Starved) => assert!(Instant::now() < deadline, "page {page}"),
+                    put => return put,
+                }
+                if engine.writeback_wanted() {
+                    self.backing.waker().wake();
+                }
+                let _ = engine.supply().unwrap();
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
+
+        fn state(&self) -> String {
+            self.backing.stats().unwrap().state
+        }
+
+        fn wait_for(&self, what: &str, is_so: impl Fn(&Self) -> bool) {
+            let deadline = Instant::now() + Duration::from_secs(60);
+            while !is_so(self) {
+                assert!(Instant::now() < deadline, "{what}: {:?}", self.backing.stats());
+                self.backing.waker().wake();
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_more_than_memory_holds_goes_to_the_file() {
+        let mut driven = Driven::new();
+        (0..8192).for_each(|page| driven.put(page).unwrap());
+        assert!(driven.device.pool_stats().bd_writes > 5000);
+        assert_eq!((driven.state().as_str(), driven.backing.errno()), ("ok", 0));
+    }
+
+    #[test]
+    fn a_file_that_refuses_writes_is_left_alone_and_tried_again() {
+        let mut driven = Driven::new();
+        let number = driven.backing.file().unwrap().as_fd().as_raw_fd();
+        let kept = driven.backing.file().unwrap().as_fd().try_clone_to_owned().unwrap();
+        let refusing = std::fs::File::open("/dev/null").unwrap();
+        // SAFETY: all are open, and who has the file's number has another file by it.
+        let take_by = |fd: i32| assert_eq!(unsafe { libc::dup2(fd, number) }, number);
+        take_by(refusing.as_raw_fd());
+        // As if there was none: what does not fit is refused, and not waited for without end.
+        let held = (0..8192).find(|page| driven.put(*page) == Err(PutError::Full));
+        let held = held.expect("more is held than there is memory");
+        assert_eq!((driven.state().as_str(), driven.backing.errno()), ("failing", libc::EBADF));
+        assert_eq!(driven.device.pool_stats().bd_writes, 0);
+        take_by(kept.as_raw_fd());
+        driven.wait_for("it is not tried again", |driven| driven.state() == "ok");
+        driven.wait_for("nothing is written", |driven| driven.device.pool_stats().bd_writes > 0);
+        assert!(driven.device.engine().stats().log.log_failed_jobs > 0);
+        // Nothing of what was in memory is lost.
+        let mut target = [0; tmem::PAGE_SIZE];
+        for page in 0..held {
+            let handle = Handle::from_page(driven.device.pool(), page);
+            match driven.device.engine().get(&mut driven.queue, handle, &mut target).unwrap() {
+                Got::Hit => assert!(target[..] == noise(1, page)),
+                Got::Backed(_) => {}
+                Got::Miss => panic!("page {page} is not there"),
+            }
+        }
+    }
+}

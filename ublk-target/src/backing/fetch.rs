@@ -1,0 +1,424 @@
+//! Fetches: blocks that a thread reads from the backing file for pages that it was asked for.
+//!
+//! What is wanted is noted first, and read when the request that it is for has nothing else to do: so
+//! neighbours in the log come in one read. Who reads on in the order of the log, as a swapoff does, gets more with each
+//! read, and finds there what it wants next. The images of what is read are locked memory of the thread's own. Reads
+//! go through the thread's ring, which is its business: [`Fetches::begin`] says what to queue there, and
+//! [`Fetches::ended`] is told how that went.
+//!
+//! Nothing here allocates after [`Fetches::new`]. This file has `unsafe` for the images that the kernel writes.
+
+use std::ops::Range;
+use std::os::fd::{AsFd, AsRawFd};
+use std::ptr::NonNull;
+use std::sync::Arc;
+use std::time::Instant;
+
+use io_uring::{opcode, squeue, types};
+use rustix::io::Errno;
+use tmem::{Backed, Engine, PAGE_SIZE, Page};
+
+use super::shared::Backing;
+use super::transfer::{Next, Transfer};
+
+/// Reads that a thread has under way at most.
+pub const FETCHES_MAX: usize = IMAGES;
+
+/// Images: a bit each of a word.
+const IMAGES: usize = u64::BITS as usize;
+
+/// Blocks that one read has at most: what the kernel reads ahead when it swaps in, uncompressed.
+const RUN_BLOCKS: u64 = 8;
+
+/// Blocks between two that are wanted which are read with them all the same.
+const GAP_BLOCKS: u64 = 2;
+
+/// Blocks of a read for who reads on in the order of the log, at most: 128 KiB.
+const AHEAD_BLOCKS_MAX: u64 = 32;
+
+/// Blocks between where a read has ended and where the next begins, for it to read on.
+const STRIDE_BLOCKS: u64 = 4;
+
+/// Reads whose blocks are kept for what may be wanted next.
+const KEPT: usize = 2;
+
+const BLOCK_BYTES: u64 = PAGE_SIZE as u64;
+
+/// A thread's fetches, for pages that it knows as `W`.
+pub struct Fetches<W> {
+    backing: Arc<Backing>,
+    wanted: Vec<Wanted<W>>,
+    images: Images,
+    /// A bit for each image that is free.
+    free: u64,
+    /// By their first image.
+    runs: [Run; IMAGES],
+    /// Reads that are over, whose images are kept; the newest first.
+    kept: [Option<usize>; KEPT],
+    /// Where the last read has ended, in bytes of the log, and how many have been one after the other.
+    ahead: (u64, u32),
+}
+
+/// A read.
+#[derive(Clone, Copy)]
+struct Run {
+    /// Its first block's place in the log, in bytes.
+    start: u64,
+    blocks: usize,
+    transfer: Transfer,
+    failed: Option<Errno>,
+    /// Which use of their segment blocks are of that were read ahead, if any were.
+    ahead: Option<u64>,
+}
+
+impl Run {
+    fn new(start: u64, blocks: usize, ahead: Option<u64>) -> Self {
+        let transfer = Transfer::new(start, blocks * PAGE_SIZE);
+        Self { start, blocks, transfer, failed: None, ahead }
+    }
+
+    fn end(&self) -> u64 {
+        self.start + self.blocks as u64 * BLOCK_BYTES
+    }
+
+    /// Whether a block is there, once it is over and kept.
+    fn has(&self, backed: Backed) -> bool {
+        (self.start..self.end()).contains(&backed.offset()) && self.ahead == Some(backed.sequence())
+    }
+}
+
+/// A page that is wanted.
+struct Wanted<W> {
+    who: W,
+    backed: Backed,
+    since: Instant,
+    state: State,
+    /// The block is read alone, because a read of several failed.
+    alone: bool,
+}
+
+#[derive(Clone, Copy, Eq, PartialEq)]
+enum State {
+    /// It is not to be read yet.
+    Noted,
+    /// It is to be read.
+    Ready,
+    /// The read with this first image has it.
+    Reading(usize),
+}
+
+/// A page whose block was read, or could not be.
+pub struct Fetched<W> {
+    /// Who wanted it.
+    pub who: W,
+    /// What was wanted.
+    pub backed: Backed,
+    /// Since when.
+    pub since: Instant,
+    /// The block.
+    pub image: Result<Page, Errno>,
+}
+
+/// What comes after a read.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Ended {
+    /// Another one, of the rest: [`Fetches::entry`].
+    Again,
+    /// Its pages are to be taken: [`Fetches::take`].
+    Over,
+}
+
+impl<W: Copy + Eq> Fetches<W> {
+    /// For a thread that wants so many pages at a time at most.
+    pub fn new(backing: Arc<Backing>, most: usize) -> Self {
+        Self {
+            backing,
+            wanted: Vec::with_capacity(most),
+            images: Images::new(),
+            free: u64::MAX,
+            runs: [Run::new(0, 0, None); IMAGES],
+            kept: [None; KEPT],
+            ahead: (0, 0),
+        }
+    }
+
+    /// Notes that a page is wanted.
+    ///
+    /// # Panics
+    ///
+    /// If more are wanted than was said.
+    pub fn want(&mut self, who: W, backed: Backed, since: Instant) {
+        assert!(
+            self.wanted.len() < self.wanted.capacity(),
+            "more pages are wanted than there can be"
+        );
+        self.wanted.push(Wanted { who, backed, since, state: State::Noted, alone: false });
+    }
+
+    /// What was noted for these may be read now.
+    pub fn release(&mut self, whose: impl Fn(W) -> bool) {
+        for wanted in self.wanted.iter_mut().filter(|wanted| whose(wanted.who)) {
+            if wanted.state == State::Noted {
+                wanted.state = State::Ready;
+            }
+        }
+    }
+
+    /// The next read, by its number, and what to queue for it; without that its blocks are there, and its pages
+    /// can be taken. None if there is nothing to read, or no room.
+    pub fn begin(&mut self, engine: &Engine) -> Option<(usize, Option<squeue::Entry>)> {
+        let ready = self.wanted.iter().filter(|wanted| wanted.state == State::Ready);
+        // They are in no order, and each has its turn.
+        let first = ready.min_by_key(|wanted| wanted.since)?;
+        let (backed, alone) = (first.backed, first.alone);
+        let kept = self.kept.into_iter().flatten().find(|run| self.runs[*run].has(backed));
+        if let Some(run) = kept.filter(|_| !alone) {
+            let Run { start, ahead, .. } = self.runs[run];
+            self.assign(run, start..self.runs[run].end(), false, ahead);
+            return Some((run, None));
+        }
+        let at = backed.offset();
+        let mut range = at..at + BLOCK_BYTES;
+        let mut ahead = None;
+        if !alone {
+            range = self.neighbours(at);
+            ahead = self.read_ahead(engine, backed, &mut range);
+        }
+        let blocks = ((range.end - range.start) / BLOCK_BYTES) as usize;
+        let run = self.take_images(blocks).or_else(|| {
+            self.forget_kept();
+            self.take_images(blocks)
+        })?;
+        self.assign(run, range.clone(), alone, None);
+        self.runs[run] = Run::new(range.start, blocks, ahead);
+        Some((run, Some(self.entry(run))))
+    }
+
+    /// Lets a read have the pages that are in a range, of this use of the segment if that matters.
+    fn assign(&mut self, run: usize, range: Range<u64>, alone: bool, sequence: Option<u64>) {
+        for wanted in self.wanted.iter_mut().filter(|wanted| wanted.state == State::Ready) {
+            let is_it = sequence.is_none_or(|sequence| sequence == wanted.backed.sequence());
+            if is_it && wanted.alone == alone && range.contains(&wanted.backed.offset()) {
+                wanted.state = State::Reading(run);
+            }
+        }
+    }
+
+    /// Widens a read for who reads on in the order of the log, twice as much each time. Returns the use of the segment
+    /// that all of it is of then.
+    fn read_ahead(
+        &mut self,
+        engine: &Engine,
+        first: Backed,
+        range: &mut Range<u64>,
+    ) -> Option<u64> {
+        let (end, times) = self.ahead;
+        let slack = STRIDE_BLOCKS * BLOCK_BYTES;
+        let is_next = range.end > end.saturating_sub(slack) && range.start <= end + slack;
+        let times = if is_next { times + 1 } else { 0 };
+        let window = (RUN_BLOCKS << times.min(8)).min(AHEAD_BLOCKS_MAX) * BLOCK_BYTES;
+        let last = first.offset() + u64::from(engine.blocks_behind(first)) * BLOCK_BYTES;
+        let wide = (range.start + window).min(last + BLOCK_BYTES);
+        let is_widened = times > 0 && wide > range.end;
+        if is_widened {
+            range.end = wide;
+        }
+        self.ahead = (range.end, times);
+        is_widened.then(|| first.sequence())
+    }
+
+    /// What to queue for a read that goes on. The memory that it points at stays, and is not touched by
+    /// anybody else, until [`Fetches::ended`] was told of its completion.
+    pub fn entry(&self, run: usize) -> squeue::Entry {
+        let file = self.backing.file().expect("pages are on the backing file, so there is one");
+        let transfer = &self.runs[run].transfer;
+        let at = self.images.at(run, transfer.done());
+        let fd = types::Fd(file.as_fd().as_raw_fd());
+        opcode::Read::new(fd, at.as_ptr(), transfer.left() as u32)
+            .offset(file.start() + transfer.offset())
+            .build()
+    }
+
+    /// A read has completed with this.
+    pub fn ended(&mut self, run: usize, result: i32) -> Ended {
+        match self.runs[run].transfer.ended(result) {
+            Next::Again => return Ended::Again,
+            Next::Done => {}
+            // One bad block is no reason to be without its neighbours.
+            Next::Failed(_) if self.runs[run].blocks > 1 => self.separate(run),
+            Next::Failed(errno) => {
+                self.backing.failed(errno.raw_os_error());
+                self.runs[run].failed = Some(errno);
+            }
+        }
+        Ended::Over
+    }
+
+    /// Takes a page of a read that is over. After the last one the read is forgotten.
+    pub fn take(&mut self, run: usize) -> Option<Fetched<W>> {
+        let is_in = |wanted: &Wanted<W>| wanted.state == State::Reading(run);
+        let Some(at) = self.wanted.iter().position(is_in) else {
+            self.over(run);
+            return None;
+        };
+        let Wanted { who, backed, since, .. } = self.wanted.swap_remove(at);
+        let Run { start, failed, .. } = self.runs[run];
+        let n = ((backed.offset() - start) / BLOCK_BYTES) as usize;
+        let image = failed.map_or_else(|| Ok(self.images.copy(run + n)), Err);
+        Some(Fetched { who, backed, since, image })
+    }
+
+    /// Gives up whatever is wanted, one after another: says whose it was.
+    pub fn give_up(&mut self) -> Option<W> {
+        self.wanted.pop().map(|wanted| wanted.who)
+    }
+
+    /// What of the log to read for the block at an offset, with others that are wanted: a range of offsets.
+    fn neighbours(&self, at: u64) -> Range<u64> {
+        let mut range = at..at + BLOCK_BYTES;
+        let others = |wanted: &&Wanted<W>| wanted.state == State::Ready && !wanted.alone;
+        // Each turn takes in one more.
+        for _ in 1..RUN_BLOCKS {
+            let offsets = self.wanted.iter().filter(others).map(|wanted| wanted.backed.offset());
+            let is_near = |offset: &u64| {
+                offset + (1 + GAP_BLOCKS) * BLOCK_BYTES >= range.start
+                    && *offset <= range.end + GAP_BLOCKS * BLOCK_BYTES
+            };
+            let wider = offsets
+                .filter(|offset| !range.contains(offset) && is_near(offset))
+                .map(|offset| range.start.min(offset)..range.end.max(offset + BLOCK_BYTES))
+                .find(|range| range.end - range.start <= RUN_BLOCKS * BLOCK_BYTES);
+            match wider {
+                Some(wider) => range = wider,
+                None => break,
+            }
+        }
+        range
+    }
+
+    /// Frees the images of a read that is over, or keeps them for what may be wanted next.
+    fn over(&mut self, run: usize) {
+        if self.kept.contains(&Some(run)) {
+            return;
+        }
+        let Run { transfer, ahead, .. } = self.runs[run];
+        if ahead.is_none() || transfer.left() > 0 {
+            self.free |= mask(run, self.runs[run].blocks);
+            return;
+        }
+        let oldest = self.kept[KEPT - 1];
+        self.kept.rotate_right(1);
+        self.kept[0] = Some(run);
+        self.free_kept(oldest);
+    }
+
+    fn forget_kept(&mut self) {
+        for run in std::mem::take(&mut self.kept) {
+            self.free_kept(run);
+        }
+    }
+
+    fn free_kept(&mut self, run: Option<usize>) {
+        if let Some(run) = run {
+            self.free |= mask(run, self.runs[run].blocks);
+        }
+    }
+
+    /// Neighbouring images that are free.
+    fn take_images(&mut self, count: usize) -> Option<usize> {
+        let starts = (1..count).fold(self.free, |starts, n| starts & self.free >> n);
+        let first = (starts != 0).then(|| starts.trailing_zeros() as usize)?;
+        self.free &= !mask(first, count);
+        Some(first)
+    }
+
+    /// Lets the blocks of a read that failed be read one by one.
+    fn separate(&mut self, run: usize) {
+        for wanted in self.wanted.iter_mut() {
+            if wanted.state == State::Reading(run) {
+                wanted.state = State::Ready;
+                wanted.alone = true;
+            }
+        }
+    }
+}
+
+/// A bit for each of so many images.
+fn mask(first: usize, count: usize) -> u64 {
+    debug_assert!((1..IMAGES).contains(&count) && first + count <= IMAGES);
+    ((1 << count) - 1) << first
+}
+
+impl<W> Drop for Fetches<W> {
+    /// What the kernel still writes stays where it is.
+    fn drop(&mut self) {
+        for run in self.kept.into_iter().flatten() {
+            self.free |= mask(run, self.runs[run].blocks);
+        }
+        if self.free == u64::MAX {
+            self.images.free();
+        }
+    }
+}
+
+/// Memory for blocks, page aligned. (All memory of the daemon is locked.)
+struct Images {
+    start: NonNull<Page>,
+}
+
+// SAFETY: the memory is this value's alone, but for reads under way, which it is told of.
+unsafe impl Send for Images {}
+
+#[repr(C, align(4096))]
+#[derive(Clone)]
+struct Aligned(Page);
+
+impl Images {
+    fn new() -> Self {
+        let images: Box<[Aligned]> = vec![Aligned([0; PAGE_SIZE]); IMAGES].into();
+        let start = NonNull::new(Box::into_raw(images).cast()).expect("a box is somewhere");
+        Self { start }
+    }
+
+    /// So many bytes behind the start of an image.
+    fn at(&self, image: usize, bytes: usize) -> NonNull<u8> {
+        let offset = image * PAGE_SIZE + bytes;
+        assert!(offset < IMAGES * PAGE_SIZE, "beyond the images");
+        // SAFETY: there is so much memory.
+        unsafe { self.start.cast::<u8>().add(offset) }
+    }
+
+    /// An image that nobody writes.
+    fn copy(&self, image: usize) -> Page {
+        // SAFETY: it is there and was initialised; the kernel has done with it, for its read is over.
+        unsafe { self.at(image, 0).cast::<Page>().read() }
+    }
+
+    /// Frees the memory. For the owner's drop, when no read is under way.
+    fn free(&mut self) {
+        let images =
+            std::ptr::slice_from_raw_parts_mut(self.start.as_ptr().cast::<Aligned>(), IMAGES);
+        // SAFETY: it was made of such a box, and is freed once.
+        drop(unsafe { Box::from_raw(images) });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn images_are_taken_together_and_come_back() {
+        let mut fetches = Fetches::<u32>::new(Arc::new(Backing::new().unwrap()), 1);
+        assert_eq!(fetches.take_images(8), Some(0));
+        assert_eq!(fetches.take_images(1), Some(8));
+        assert_eq!(fetches.take_images(8), Some(9));
+        fetches.free |= mask(0, 8);
+        assert_eq!(fetches.take_images(3), Some(0));
+        assert_eq!(fetches.take_images(6), Some(17));
+        assert_eq!(fetches.take_images(5), Some(3));
+        let rest: Vec<_> = std::iter::from_fn(|| fetches.take_images(8)).collect();
+        assert_eq!(rest, [23, 31, 39, 47, 55]);
+        assert_eq!((fetches.take_images(1), fetches.take_images(1)), (Some(63), None));
+    }
+}
