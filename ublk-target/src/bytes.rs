@@ -1,13 +1,14 @@
 //! Access to a block device by bytes, for front ends whose clients do not keep to pages.
 //!
 //! Whole pages are put and got; a part of a page is changed by an update, which the engine orders
-//! with everything else on that page. As in [`crate::device`], nothing here allocates, blocks or
-//! makes a system call.
+//! with everything else on that page. What is on the backing file is not there at once: the answer is
+//! where, and whoever asked comes back with the block that he has read. As in [`crate::device`], nothing here
+//! allocates, blocks or makes a system call.
 
 use std::ops::Range;
 
 use rustix::io::Errno;
-use tmem::{GetError, Handle, Holding, PAGE_SIZE, Page, PutError, Queue, UpdateError};
+use tmem::{Backed, GetError, Got, Handle, Holding, PAGE_SIZE, Page, PutError, Queue, UpdateError};
 
 use crate::device::BlockDevice;
 
@@ -16,6 +17,9 @@ const PAGE_BYTES: u64 = PAGE_SIZE as u64;
 /// How storing into one page went.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Stored {
+    /// The page is on the backing file, and what is not stored of it would be missing: have it in memory
+    /// first, with [`BlockDevice::recall_at`]. Nothing was changed.
+    Backed(Backed),
     /// It is there.
     Done,
     /// It is not. A whole page is lost then: it does not read as what it was before. Of a part the
@@ -44,6 +48,17 @@ impl Part {
         Self { page: offset / PAGE_BYTES, range: start..end }
     }
 
+    /// The parts of `count` bytes from `offset` on, each with its place among these bytes.
+    pub fn all(offset: u64, count: usize) -> impl Iterator<Item = (usize, Part)> {
+        let mut place = 0;
+        std::iter::from_fn(move || {
+            let left = (count - place) as u64;
+            let part = (left > 0).then(|| Part::first(offset + place as u64, left))?;
+            place += part.bytes();
+            Some((place - part.bytes(), part))
+        })
+    }
+
     /// How many bytes.
     pub fn bytes(&self) -> usize {
         self.range.len()
@@ -56,24 +71,49 @@ impl Part {
 }
 
 impl BlockDevice {
-    /// Reads `buf.len()` bytes from `offset` on, which the device must have. After an error `buf`
-    /// holds nothing of use.
-    pub fn read_bytes(&self, queue: &mut Queue, offset: u64, buf: &mut [u8]) -> Result<(), Errno> {
-        let (mut at, mut rest) = (offset, buf);
-        while !rest.is_empty() {
-            let part = Part::first(at, rest.len() as u64);
-            let (target, tail) = rest.split_at_mut(part.bytes());
-            match target.as_mut_array::<PAGE_SIZE>() {
-                Some(page) => self.read_page(queue, part.page, page)?,
-                None => {
-                    let mut page = [0; PAGE_SIZE];
-                    self.read_page(queue, part.page, &mut page)?;
-                    target.copy_from_slice(&page[part.range.clone()]);
-                }
+    /// Reads a part of a page into `target`, which is as long as that. If it is on the backing file, where is
+    /// the answer: [`BlockDevice::land_part`] goes on then. Unless it was read, `target` holds nothing of use.
+    pub fn read_part(
+        &self,
+        queue: &mut Queue,
+        part: &Part,
+        target: &mut [u8],
+    ) -> Result<Option<Backed>, Errno> {
+        let handle = self.handle_of(part.page);
+        get_part(part, target, |page| self.engine().get(queue, handle, page))
+    }
+
+    /// Goes on with [`BlockDevice::read_part`] when the block that it has named was read into `image`, which is of
+    /// no use afterwards, or could not be read. The page may have been moved meanwhile, and the answer then be
+    /// another block.
+    pub fn land_part(
+        &self,
+        queue: &mut Queue,
+        part: &Part,
+        backed: Backed,
+        image: Option<&mut Page>,
+        target: &mut [u8],
+    ) -> Result<Option<Backed>, Errno> {
+        let (engine, handle) = (self.engine(), self.handle_of(part.page));
+        match image {
+            Some(image) => {
+                get_part(part, target, |page| engine.get_backed(queue, handle, backed, image, page))
             }
-            (at, rest) = (at + part.bytes() as u64, tail);
+            None if engine.unreadable(handle, backed) => Err(Errno::IO),
+            None => self.read_part(queue, part, target),
         }
-        Ok(())
+    }
+
+    /// Takes the page of a part into memory, from the block that storing has named ([`Stored::Backed`]): the
+    /// block was read into `image`, which is of no use afterwards, or could not be read. When it is done, storing
+    /// is to be tried again.
+    pub fn recall_at(&self, part: &Part, backed: Backed, image: Option<&mut Page>) -> Stored {
+        let (engine, handle) = (self.engine(), self.handle_of(part.page));
+        match image {
+            Some(image) => stored(engine.recall(handle, backed, image)),
+            None if engine.unreadable(handle, backed) => Stored::Failed(Errno::IO),
+            None => Stored::Done,
+        }
     }
 
     /// Writes a part of a page. `data` is as long as the part.
@@ -120,15 +160,6 @@ impl BlockDevice {
         Some((holding, (pages * PAGE_BYTES - start).min(most)))
     }
 
-    fn read_page(&self, queue: &mut Queue, number: u64, page: &mut Page) -> Result<(), Errno> {
-        let handle = self.handle_of(number);
-        match self.engine().get_or_zeros(queue, handle, page) {
-            Ok(None) => Ok(()),
-            // No backing file is attached, so nothing is on one.
-            Ok(Some(_)) | Err(_) => Err(Errno::IO),
-        }
-    }
-
     fn put_page(&self, queue: &mut Queue, number: u64, page: &Page) -> Stored {
         stored(self.engine().put(queue, self.handle_of(number), page).map_err(UpdateError::from))
     }
@@ -144,9 +175,36 @@ impl BlockDevice {
     }
 }
 
+/// Gets a page by `get`, and a part of it into `target`.
+fn get_part(
+    part: &Part,
+    target: &mut [u8],
+    get: impl FnOnce(&mut Page) -> Result<Got, GetError>,
+) -> Result<Option<Backed>, Errno> {
+    if let Some(page) = target.as_mut_array::<PAGE_SIZE>() {
+        return got(get(page), page);
+    }
+    let mut page = [0; PAGE_SIZE];
+    let backed = got(get(&mut page), &mut page)?;
+    target.copy_from_slice(&page[part.range.clone()]);
+    Ok(backed)
+}
+
+/// What a get came to; a page that is not there reads as zeros.
+fn got(result: Result<Got, GetError>, page: &mut Page) -> Result<Option<Backed>, Errno> {
+    match result {
+        Ok(Got::Backed(backed)) => return Ok(Some(backed)),
+        Ok(Got::Hit) => {}
+        Ok(Got::Miss) => page.fill(0),
+        Err(_) => return Err(Errno::IO),
+    }
+    Ok(None)
+}
+
 fn stored(result: Result<(), UpdateError>) -> Stored {
     match result {
         Ok(()) => Stored::Done,
+        Err(UpdateError::Backed(backed)) => Stored::Backed(backed),
         Err(UpdateError::Put(PutError::Starved)) => Stored::Starved,
         Err(UpdateError::Put(PutError::Full)) => Stored::Failed(Errno::NOSPC),
         Err(UpdateError::Get(GetError::Lost | GetError::Corrupt) | _) => Stored::Failed(Errno::IO),
@@ -158,19 +216,28 @@ mod tests {
     use super::*;
     use crate::device::tests::{device, noise};
 
+    fn read(device: &BlockDevice, queue: &mut Queue, offset: u64, buf: &mut [u8]) {
+        for (place, part) in Part::all(offset, buf.len()) {
+            let target = &mut buf[place..place + part.bytes()];
+            assert_eq!(device.read_part(queue, &part, target), Ok(None));
+        }
+    }
+
     #[test]
     fn parts_cover_a_run_of_bytes_page_by_page() {
-        for (offset, length) in [(0, 4096), (0, 1), (4095, 2), (100, 20_000), (8191, 4098)] {
-            let (mut at, end, mut parts) = (offset, offset + length, Vec::new());
-            while at < end {
-                let part = Part::first(at, end - at);
+        for (offset, length) in [(0, 0), (0, 4096), (0, 1), (4095, 2), (100, 20_000), (8191, 4098)]
+        {
+            let (mut at, mut parts) = (offset, 0);
+            for (place, part) in Part::all(offset, length) {
+                assert_eq!(place as u64, at - offset);
                 assert_eq!(part.page * 4096 + part.range.start as u64, at);
                 assert!(part.range.end <= 4096 && part.bytes() > 0);
                 at += part.bytes() as u64;
-                parts.push(part);
+                parts += 1;
             }
+            let end = offset + length as u64;
             assert_eq!(at, end);
-            assert_eq!(parts.len() as u64, (end - 1) / 4096 - offset / 4096 + 1);
+            assert_eq!(parts, end.div_ceil(4096) - offset / 4096);
         }
     }
 
@@ -182,22 +249,20 @@ mod tests {
         for step in 0..400_usize {
             let offset = step * 7919 % plain.len();
             let length = (step * 1543 % 9000).min(plain.len() - offset).min(data.len());
-            let mut at = offset;
-            while at < offset + length {
-                let part = Part::first(at as u64, (offset + length - at) as u64);
+            for (place, part) in Part::all(offset as u64, length) {
+                let target = &mut plain[offset + place..][..part.bytes()];
                 let stored = if step % 5 == 4 {
-                    plain[at..at + part.bytes()].fill(0);
+                    target.fill(0);
                     device.zero_part(&mut queue, &part)
                 } else {
-                    let source = &data[at - offset..][..part.bytes()];
-                    plain[at..at + part.bytes()].copy_from_slice(source);
+                    let source = &data[place..place + part.bytes()];
+                    target.copy_from_slice(source);
                     device.write_part(&mut queue, &part, source)
                 };
                 assert_eq!(stored, Stored::Done);
-                at += part.bytes();
             }
             let mut read = vec![0xee; (length + 50).min(plain.len() - offset)];
-            device.read_bytes(&mut queue, offset as u64, &mut read).unwrap();
+            self::read(&device, &mut queue, offset as u64, &mut read);
             assert!(read == plain[offset..offset + read.len()], "step {step}");
         }
     }
@@ -218,8 +283,8 @@ mod tests {
         device.lose_at(&Part::first(0, 4096));
         device.lose_at(&Part::first(4096, 100));
         let mut buf = [0; 10];
-        assert_eq!(device.read_bytes(&mut queue, 0, &mut buf), Err(Errno::IO));
-        assert_eq!(device.read_bytes(&mut queue, 4096, &mut buf), Ok(()));
+        assert_eq!(device.read_part(&mut queue, &Part::first(0, 10), &mut buf), Err(Errno::IO));
+        assert_eq!(device.read_part(&mut queue, &Part::first(4096, 10), &mut buf), Ok(None));
         let part = Part::first(5, 10);
         assert_eq!(device.write_part(&mut queue, &part, &buf), Stored::Failed(Errno::IO));
         assert_eq!(device.zero_part(&mut queue, &Part::first(0, 4096)), Stored::Done);

@@ -29,7 +29,8 @@ use crate::backing::{
 use crate::device::{BlockDevice, IoStats};
 use crate::log::log;
 use crate::nbd::{
-    KernelClient, KernelError, NbdAddress, NbdServer, NbdServerError, Purpose, check_reserve,
+    EngineSide, KernelClient, KernelError, NbdAddress, NbdServer, NbdServerError, Purpose,
+    check_reserve,
 };
 use crate::process::{self, ProcessError};
 use crate::size::ram_bytes;
@@ -309,12 +310,16 @@ impl Daemon {
         let nbd = match &config.nbd {
             None => None,
             Some(address) => {
-                let waker = Arc::clone(supply.waker());
+                let side = EngineSide {
+                    engine: Arc::clone(&engine),
+                    waker: Arc::clone(supply.waker()),
+                    backing: Arc::clone(&backing),
+                };
                 let purpose = match config.swapon && config.frontend == FrontEnd::Nbd {
                     true => Purpose::Swap { best_effort: config.best_effort },
                     false => Purpose::Clients,
                 };
-                let server = NbdServer::start(address, waker, cpus, buffer_budget, purpose)?;
+                let server = NbdServer::start(address, side, cpus, buffer_budget, purpose)?;
                 Some(Arc::new(server))
             }
         };

@@ -85,6 +85,7 @@ impl Feed {
                 Progress::End => return self.heard.ended = true,
                 Progress::Flush => assert!(sent > 0, "it waits for nothing to be sent"),
                 Progress::Hungry => return,
+                Progress::Reading => panic!("it waits for a backing file, and there is none"),
                 Progress::Starved => self.now += STARVED_STEP,
             }
         }

@@ -3,6 +3,8 @@
 //! Both are allocated whole when a connection is accepted and never grow: they are all that a
 //! client can make the daemon hold for it. What has no room waits in the socket, or is made later.
 
+use std::ops::Range;
+
 use zerocopy::{Immutable, IntoBytes};
 
 /// Bytes of data that are read or handed out at a time: the kernel's largest swap request.
@@ -65,27 +67,30 @@ impl Inbox {
     }
 }
 
-/// Bytes that wait to be sent.
+/// Bytes that wait to be sent. The last of them can be held back until they are what they should be; what is
+/// before them is sent meanwhile.
 pub struct Outbox {
     bytes: Box<[u8]>,
     sent: usize,
     end: usize,
+    /// Where what is held back begins.
+    held: Option<usize>,
 }
 
 impl Outbox {
     /// An empty one. All its memory is there.
     pub fn new() -> Self {
-        Self { bytes: zeroed(), sent: 0, end: 0 }
+        Self { bytes: zeroed(), sent: 0, end: 0, held: None }
     }
 
     /// What is to be sent.
     pub fn unsent(&self) -> &[u8] {
-        &self.bytes[self.sent..self.end]
+        &self.bytes[self.sent..self.whole()]
     }
 
     /// Whether nothing is to be sent.
     pub fn is_empty(&self) -> bool {
-        self.sent == self.end
+        self.sent == self.whole()
     }
 
     /// Notes that the first `count` bytes were sent.
@@ -94,11 +99,9 @@ impl Outbox {
     ///
     /// If there were fewer.
     pub fn sent(&mut self, count: usize) {
-        assert!(count <= self.end - self.sent, "{count} bytes sent of fewer");
+        assert!(count <= self.whole() - self.sent, "{count} bytes sent of fewer");
         self.sent += count;
-        if self.sent == self.end {
-            (self.sent, self.end) = (0, 0);
-        }
+        self.rewind();
     }
 
     /// Bytes that there is room for.
@@ -137,6 +140,43 @@ impl Outbox {
     pub fn take_back(&mut self, mark: usize) {
         assert!((self.sent..=self.end).contains(&mark), "taken back what was sent");
         self.end = mark;
+        // What was before it may have been sent while it was held back.
+        self.rewind();
+    }
+
+    /// Holds back what was appended since `mark`, until it is released. Nothing is appended meanwhile.
+    pub fn hold(&mut self, mark: usize) {
+        assert!(self.held.is_none() && (self.sent..self.end).contains(&mark), "nothing to hold");
+        self.held = Some(mark);
+    }
+
+    /// Bytes that are held back, for the caller to fill: a range of places that marks have named. What is
+    /// being sent meanwhile is not touched.
+    ///
+    /// # Panics
+    ///
+    /// If they are not held back.
+    pub fn held(&mut self, places: Range<usize>) -> &mut [u8] {
+        let is_held = self.held.is_some_and(|held| held <= places.start) && places.end <= self.end;
+        assert!(is_held, "filled what is not held back");
+        &mut self.bytes[places]
+    }
+
+    /// Holds nothing back any more.
+    pub fn release(&mut self) {
+        self.held = None;
+    }
+
+    /// Where what may be sent ends.
+    fn whole(&self) -> usize {
+        self.held.unwrap_or(self.end)
+    }
+
+    /// If nothing is left, all room is there again.
+    fn rewind(&mut self) {
+        if self.sent == self.end {
+            (self.sent, self.end) = (0, 0);
+        }
     }
 }
 
@@ -188,6 +228,51 @@ mod tests {
         outbox.sent(3);
         assert!(outbox.is_empty());
         assert_eq!(outbox.room(), BUFFER_BYTES);
+    }
+
+    #[test]
+    fn what_is_held_back_is_sent_when_it_is_whole_and_what_is_before_it_at_once() {
+        let mut outbox = Outbox::new();
+        outbox.push(b"before");
+        let mark = outbox.mark();
+        outbox.push(b"held ");
+        let place = outbox.mark();
+        outbox.append(4);
+        outbox.hold(mark);
+        assert_eq!(outbox.unsent(), b"before");
+        outbox.sent(6);
+        assert!(outbox.is_empty());
+        outbox.held(place..place + 4).copy_from_slice(b"back");
+        assert!(outbox.is_empty());
+        outbox.release();
+        assert_eq!(outbox.unsent(), b"held back");
+        outbox.sent(9);
+        assert_eq!(outbox.room(), BUFFER_BYTES);
+    }
+
+    #[test]
+    fn all_room_is_there_again_when_what_was_held_back_is_taken_back() {
+        let mut outbox = Outbox::new();
+        outbox.push(b"before");
+        let mark = outbox.mark();
+        outbox.append(100);
+        outbox.hold(mark);
+        outbox.sent(6);
+        outbox.release();
+        outbox.take_back(mark);
+        assert!(outbox.is_empty());
+        assert_eq!(outbox.room(), BUFFER_BYTES);
+    }
+
+    #[test]
+    #[should_panic(expected = "not held back")]
+    fn what_is_being_sent_is_not_filled() {
+        let mut outbox = Outbox::new();
+        outbox.push(b"before");
+        let mark = outbox.mark();
+        outbox.push(b"held");
+        outbox.hold(mark);
+        outbox.held(0..10);
     }
 
     #[test]

@@ -1,9 +1,10 @@
 //! The NBD front end: devices exported over a Unix socket, and the kernel's own client on them.
 //!
 //! From the bytes upwards: [`wire`] has the layouts, [`request`] judges requests, [`negotiation`]
-//! and [`session`] are the two halves of a connection, [`protocol`] is a connection without its
-//! socket; [`worker`] moves the bytes with io_uring, [`server`] accepts connections, [`exports`]
-//! says what there is to connect to. [`kernel`] attaches the kernel's client.
+//! and [`session`] are the two halves of a connection, [`wants`] is what it waits for from the backing
+//! file, [`protocol`] is a connection without its socket; [`worker`] moves the bytes with io_uring,
+//! [`server`] accepts connections, [`exports`] says what there is to connect to. [`kernel`] attaches the
+//! kernel's client.
 //!
 //! Unix sockets only. Under memory pressure the kernel drops packets for a TCP server on the same
 //! machine, the very packets that would free memory; and nothing of NBD is authenticated.
@@ -18,6 +19,7 @@ mod request;
 mod ring;
 mod server;
 mod session;
+mod wants;
 #[allow(missing_docs, reason = "they are the specification's names")]
 mod wire;
 mod worker;
@@ -27,3 +29,4 @@ pub use exports::{Export, Exports};
 pub use kernel::{CONNECTION_DEPTH, KernelClient, KernelError, check_reserve};
 pub use protocol::{Progress, Protocol};
 pub use server::{NbdServer, NbdServerError, Purpose};
+pub use worker::EngineSide;

@@ -5,13 +5,18 @@
 //! what the fuzzers drive.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+use rustix::io::Errno;
+use tmem::{Backed, Page};
 
 use super::buffer::{Inbox, Outbox};
 use super::exports::Exports;
 use super::negotiation::{self, Negotiation};
 pub use super::session::Progress;
 use super::session::{Desk, Session};
+use super::wants::Wants;
+use crate::bytes::Stored;
 
 /// See the module's description.
 pub struct Protocol {
@@ -19,6 +24,8 @@ pub struct Protocol {
     pub inbox: Inbox,
     /// What is to be sent.
     pub outbox: Outbox,
+    /// What has to be read from the backing file before it can go on.
+    wants: Wants,
     exports: Arc<Exports>,
     worker: usize,
     phase: Phase,
@@ -34,7 +41,8 @@ impl Protocol {
     /// memory that the connection will ever have.
     pub fn new(exports: Arc<Exports>, worker: usize) -> Self {
         let phase = Phase::Negotiation(Negotiation::new());
-        Self { inbox: Inbox::new(), outbox: Outbox::new(), exports, worker, phase }
+        let (inbox, outbox, wants) = (Inbox::new(), Outbox::new(), Wants::new());
+        Self { inbox, outbox, wants, exports, worker, phase }
     }
 
     /// Whether the client has not chosen an export yet.
@@ -61,8 +69,49 @@ impl Protocol {
             worker: self.worker,
             inbox: &mut self.inbox,
             outbox: &mut self.outbox,
+            wants: &mut self.wants,
             now,
         })
+    }
+
+    /// The next page that has to be read from the backing file before it can go on: a number for it, and where
+    /// it is. Each is told once, and ends with [`Protocol::landed`] or [`Protocol::give_up`].
+    pub fn next_want(&mut self) -> Option<(usize, Backed)> {
+        self.wants.next()
+    }
+
+    /// Whether it waits for pages of the backing file. Meanwhile it does not go on, and what is in the outbox may
+    /// be sent.
+    pub fn is_reading(&self) -> bool {
+        self.wants.are_left()
+    }
+
+    /// The block of a page that was wanted was read into `image`, which is of no use afterwards, or could not
+    /// be read; `took` is how long that took from the moment that it was wanted. Returns where to read it, if it
+    /// is wanted still: it has been moved meanwhile. Touches nothing of what is being sent.
+    ///
+    /// # Panics
+    ///
+    /// If there is no such page.
+    pub fn landed(
+        &mut self,
+        want: usize,
+        image: Option<&mut Page>,
+        took: Duration,
+    ) -> Option<Backed> {
+        let Phase::Session(session) = &self.phase else {
+            unreachable!("who has not chosen an export wants nothing of it");
+        };
+        let landed = match self.wants.have_failed() {
+            true => Stored::Done,
+            false => session.land(self.worker, &mut self.outbox, self.wants.get(want), image, took),
+        };
+        self.wants.landed(want, landed)
+    }
+
+    /// A page that was wanted is not read, because the connection ends.
+    pub fn give_up(&mut self, want: usize) {
+        self.wants.landed(want, Stored::Failed(Errno::CANCELED));
     }
 
     /// Ends the client's use of its export. Freed is what it held when this is dropped.
@@ -75,5 +124,10 @@ impl Protocol {
     /// Whether the engine behind it has work for the supply step.
     pub fn supply_wanted(&self) -> bool {
         matches!(&self.phase, Phase::Session(session) if session.supply_wanted())
+    }
+
+    /// Whether the engine behind it has work for whoever writes to the backing file.
+    pub fn writeback_wanted(&self) -> bool {
+        matches!(&self.phase, Phase::Session(session) if session.writeback_wanted())
     }
 }

@@ -11,14 +11,18 @@ use std::time::{Duration, Instant};
 
 use io_uring::squeue::Entry;
 use io_uring::{opcode, types};
+use tmem::{Backed, Page};
 
 use super::protocol::Protocol;
+use crate::backing::Fetches;
 use crate::process;
 use crate::uring::Uring;
 
 /// What a completion is of: a link's slot and what was done, or one of these.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Token {
+    /// A read of the backing file, by its number.
+    Fetch(usize),
     /// Nothing that anybody waits for.
     Ignored,
     Receive(usize),
@@ -27,6 +31,8 @@ pub enum Token {
     Supply,
     /// The eventfd that is watched was written to.
     Woken,
+    /// The thread that writes to the backing file was woken, or not.
+    Writeback,
 }
 
 const IGNORED: u64 = 0;
@@ -34,16 +40,20 @@ const WOKEN: u64 = 1;
 const RECEIVE: u64 = 2;
 const SEND: u64 = 3;
 const SUPPLY: u64 = 4;
+const FETCH: u64 = 5;
+const WRITEBACK: u64 = 6;
 const KIND_BITS: u32 = 3;
 
 impl Token {
     fn pack(self) -> u64 {
         let (slot, kind) = match self {
+            Token::Fetch(read) => (read, FETCH),
             Token::Ignored => (0, IGNORED),
             Token::Receive(slot) => (slot, RECEIVE),
             Token::Send(slot) => (slot, SEND),
             Token::Supply => (0, SUPPLY),
             Token::Woken => (0, WOKEN),
+            Token::Writeback => (0, WRITEBACK),
         };
         (slot as u64) << KIND_BITS | kind
     }
@@ -51,10 +61,12 @@ impl Token {
     fn unpack(data: u64) -> Self {
         let slot = (data >> KIND_BITS) as usize;
         match data & ((1 << KIND_BITS) - 1) {
+            FETCH => Token::Fetch(slot),
             RECEIVE => Token::Receive(slot),
             SEND => Token::Send(slot),
             SUPPLY => Token::Supply,
             WOKEN => Token::Woken,
+            WRITEBACK => Token::Writeback,
             _ => Token::Ignored,
         }
     }
@@ -79,6 +91,13 @@ impl Ring {
     /// Asks to be told once when `eventfd` is written to.
     pub fn watch(&mut self, eventfd: RawFd) {
         self.uring.watch(eventfd, Token::Woken.pack());
+    }
+
+    /// Queues a read of the backing file, or the rest of one that did a part.
+    pub fn fetch<W: Copy + Eq>(&mut self, fetches: &Fetches<W>, read: usize) {
+        // SAFETY: they keep the memory until they are told of the completion, which is of what this thread has
+        // taken from the ring; and where that never comes, for ever.
+        unsafe { self.push(fetches.entry(read), Token::Fetch(read)) };
     }
 
     /// Cancels what is under way on a link: it completes soon, if it has not.
@@ -124,9 +143,9 @@ impl Link {
         Self { stream, protocol, receiving: false, sending: false, since, worker }
     }
 
-    /// Whether the kernel works on it.
+    /// Whether the kernel works on it, or reads the backing file for it.
     pub fn is_busy(&self) -> bool {
-        self.receiving || self.sending
+        self.receiving || self.sending || self.protocol.is_reading()
     }
 
     /// Whether the kernel sends what is in the outbox.
@@ -134,9 +153,29 @@ impl Link {
         self.sending
     }
 
-    /// The protocol, while the kernel does not work on its buffers.
+    /// The protocol, while the kernel does not work on its buffers and it can go on.
     pub fn protocol(&mut self) -> Option<&mut Protocol> {
         (!self.is_busy()).then_some(&mut self.protocol)
+    }
+
+    /// The next page that it wants from the backing file: [`Protocol::next_want`].
+    pub fn next_want(&mut self) -> Option<(usize, Backed)> {
+        self.protocol.next_want()
+    }
+
+    /// A page that it wanted has landed: [`Protocol::landed`], which fills what is not being sent.
+    pub fn landed(
+        &mut self,
+        want: usize,
+        image: Option<&mut Page>,
+        took: Duration,
+    ) -> Option<Backed> {
+        self.protocol.landed(want, image, took)
+    }
+
+    /// A page that it wanted is not read, because the connection ends.
+    pub fn give_up(&mut self, want: usize) {
+        self.protocol.give_up(want);
     }
 
     /// Whether the client has not chosen an export yet.
@@ -243,9 +282,15 @@ mod tests {
 
     #[test]
     fn tokens_survive_packing() {
-        for token in
-            [Token::Ignored, Token::Supply, Token::Woken, Token::Receive(63), Token::Send(63)]
-        {
+        for token in [
+            Token::Fetch(63),
+            Token::Ignored,
+            Token::Supply,
+            Token::Woken,
+            Token::Writeback,
+            Token::Receive(63),
+            Token::Send(63),
+        ] {
             assert_eq!(Token::unpack(token.pack()), token);
         }
     }

@@ -21,11 +21,10 @@ use super::buffer::BUFFER_BYTES;
 use super::exports::{Export, Exports};
 use super::protocol::Protocol;
 use super::ring::Link;
-use super::worker::{Worker, WorkerContext};
+use super::worker::{EngineSide, Worker, WorkerContext};
 use crate::log::log;
 use crate::process;
 use crate::socket::{BindError, Listener};
-use crate::waker::Waker;
 
 /// Workers at most: more than serve what memory can deliver would only wait for each other.
 const WORKERS_MAX: usize = 8;
@@ -117,7 +116,7 @@ impl NbdServer {
     /// [`CONNECTIONS_MIN`] connections. There are no exports yet.
     pub fn start(
         address: &NbdAddress,
-        waker: Arc<Waker>,
+        side: EngineSide,
         cpus: usize,
         buffer_budget: u64,
         purpose: Purpose,
@@ -152,7 +151,7 @@ impl NbdServer {
                 retired_wake: Arc::clone(&server.acceptor_wake),
                 wake: Arc::clone(&wake),
                 stop: Arc::clone(&server.stop),
-                waker: Arc::clone(&waker),
+                side: side.clone(),
             };
             server.threads.push(start_worker(number, context, most, purpose)?);
             server.worker_wakes.push(Arc::clone(&wake));

@@ -1,20 +1,22 @@
 //! The transmission: requests and their replies, on one connection.
 //!
 //! Sans I/O: bytes come out of the inbox and go into the outbox, and where more of either is needed
-//! it says so. Guarantees: a request is answered after it is effective, in the order in which they
-//! came; data that could not be read is never sent as if it had been; what one call does is
+//! it says so. Pages that are on the backing file it notes, and it goes on when all of them have landed;
+//! what is in memory is got before that, once. Guarantees: a request is answered after it is effective, in the
+//! order in which they came; data that could not be read is never sent as if it had been; what one call does is
 //! bounded by [`EFFORT`], whatever a request asks for, so that no client holds up the others.
 
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
-use tmem::{Holding, OBJECT_PAGES, PAGE_SIZE};
+use tmem::{Holding, OBJECT_PAGES, PAGE_SIZE, Page};
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::buffer::{DATA_BYTES, Inbox, Outbox};
 use super::exports::{Export, Visit};
 use super::negotiation::Agreement;
 use super::request::{Command, Request, Terms, Verdict, judge};
+use super::wants::{Goal, Want, Wants};
 use super::wire::{
     BASE_ALLOCATION_ID, CHUNK_MAGIC, ChunkHeader, Error, ErrorChunk, Extent, RequestHeader,
     SIMPLE_REPLY_MAGIC, SimpleReply, chunk, extent,
@@ -63,6 +65,8 @@ pub enum Progress {
     Flush,
     /// More must come in first.
     Hungry,
+    /// Pages must be read from the backing file first, and land.
+    Reading,
     /// A write waits for memory: call again soon.
     Starved,
 }
@@ -72,6 +76,8 @@ pub struct Session {
     visit: Visit,
     terms: Terms,
     doing: Doing,
+    /// What a read waits for.
+    piece: Option<Piece>,
     /// Since when no write has found memory.
     starving_since: Option<Instant>,
 }
@@ -109,6 +115,17 @@ enum Manner {
     Chunks,
     /// Data that follows a header.
     Raw,
+    /// A simple reply that fits, with its data.
+    Short,
+}
+
+/// Bytes of the device that are gathered in the outbox.
+#[derive(Clone, Copy)]
+struct Piece {
+    /// Where in the outbox it begins, with what precedes the data.
+    mark: usize,
+    from: u64,
+    count: u32,
 }
 
 /// A write, a trim or a zeroing.
@@ -153,6 +170,8 @@ pub struct Desk<'a> {
     pub inbox: &'a mut Inbox,
     /// What goes out.
     pub outbox: &'a mut Outbox,
+    /// What has to be read from the backing file.
+    pub wants: &'a mut Wants,
     /// The present.
     pub now: Instant,
 }
@@ -161,11 +180,14 @@ impl Session {
     /// A session on what was agreed upon.
     pub fn new(agreement: Agreement) -> Self {
         let Agreement { visit, terms } = agreement;
-        Self { visit, terms, doing: Doing::Nothing, starving_since: None }
+        Self { visit, terms, doing: Doing::Nothing, piece: None, starving_since: None }
     }
 
     /// Goes on as far as possible, within bounds.
     pub fn advance(&mut self, desk: &mut Desk<'_>) -> Progress {
+        if desk.wants.are_left() {
+            return Progress::Reading;
+        }
         let mut effort = EFFORT;
         loop {
             if effort == 0 {
@@ -184,9 +206,42 @@ impl Session {
         }
     }
 
+    /// A page that was wanted has landed: its block was read into `image`, or could not be read; `took` is how
+    /// long that took. Says what came of it: it is wanted still if it has been moved meanwhile.
+    pub fn land(
+        &self,
+        worker: usize,
+        outbox: &mut Outbox,
+        want: &Want,
+        image: Option<&mut Page>,
+        took: Duration,
+    ) -> Stored {
+        let device = self.export().device();
+        let Want { part, goal, backed } = want;
+        let start = match *goal {
+            Goal::Memory => return device.recall_at(part, *backed, image),
+            Goal::Outbox(start) => start,
+        };
+        let target = outbox.held(start..start + part.bytes());
+        let mut queue = self.export().queue(worker);
+        match device.land_part(&mut queue, part, *backed, image, target) {
+            Ok(None) => {
+                queue.count_read_back(took.as_nanos() as u64);
+                Stored::Done
+            }
+            Ok(Some(backed)) => Stored::Backed(backed),
+            Err(errno) => Stored::Failed(errno),
+        }
+    }
+
     /// Whether there is work for the supply step of the engine.
     pub fn supply_wanted(&self) -> bool {
         self.export().device().engine().supply_wanted()
+    }
+
+    /// Whether there is work for whoever writes to the backing file.
+    pub fn writeback_wanted(&self) -> bool {
+        self.export().device().engine().writeback_wanted()
     }
 
     /// Ends the visit. What it takes to forget the export is left to whoever drops the session.
@@ -245,11 +300,8 @@ impl Session {
                 let is_long = length as usize > DATA_BYTES;
                 let how = match self.terms.structured {
                     true if !(in_one && is_long) => Manner::Chunks,
-                    structured => Manner::Checking {
-                        // What fits is read before anything is said of it.
-                        left: if is_long { length } else { 0 },
-                        in_chunk: structured,
-                    },
+                    in_chunk if is_long => Manner::Checking { left: length, in_chunk },
+                    _ => Manner::Short,
                 };
                 self.doing = Doing::Read(Reading { cookie, at: offset, left: length, how });
                 return None;
@@ -291,150 +343,109 @@ impl Session {
         reading: Reading,
         effort: &mut usize,
     ) -> Option<Progress> {
-        match reading.how {
-            Manner::Checking { left: 0, in_chunk: false }
-                if reading.left as usize <= DATA_BYTES =>
-            {
-                self.read_short(desk, reading, effort)
-            }
-            Manner::Checking { left, in_chunk } => {
-                self.check(desk, reading, left, in_chunk, effort)
-            }
-            Manner::Chunks => self.read_chunk(desk, reading, effort),
-            Manner::Raw => self.read_raw(desk, reading, effort),
+        if let Some(piece) = self.piece.take() {
+            // All that it waited for has landed.
+            desk.outbox.release();
+            let gathered = match desk.wants.conclude() {
+                Stored::Done => Ok(()),
+                Stored::Failed(errno) => Err(errno),
+                Stored::Backed(_) | Stored::Starved => unreachable!("nothing was stored"),
+            };
+            return self.end_piece(desk, reading, &piece, gathered);
         }
+        let outbox = &mut *desk.outbox;
+        let piece = match reading.how {
+            Manner::Checking { left: 0, in_chunk } => {
+                return self.begin_raw(outbox, reading, in_chunk);
+            }
+            Manner::Checking { left, .. } => reading.checked_piece(outbox, left),
+            Manner::Chunks => reading.chunk(outbox),
+            Manner::Raw => reading.raw_piece(outbox),
+            Manner::Short => reading.short_reply(outbox),
+        };
+        let Some(piece) = piece else { return Some(Progress::Flush) };
+        let fetched = self.fetch(desk, &piece, effort);
+        if desk.wants.are_left() {
+            desk.outbox.hold(piece.mark);
+            self.piece = Some(piece);
+            return Some(Progress::Reading);
+        }
+        self.end_piece(desk, reading, &piece, fetched)
     }
 
-    /// A simple reply that fits: read first, and answered with what came of it.
-    fn read_short(
+    /// Says that all is well of what was looked at, and sends it next.
+    fn begin_raw(
         &mut self,
-        desk: &mut Desk<'_>,
+        outbox: &mut Outbox,
         reading: Reading,
-        effort: &mut usize,
-    ) -> Option<Progress> {
-        let Reading { cookie, at, left, .. } = reading;
-        if desk.outbox.room() < size_of::<SimpleReply>() + left as usize {
-            return Some(Progress::Flush);
-        }
-        let mark = desk.outbox.mark();
-        simple_reply(desk.outbox, cookie, None);
-        if self.fetch(desk, at, left, effort).is_err() {
-            desk.outbox.take_back(mark);
-            simple_reply(desk.outbox, cookie, Some(Error::Io));
-        }
-        self.doing = Doing::Nothing;
-        None
-    }
-
-    /// Looks at some of what is to be sent in one piece, and begins to send when all is well.
-    fn check(
-        &mut self,
-        desk: &mut Desk<'_>,
-        reading: Reading,
-        left: u32,
         in_chunk: bool,
-        effort: &mut usize,
     ) -> Option<Progress> {
-        let Reading { cookie, at, .. } = reading;
-        if desk.outbox.room() < DATA_HEADER_BYTES + DATA_BYTES {
+        if outbox.room() < DATA_HEADER_BYTES {
             return Some(Progress::Flush);
         }
-        if left > 0 {
-            let count = left.min(DATA_BYTES as u32);
-            let mark = desk.outbox.mark();
-            let from = at + u64::from(reading.left - left);
-            let fetched = self.fetch(desk, from, count, effort);
-            desk.outbox.take_back(mark);
-            if fetched.is_err() {
-                self.refuse(desk.outbox, cookie, true, Error::Io);
-                self.doing = Doing::Nothing;
-                return None;
-            }
-            let how = Manner::Checking { left: left - count, in_chunk };
-            self.doing = Doing::Read(Reading { how, ..reading });
-            return None;
-        }
+        let Reading { cookie, at, left, .. } = reading;
         if in_chunk {
-            data_header(desk.outbox, cookie, at, reading.left, true);
+            data_header(outbox, cookie, at, left, true);
         } else {
-            simple_reply(desk.outbox, cookie, None);
+            simple_reply(outbox, cookie, None);
         }
         self.doing = Doing::Read(Reading { how: Manner::Raw, ..reading });
         None
     }
 
-    /// Sends data that was looked at. If it cannot be read now, the client must not take what it
-    /// gets for data: the connection ends.
-    fn read_raw(
-        &mut self,
-        desk: &mut Desk<'_>,
-        mut reading: Reading,
-        effort: &mut usize,
-    ) -> Option<Progress> {
-        let count = (reading.left as usize).min(desk.outbox.room()).min(DATA_BYTES);
-        // Not in small pieces, unless it is the last.
-        if count < PAGE_SIZE && count < reading.left as usize {
-            return Some(Progress::Flush);
+    /// Appends a piece's data to the outbox: what is in memory, for the rest is wanted.
+    fn fetch(&self, desk: &mut Desk<'_>, piece: &Piece, effort: &mut usize) -> Result<(), Errno> {
+        let export = self.export();
+        let start = desk.outbox.mark();
+        let data = desk.outbox.append(piece.count as usize);
+        *effort = effort.saturating_sub(data.len() / PAGE_SIZE);
+        let mut queue = export.queue(desk.worker);
+        for (place, part) in Part::all(piece.from, data.len()) {
+            let target = &mut data[place..place + part.bytes()];
+            match export.device().read_part(&mut queue, &part, target) {
+                Ok(None) => {}
+                Ok(Some(backed)) => desk.wants.note(part, Goal::Outbox(start + place), backed),
+                Err(errno) => {
+                    // The others are of no use.
+                    desk.wants.conclude();
+                    return Err(errno);
+                }
+            }
         }
-        let mark = desk.outbox.mark();
-        if self.fetch(desk, reading.at, count as u32, effort).is_err() {
-            desk.outbox.take_back(mark);
-            return Some(Progress::End);
-        }
-        reading.at += count as u64;
-        reading.left -= count as u32;
-        self.doing = if reading.left > 0 { Doing::Read(reading) } else { Doing::Nothing };
-        None
+        Ok(())
     }
 
-    /// Sends one chunk of a structured reply.
-    fn read_chunk(
+    /// Goes on when a piece is whole in the outbox, or cannot be. If that is data that was looked at before, the
+    /// client must not take what it gets for it: the connection ends.
+    fn end_piece(
         &mut self,
         desk: &mut Desk<'_>,
         mut reading: Reading,
-        effort: &mut usize,
+        piece: &Piece,
+        gathered: Result<(), Errno>,
     ) -> Option<Progress> {
-        let count = reading.left.min(DATA_BYTES as u32);
-        if desk.outbox.room() < DATA_HEADER_BYTES + count as usize {
-            return Some(Progress::Flush);
-        }
-        let is_last = count == reading.left;
-        let mark = desk.outbox.mark();
-        if count == 0 {
-            chunk_header(desk.outbox, reading.cookie, chunk::NONE, true, 0);
-        } else {
-            data_header(desk.outbox, reading.cookie, reading.at, count, is_last);
-        }
-        if self.fetch(desk, reading.at, count, effort).is_err() {
-            desk.outbox.take_back(mark);
+        if let Err(errno) = gathered {
+            let request = device::Request::new(Op::Read, 0, 0);
+            let counters = self.export().counters(desk.worker);
+            counters.ended(&request, Outcome::Failed(errno));
+            desk.outbox.take_back(piece.mark);
+            if reading.how == Manner::Raw {
+                return Some(Progress::End);
+            }
             self.refuse(desk.outbox, reading.cookie, true, Error::Io);
             self.doing = Doing::Nothing;
             return None;
         }
-        reading.at += u64::from(count);
-        reading.left -= count;
-        self.doing = if is_last { Doing::Nothing } else { Doing::Read(reading) };
-        None
-    }
-
-    /// Appends data of the device to the outbox.
-    fn fetch(
-        &self,
-        desk: &mut Desk<'_>,
-        at: u64,
-        count: u32,
-        effort: &mut usize,
-    ) -> Result<(), Errno> {
-        let export = self.export();
-        let data = desk.outbox.append(count as usize);
-        *effort = effort.saturating_sub(data.len() / PAGE_SIZE);
-        let mut queue = export.queue(desk.worker);
-        let read = export.device().read_bytes(&mut queue, at, data);
-        if let Err(errno) = read {
-            let request = device::Request::new(Op::Read, 0, 0);
-            export.counters(desk.worker).ended(&request, Outcome::Failed(errno));
+        if let Manner::Checking { left, .. } = &mut reading.how {
+            // It was only looked at.
+            desk.outbox.take_back(piece.mark);
+            *left -= piece.count;
+        } else {
+            reading.at += u64::from(piece.count);
+            reading.left -= piece.count;
         }
-        read
+        self.doing = if reading.left > 0 { Doing::Read(reading) } else { Doing::Nothing };
+        None
     }
 
     fn store_on(
@@ -471,38 +482,16 @@ impl Session {
         storing: &mut Storing,
         effort: &mut usize,
     ) -> Option<Progress> {
-        let device = self.visit.export().device();
         let part = Part::first(storing.at, storing.left.into());
         let is_data = storing.what == Store::Data;
         if is_data && desk.inbox.unread().len() < part.bytes() {
             return Some(Progress::Hungry);
         }
         let mut count = part.bytes();
-        let stored = match storing.what {
-            Store::Data | Store::Zeros if storing.failed.is_some() => {
-                // Nothing of it reads as what it was before.
-                device.lose_at(&part);
-                Stored::Done
-            }
-            Store::Trim if !part.is_whole() => Stored::Done,
-            Store::Holes | Store::Trim if part.is_whole() => {
-                // An object as a whole if possible: that is the least work.
-                let object_pages = u64::from(OBJECT_PAGES);
-                let in_object = object_pages - part.page % object_pages;
-                let pages = (u64::from(storing.left) / PAGE_SIZE as u64).min(in_object);
-                device.discard_pages(part.page, pages);
-                count = pages as usize * PAGE_SIZE;
-                *effort = effort.saturating_sub(pages as usize / TRIM_PAGES);
-                Stored::Done
-            }
-            Store::Holes if device.is_zero_at(&part) => Stored::Done,
-            Store::Data => {
-                let data = &desk.inbox.unread()[..count];
-                device.write_part(&mut self.export().queue(desk.worker), &part, data)
-            }
-            Store::Holes | Store::Trim | Store::Zeros => {
-                device.zero_part(&mut self.export().queue(desk.worker), &part)
-            }
+        // The page is in memory now if it had to be, or could not be had there.
+        let stored = match desk.wants.conclude() {
+            Stored::Done => self.store(desk, storing, &part, &mut count, effort),
+            trouble => trouble,
         };
         *effort = effort.saturating_sub(1);
         if let Some(progress) = self.note(desk, storing, &part, stored) {
@@ -516,10 +505,48 @@ impl Session {
         None
     }
 
+    /// Stores into a part of a page, or drops pages from there on; `count` is how many bytes are done then.
+    fn store(
+        &self,
+        desk: &Desk<'_>,
+        storing: &Storing,
+        part: &Part,
+        count: &mut usize,
+        effort: &mut usize,
+    ) -> Stored {
+        let device = self.export().device();
+        match storing.what {
+            Store::Data | Store::Zeros if storing.failed.is_some() => {
+                // Nothing of it reads as what it was before.
+                device.lose_at(part);
+                Stored::Done
+            }
+            Store::Trim if !part.is_whole() => Stored::Done,
+            Store::Holes | Store::Trim if part.is_whole() => {
+                // An object as a whole if possible: that is the least work.
+                let object_pages = u64::from(OBJECT_PAGES);
+                let in_object = object_pages - part.page % object_pages;
+                let pages = (u64::from(storing.left) / PAGE_SIZE as u64).min(in_object);
+                device.discard_pages(part.page, pages);
+                *count = pages as usize * PAGE_SIZE;
+                *effort = effort.saturating_sub(pages as usize / TRIM_PAGES);
+                Stored::Done
+            }
+            Store::Holes if device.is_zero_at(part) => Stored::Done,
+            Store::Data => {
+                let data = &desk.inbox.unread()[..*count];
+                device.write_part(&mut self.export().queue(desk.worker), part, data)
+            }
+            Store::Holes | Store::Trim | Store::Zeros => {
+                device.zero_part(&mut self.export().queue(desk.worker), part)
+            }
+        }
+    }
+
     /// Notes how storing into a part went; where it is to be tried again, says so.
     fn note(
         &mut self,
-        desk: &Desk<'_>,
+        desk: &mut Desk<'_>,
         storing: &mut Storing,
         part: &Part,
         stored: Stored,
@@ -528,6 +555,10 @@ impl Session {
         let counters = export.counters(desk.worker);
         let request = device::Request::new(storing.what.op(), 0, 0);
         match stored {
+            Stored::Backed(backed) => {
+                desk.wants.note(part.clone(), Goal::Memory, backed);
+                return Some(Progress::Reading);
+            }
             Stored::Done if storing.failed.is_some() => {}
             Stored::Done => self.starving_since = None,
             Stored::Failed(errno) => {
@@ -597,6 +628,49 @@ impl Session {
     }
 }
 
+/// The next piece of each manner: what precedes its data is in the outbox then. None if there is no room.
+impl Reading {
+    /// All of it.
+    fn short_reply(&self, outbox: &mut Outbox) -> Option<Piece> {
+        let mark = mark(outbox, size_of::<SimpleReply>() + self.left as usize)?;
+        simple_reply(outbox, self.cookie, None);
+        Some(Piece { mark, from: self.at, count: self.left })
+    }
+
+    /// A chunk of a structured reply.
+    fn chunk(&self, outbox: &mut Outbox) -> Option<Piece> {
+        let count = self.left.min(DATA_BYTES as u32);
+        let mark = mark(outbox, DATA_HEADER_BYTES + count as usize)?;
+        if count == 0 {
+            chunk_header(outbox, self.cookie, chunk::NONE, true, 0);
+        } else {
+            data_header(outbox, self.cookie, self.at, count, count == self.left);
+        }
+        Some(Piece { mark, from: self.at, count })
+    }
+
+    /// Some of what is to be looked at, of which so much is left.
+    fn checked_piece(&self, outbox: &mut Outbox, left: u32) -> Option<Piece> {
+        let mark = mark(outbox, DATA_BYTES)?;
+        let from = self.at + u64::from(self.left - left);
+        Some(Piece { mark, from, count: left.min(DATA_BYTES as u32) })
+    }
+
+    /// Some of what was looked at.
+    fn raw_piece(&self, outbox: &mut Outbox) -> Option<Piece> {
+        let count = (self.left as usize).min(outbox.room()).min(DATA_BYTES);
+        // Not in small pieces, unless it is the last.
+        let is_worth_it = count >= PAGE_SIZE || count == self.left as usize;
+        let mark = outbox.mark();
+        is_worth_it.then_some(Piece { mark, from: self.at, count: count as u32 })
+    }
+}
+
+/// Where the outbox ends, if it has so much room.
+fn mark(outbox: &Outbox, bytes: usize) -> Option<usize> {
+    (outbox.room() >= bytes).then(|| outbox.mark())
+}
+
 fn simple_reply(outbox: &mut Outbox, cookie: u64, error: Option<Error>) {
     outbox.push(&SimpleReply {
         magic: SIMPLE_REPLY_MAGIC.into(),
@@ -654,6 +728,7 @@ mod tests {
         session: Session,
         inbox: Inbox,
         outbox: Outbox,
+        wants: Wants,
         now: Instant,
     }
 
@@ -663,7 +738,8 @@ mod tests {
             exports.add(Arc::new(Export::new("a", Arc::new(device), 1, terms.flush)));
             let visit = exports.visit(b"a").unwrap();
             let session = Session::new(Agreement { visit, terms });
-            Self { session, inbox: Inbox::new(), outbox: Outbox::new(), now: Instant::now() }
+            let (inbox, outbox, wants) = (Inbox::new(), Outbox::new(), Wants::new());
+            Self { session, inbox, outbox, wants, now: Instant::now() }
         }
 
         fn say(&mut self, bytes: &[u8]) {
@@ -688,8 +764,8 @@ mod tests {
         }
 
         fn advance(&mut self) -> Progress {
-            let (inbox, outbox) = (&mut self.inbox, &mut self.outbox);
-            self.session.advance(&mut Desk { worker: 0, inbox, outbox, now: self.now })
+            let (inbox, outbox, wants) = (&mut self.inbox, &mut self.outbox, &mut self.wants);
+            self.session.advance(&mut Desk { worker: 0, inbox, outbox, wants, now: self.now })
         }
 
         /// Takes what there is to send.

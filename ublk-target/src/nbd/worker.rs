@@ -4,8 +4,9 @@
 //! else wants, no system call but io_uring's own (but for waking up to a new connection), and no wait
 //! but for I/O. A client that sends nothing, takes nothing or asks for much holds up nobody else:
 //! each has its turn, and a turn is bounded. Connections come from the server's thread and go back
-//! there, which frees their memory. A worker that cannot go on takes the process down, for the kernel
-//! may swap to what it serves.
+//! there, which frees their memory. What connections want from the backing file comes by the same io_uring; a
+//! connection that waits for it stays where it is, and sends what it has. A worker that cannot go on takes the
+//! process down, for the kernel may swap to what it serves.
 
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
@@ -13,8 +14,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender};
 use std::time::{Duration, Instant};
 
+use tmem::Engine;
+
 use super::protocol::Progress;
 use super::ring::{Link, Outcome, Ring, Token};
+use super::wants::WANTS_MAX;
+use crate::backing::{Backing, Ended, FETCHES_MAX, Fetched, Fetches};
 use crate::process;
 use crate::waker::Waker;
 
@@ -27,11 +32,22 @@ const NEGOTIATION_PERIOD: Duration = Duration::from_secs(1);
 /// How long to wait for other I/O before what the system had no memory for is tried again.
 const STARVED_RETRY: Duration = Duration::from_millis(2);
 
-/// Entries of a ring beside those of its links: the two signals, the watch.
-const EXTRA_ENTRIES: usize = 8;
+/// Entries of a ring beside those of its links: the three signals, the watch, reads of the backing file.
+const EXTRA_ENTRIES: usize = 8 + FETCHES_MAX;
 
 /// Entries that a link can need at a time: receive, send, and a cancellation of each.
 const LINK_ENTRIES: usize = 4;
+
+/// The engine, and what there is to do for it beside requests.
+#[derive(Clone)]
+pub struct EngineSide {
+    /// The engine.
+    pub engine: Arc<Engine>,
+    /// Wakes the supply thread.
+    pub waker: Arc<Waker>,
+    /// The backing file, if there is one, and what wakes the thread that writes to it.
+    pub backing: Arc<Backing>,
+}
 
 /// What a worker works with.
 pub struct WorkerContext {
@@ -45,8 +61,8 @@ pub struct WorkerContext {
     pub wake: Arc<OwnedFd>,
     /// Whether it is to stop.
     pub stop: Arc<AtomicBool>,
-    /// Wakes the supply thread.
-    pub waker: Arc<Waker>,
+    /// The engine that all exports are on, and what is woken for it.
+    pub side: EngineSide,
 }
 
 /// See the module's description.
@@ -54,6 +70,8 @@ pub struct Worker {
     context: WorkerContext,
     ring: Ring,
     places: Box<[Option<Place>]>,
+    /// Pages that are read from the backing file: slot, and number among what the connection wants.
+    fetches: Fetches<(usize, usize)>,
 }
 
 /// A connection's place.
@@ -78,15 +96,16 @@ impl Worker {
     /// A worker with places for so many connections, on the thread that will run it.
     pub fn new(context: WorkerContext, places: usize) -> std::io::Result<Self> {
         let ring = Ring::new((places * LINK_ENTRIES + EXTRA_ENTRIES) as u32)?;
+        let fetches = Fetches::new(Arc::clone(&context.side.backing), places * WANTS_MAX);
         let places = std::iter::repeat_with(|| None).take(places).collect();
-        Ok(Self { context, ring, places })
+        Ok(Self { context, ring, places, fetches })
     }
 
     /// Serves connections until it is told to stop and all are gone.
     pub fn run(mut self) {
         self.ring.watch(self.context.wake.as_raw_fd());
         // The first signal makes the kernel allocate what every later one uses again.
-        self.ring.signal(self.context.waker.fd(), Token::Ignored);
+        self.ring.signal(self.context.side.waker.fd(), Token::Ignored);
         loop {
             let is_stopping = self.context.stop.load(Ordering::Acquire);
             let limit = self.turn(is_stopping);
@@ -105,6 +124,9 @@ impl Worker {
     /// Gives each connection its turn, and says how long there is nothing to do but I/O.
     fn turn(&mut self, is_stopping: bool) -> Option<Duration> {
         let now = Instant::now();
+        if is_stopping {
+            self.give_up_fetches();
+        }
         let mut limit: Option<Duration> = None;
         for slot in 0..self.places.len() {
             let Some(place) = &mut self.places[slot] else { continue };
@@ -112,21 +134,28 @@ impl Worker {
                 place.state = State::Over;
                 place.link.cancel(&mut self.ring, slot);
             }
-            let wanted = place.turn(&mut self.ring, &self.context.waker, slot, now);
+            let wanted = place.turn(&mut self.ring, &self.context, slot, now);
             limit = [limit, wanted].into_iter().flatten().min();
+            while let Some((want, backed)) = place.link.next_want() {
+                self.fetches.want((slot, want), backed, now);
+            }
             if place.state == State::Over && !place.link.is_busy() {
                 self.retire(slot);
             }
         }
-        limit
+        // What was kept from an earlier read has landed at once, and its connection goes on.
+        if self.begin_fetches() { Some(Duration::ZERO) } else { limit }
     }
 
     fn complete(&mut self, token: Token, result: i32) {
         let (slot, is_send) = match token {
             Token::Ignored => return,
             Token::Woken => return self.welcome(),
-            Token::Supply if result < 0 => return self.context.waker.unclaim(),
+            Token::Supply if result < 0 => return self.context.side.waker.unclaim(),
             Token::Supply => return,
+            Token::Writeback if result < 0 => return self.context.side.backing.waker().unclaim(),
+            Token::Writeback => return,
+            Token::Fetch(read) => return self.fetched(read, result),
             Token::Receive(slot) => (slot, false),
             Token::Send(slot) => (slot, true),
         };
@@ -150,6 +179,57 @@ impl Worker {
                 place.link.cancel(&mut self.ring, slot);
             }
         }
+    }
+
+    /// Reads what is wanted from the backing file, as far as there is room for it; true if something had been read
+    /// already.
+    fn begin_fetches(&mut self) -> bool {
+        self.fetches.release(|_| true);
+        let mut has_landed = false;
+        while let Some((read, entry)) = self.fetches.begin(&self.context.side.engine) {
+            match entry {
+                Some(_) => self.ring.fetch(&self.fetches, read),
+                None => {
+                    self.land_all(read);
+                    has_landed = true;
+                }
+            }
+        }
+        has_landed
+    }
+
+    /// A read of the backing file has completed with this.
+    fn fetched(&mut self, read: usize, result: i32) {
+        match self.fetches.ended(read, result) {
+            Ended::Again => self.ring.fetch(&self.fetches, read),
+            Ended::Over => self.land_all(read),
+        }
+    }
+
+    /// Hands over the pages whose blocks a read has brought, or has not.
+    fn land_all(&mut self, read: usize) {
+        while let Some(fetched) = self.fetches.take(read) {
+            let Fetched { who: (slot, want), since, mut image, .. } = fetched;
+            let image = image.as_mut().ok();
+            if let Some(backed) = self.waiting(slot).landed(want, image, since.elapsed()) {
+                // It has been moved meanwhile.
+                self.fetches.want((slot, want), backed, since);
+            }
+        }
+    }
+
+    /// Gives up what is read from the backing file: it is for connections that end now, and the file may never
+    /// answer.
+    fn give_up_fetches(&mut self) {
+        while let Some((slot, want)) = self.fetches.give_up() {
+            self.waiting(slot).give_up(want);
+        }
+    }
+
+    /// The connection at a place that something is read for.
+    fn waiting(&mut self, slot: usize) -> &mut Link {
+        let place = self.places[slot].as_mut();
+        &mut place.expect("a connection stays while something is read for it").link
     }
 
     /// Takes in connections that have come.
@@ -184,7 +264,7 @@ impl Place {
     fn turn(
         &mut self,
         ring: &mut Ring,
-        waker: &Waker,
+        context: &WorkerContext,
         slot: usize,
         now: Instant,
     ) -> Option<Duration> {
@@ -210,14 +290,22 @@ impl Place {
         }
         let progress = protocol.advance(now);
         let has_output = !protocol.outbox.is_empty();
-        // Whoever wins the claim wakes the supply thread for all.
-        if protocol.supply_wanted() && waker.claim() {
-            ring.signal(waker.fd(), Token::Supply);
+        // Whoever wins the claim wakes the thread for all.
+        if protocol.supply_wanted() && context.side.waker.claim() {
+            ring.signal(context.side.waker.fd(), Token::Supply);
+        }
+        let writer = context.side.backing.waker();
+        if protocol.writeback_wanted() && writer.claim() {
+            ring.signal(writer.fd(), Token::Writeback);
         }
         self.state = match progress {
             Progress::End if has_output => State::Ending,
             Progress::End => State::Over,
-            Progress::Busy | Progress::Flush | Progress::Hungry | Progress::Starved => State::Open,
+            Progress::Busy
+            | Progress::Flush
+            | Progress::Hungry
+            | Progress::Reading
+            | Progress::Starved => State::Open,
         };
         if has_output {
             self.link.send(ring, slot);

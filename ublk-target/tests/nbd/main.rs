@@ -2,6 +2,9 @@
 //! that know the protocol from its specification alone.
 #![allow(clippy::unwrap_used, reason = "a test fails by a panic")]
 
+mod backed;
+#[path = "../../../tests/support/backing.rs"]
+mod backing;
 mod client;
 mod closing;
 mod commands;
@@ -22,3 +25,4 @@ mod served;
 mod slow;
 mod stream;
 mod watchdog;
+mod written_back;

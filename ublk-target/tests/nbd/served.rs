@@ -4,8 +4,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use tmem::{Config, Engine};
+use tmem_ublk_target::backing::Backing;
 use tmem_ublk_target::device::BlockDevice;
-use tmem_ublk_target::nbd::{Export, NbdAddress, NbdServer, Purpose};
+use tmem_ublk_target::nbd::{EngineSide, Export, NbdAddress, NbdServer, Purpose};
 use tmem_ublk_target::supply::Supply;
 
 /// Places for connections that the smallest server has.
@@ -42,13 +43,19 @@ impl Served {
         let config = Config { limit, limit_max: limit, shards: 1 };
         let engine = Arc::new(Engine::new(&config).unwrap());
         while engine.supply().unwrap().more {}
+        let backing = Arc::new(Backing::new().unwrap());
+        Self::on(engine, backing, plans, workers)
+    }
+
+    /// A server with such exports on this engine, and on what there is of a backing file.
+    pub fn on(engine: Arc<Engine>, backing: Arc<Backing>, plans: &[Plan], workers: usize) -> Self {
         let supply = Supply::start(Arc::clone(&engine)).unwrap();
         let home = tempfile::tempdir().unwrap();
         let socket = home.path().join("nbd.sock");
         let address: NbdAddress = format!("unix:{}", socket.display()).parse().unwrap();
-        let server =
-            NbdServer::start(&address, Arc::clone(supply.waker()), workers, 0, Purpose::Clients)
-                .unwrap();
+        let waker = Arc::clone(supply.waker());
+        let side = EngineSide { engine: Arc::clone(&engine), waker, backing };
+        let server = NbdServer::start(&address, side, workers, 0, Purpose::Clients).unwrap();
         let exports = plans.iter().map(|&(name, pages, flush)| {
             let device = BlockDevice::new(Arc::clone(&engine), pages).unwrap();
             let export = Export::new(name, Arc::new(device), server.workers(), flush);
