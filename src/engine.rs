@@ -229,17 +229,32 @@ impl Engine {
         self.log.get().map(|log| &**log)
     }
 
-    /// An ephemeral frame of another shard. No lock is held meanwhile.
+    /// An ephemeral frame of another shard, or one of which the log has a copy. No lock is held meanwhile.
     pub(crate) fn frame_of_others(&self, handle: Handle) -> Option<u32> {
-        if self.ephemeral_pools.load(Ordering::Acquire) == 0 {
+        let own = self.shard_number(handle);
+        if self.ephemeral_pools.load(Ordering::Acquire) > 0
+            && let Some(frame) = self.others(own).find_map(|mut shard| shard.evict_ephemeral())
+        {
+            self.shard(handle).count_eaten(handle);
+            return Some(frame);
+        }
+        self.clean_frame(own)
+    }
+
+    /// A frame of which the log has a copy, of any shard but `own`; if there is none there, of that.
+    pub(crate) fn clean_frame(&self, own: usize) -> Option<u32> {
+        if self.log()?.clean() == 0 {
             return None;
         }
-        let own = self.shard_number(handle);
+        let mut others = self.others(own);
+        let frame = others.find_map(|mut shard| shard.evict_clean());
+        frame.or_else(|| self.shards[own].0.lock().evict_clean())
+    }
+
+    /// All shards but one, each locked when it is its turn.
+    fn others(&self, own: usize) -> impl Iterator<Item = MutexGuard<'_, Shard>> {
         let others = self.shards.iter().cycle().skip(own + 1).take(self.shards.len() - 1);
-        let mut frames = others.map(|shard| shard.0.lock().evict_ephemeral());
-        let frame = frames.find_map(|frame| frame)?;
-        self.shard(handle).count_eaten(handle);
-        Some(frame)
+        others.map(|shard| shard.0.lock())
     }
 
     /// Gets a page. From an ephemeral pool it is gone then. On anything but a hit, `page` holds

@@ -42,6 +42,7 @@ const FLAG_REFERENCED: u32 = 1 << 16;
 const FLAG_RAW: u32 = 1 << 17;
 const FLAG_CLOSED: u32 = 1 << 18;
 const FLAG_HELD: u32 = 1 << 19;
+const FLAG_CLEAN: u32 = 1 << 20;
 const TICK_SHIFT: u32 = 24;
 
 const _: () = assert!(size_of::<FrameMeta>() == 32);
@@ -305,6 +306,23 @@ impl FrameMeta {
 
     pub(crate) fn is_closed(&self) -> bool {
         self.layout.state.load(Relaxed) & FLAG_CLOSED != 0
+    }
+
+    /// Makes a frame one of which a block of the log is a copy, or one of which none is. A clean frame is in no bin, so
+    /// that the block's number is where those links are.
+    pub(crate) fn set_clean(&self, block: Option<u32>) {
+        let state = self.layout.state.load(Relaxed) & !FLAG_CLEAN;
+        if let Some(block) = block {
+            self.bin.next.store(block, Relaxed);
+        }
+        let flag = if block.is_some() { FLAG_CLEAN } else { 0 };
+        self.layout.state.store(state | flag, Relaxed);
+    }
+
+    /// The block that is a copy of a clean frame.
+    pub(crate) fn clean(&self) -> Option<u32> {
+        let is_clean = self.layout.state.load(Relaxed) & FLAG_CLEAN != 0;
+        is_clean.then(|| self.bin.next.load(Relaxed))
     }
 
     pub(crate) fn set_tick(&self, tick: u8) {

@@ -448,7 +448,8 @@ impl Store {
         Some(placed)
     }
 
-    /// A frame for a put: brought along, or free, or taken from the LRU ephemeral zpages.
+    /// A frame for a put: brought along, or free, or taken from the LRU ephemeral zpages, or one of which the log has a
+    /// copy.
     fn take_frame(
         &mut self,
         pools: &[Option<Arc<Pool>>],
@@ -459,9 +460,11 @@ impl Store {
             return Some(frame);
         }
         self.alloc.failed_getfreepages += 1;
-        let frame = self.evict_ephemeral(pools)?;
-        self.count_eaten(kind);
-        Some(frame)
+        if let Some(frame) = self.evict_ephemeral(pools) {
+            self.count_eaten(kind);
+            return Some(frame);
+        }
+        self.evict_clean(pools)
     }
 
     fn count_eaten(&mut self, kind: PoolKind) {
@@ -589,6 +592,12 @@ impl Store {
         counters.zpages -= 1;
         counters.compr_data_size -= freed.bytes;
         counters.huge_pages -= u64::from(freed.raw);
+        if let Some(block) = freed.block {
+            self.log().deaden(block, placed.granule);
+            if freed.frame.is_some() {
+                self.log().sub_clean();
+            }
+        }
         freed.frame
     }
 

@@ -141,6 +141,8 @@ counters! {
         closed_pageframes,
         /// Frames on their way to the backing file.
         held_pageframes,
+        /// Frames of which the backing file has a copy: the next to go, without being written.
+        clean_pageframes,
         /// Frames with two zpages or more.
         buddied_count,
         /// Frames with one zpage.

@@ -12,6 +12,7 @@ use crate::arena::STEP_FRAMES;
 use crate::engine::{Config, Engine};
 use crate::error::ConfigError;
 use crate::registry::Registry;
+use crate::shard::Shard;
 use crate::sync::Ordering;
 
 /// The low watermark is this part of the frames in use,
@@ -119,12 +120,15 @@ impl Engine {
         Config::limit_min(self.config.shards) + self.tables.load(Ordering::Acquire)
     }
 
-    /// Frees ephemeral frames until so many frames are free or none are ephemeral.
+    /// Frees ephemeral frames, and then those of which the log has a copy, until so many frames are free or there are
+    /// none.
     fn evict(&self, frames: u32) {
-        for shard in &self.shards {
-            while self.arena.free() < frames {
-                let Some(frame) = shard.0.lock().evict_ephemeral() else { break };
-                self.arena.push(frame);
+        for evict in [Shard::evict_ephemeral, Shard::evict_clean] {
+            for shard in &self.shards {
+                while self.arena.free() < frames {
+                    let Some(frame) = evict(&mut shard.0.lock()) else { break };
+                    self.arena.push(frame);
+                }
             }
         }
     }

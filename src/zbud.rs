@@ -47,6 +47,8 @@ pub(crate) struct Freed {
     pub(crate) bytes: u64,
     /// Whether it was a raw page.
     pub(crate) raw: bool,
+    /// The block of the log that has a copy of it.
+    pub(crate) block: Option<u32>,
     /// The frame, if nothing is left in it: it is the caller's again.
     pub(crate) frame: Option<u32>,
 }
@@ -79,6 +81,8 @@ pub(crate) struct Zbud {
     lru: List,
     /// Persistent frames with a raw page: those that cost most, and are first to go.
     raw: List,
+    /// Frames of which the log has a copy: least recently used ones, the first to go when frames are needed.
+    clean: List,
     /// The time, in ticks of whoever evicts by age; it wraps.
     tick: u8,
     counters: ClassCounters,
@@ -93,6 +97,7 @@ impl Zbud {
             filled: [0; BIN_WORDS],
             lru: List::new(Through::Lru),
             raw: List::new(Through::Lru),
+            clean: List::new(Through::Lru),
             tick: 0,
             counters: ClassCounters::default(),
         }
@@ -203,8 +208,10 @@ impl Zbud {
         let meta = self.own(arena, placed.frame);
         let raw = meta.layout.is_raw();
         let mut buddies = meta.layout.buddies();
+        let block = meta.clean();
         let listed = !meta.is_closed() && !meta.is_held();
-        if !raw && listed {
+        let binned = !raw && listed && block.is_none();
+        if binned {
             self.unbin(arena, placed.frame, &buddies);
         }
         let extent = buddies.take(usize::from(placed.granule));
@@ -222,24 +229,27 @@ impl Zbud {
         }
         if buddies.count() > 0 {
             meta.layout.set_buddies(&buddies);
-            if listed {
+            if binned {
                 self.bin(arena, placed.frame, &buddies);
             }
-            return Freed { bytes, raw, frame: None };
+            return Freed { bytes, raw, block, frame: None };
         }
         if meta.is_held() {
             // Nothing else may come to be where it was, until who holds it lets it go.
             meta.layout.empty();
-            return Freed { bytes, raw, frame: None };
+            return Freed { bytes, raw, block, frame: None };
         }
-        if listed {
+        if block.is_some() {
+            self.clean.remove(arena, placed.frame);
+            self.counters.clean_pageframes -= 1;
+        } else if listed {
             self.queue(raw).remove(arena, placed.frame);
         } else {
             self.counters.closed_pageframes -= 1;
         }
         self.counters.pageframes -= 1;
         meta.reset(Use::Free);
-        Freed { bytes, raw, frame: Some(placed.frame) }
+        Freed { bytes, raw, block, frame: Some(placed.frame) }
     }
 
     /// Takes the least recently used frame off all lists, a raw page's if there is one: its zpages stay
@@ -283,6 +293,59 @@ impl Zbud {
         }
         self.queue(raw).push_front(arena, frame);
         None
+    }
+
+    /// The same for a frame that was written: what is left in it is in memory as before, and in this block too.
+    pub(crate) fn let_go_clean(&mut self, arena: &Arena, frame: u32, block: u32) -> Option<u32> {
+        let meta = self.own(arena, frame);
+        if meta.layout.buddies().count() == 0 {
+            return self.let_go(arena, frame);
+        }
+        assert!(meta.is_held(), "frame {frame} is not held");
+        meta.set_held(false);
+        meta.set_clean(Some(block));
+        self.counters.held_pageframes -= 1;
+        self.counters.clean_pageframes += 1;
+        self.clean.push_back(arena, frame);
+        None
+    }
+
+    /// Holds the least recently used of the clean frames, after giving those that were read since a second chance; it
+    /// is not clean any more. With the block that is a copy of it.
+    pub(crate) fn hold_clean(&mut self, arena: &Arena, slots: &impl Slots) -> Option<(u32, u32)> {
+        for _ in 0..SECOND_CHANCES_MAX {
+            let frame = self.clean.front()?;
+            let meta = self.own(arena, frame);
+            let is_read = meta.take_referenced();
+            // One whose owners are not known has to stay, and may be the only one.
+            if !is_read && self.knows_owners(arena, frame, &meta.layout.buddies(), slots) {
+                let block = meta.clean().expect("it is on the list of clean frames");
+                self.take_off_clean(arena, frame);
+                meta.set_held(true);
+                self.counters.held_pageframes += 1;
+                return Some((frame, block));
+            }
+            self.clean.remove(arena, frame);
+            self.clean.push_back(arena, frame);
+        }
+        None
+    }
+
+    /// A clean frame has no copy any more: it is the least recently used of all others.
+    pub(crate) fn make_dirty(&mut self, arena: &Arena, frame: u32) {
+        self.take_off_clean(arena, frame);
+        let meta = self.own(arena, frame);
+        let (raw, buddies) = (meta.layout.is_raw(), meta.layout.buddies());
+        if !raw {
+            self.bin(arena, frame, &buddies);
+        }
+        self.queue(raw).push_front(arena, frame);
+    }
+
+    fn take_off_clean(&mut self, arena: &Arena, frame: u32) {
+        self.clean.remove(arena, frame);
+        self.counters.clean_pageframes -= 1;
+        self.own(arena, frame).set_clean(None);
     }
 
     /// The LRU queue of a frame. Raw pages are apart where frames are written to the log: they go first.
@@ -670,6 +733,9 @@ mod tests {
         }
         assert_eq!(bench.zbud.owner(&bench.arena, placed), handle(5));
         let freed = bench.zbud.free(&bench.arena, placed);
-        assert_eq!(freed, Freed { bytes: PAGE_SIZE as u64, raw: true, frame: Some(frame) });
+        assert_eq!(
+            freed,
+            Freed { bytes: PAGE_SIZE as u64, raw: true, block: None, frame: Some(frame) }
+        );
     }
 }

@@ -26,7 +26,7 @@ use std::thread;
 use backing::{TABLES, carry_out};
 use tmem::{
     BACKING_BYTES_MIN, ClientId, Config, Engine, GetError, Got, Handle, OBJECT_PAGES, PAGE_SIZE,
-    Page, PoolId, PoolKind, PutError, Queue, Writeback,
+    Page, PoolId, PoolKind, PutError, Queue, Writeback, WritebackSettings,
 };
 
 /// How long a scenario is.
@@ -34,8 +34,18 @@ use tmem::{
 struct Size {
     rounds: u32,
     frames: u64,
-    /// Whether there is a backing file.
-    backed: bool,
+    backing: Backing,
+}
+
+/// What becomes of cold pages.
+#[derive(Clone, Copy, PartialEq)]
+enum Backing {
+    /// They stay.
+    None,
+    /// They go to a backing file.
+    Moved,
+    /// They go there, and stay as long as there is room.
+    Copied,
 }
 
 /// Frames that entries of a small backing file's blocks take at most.
@@ -60,7 +70,8 @@ struct Scenario {
 
 fn scenario(size: Size) {
     const SHARDS: usize = 2;
-    let backing = if size.backed { TABLES + ENTRIES * PAGE_SIZE as u64 } else { 0 };
+    let is_backed = size.backing != Backing::None;
+    let backing = if is_backed { TABLES + ENTRIES * PAGE_SIZE as u64 } else { 0 };
     let limit = Config::limit_min(SHARDS) + backing + (2 + size.frames) * PAGE_SIZE as u64;
     let config = Config { limit, limit_max: 2 * limit, shards: SHARDS };
     let engine = Engine::new(&config).unwrap();
@@ -71,8 +82,11 @@ fn scenario(size: Size) {
     // Encrypting takes minutes under Miri.
     let key = Some(&[3; 32]).filter(|_| !cfg!(miri));
     let attach = || engine.attach_backing(BACKING_BYTES_MIN, key).unwrap();
-    let writeback = Mutex::new(size.backed.then(attach));
-    let file = Mutex::new(vec![0; if size.backed { BACKING_BYTES_MIN as usize } else { 0 }]);
+    let keep_copies = size.backing == Backing::Copied;
+    let settings = WritebackSettings { keep_copies, ..WritebackSettings::default() };
+    engine.set_writeback_settings(&settings).unwrap();
+    let writeback = Mutex::new(is_backed.then(attach));
+    let file = Mutex::new(vec![0; if is_backed { BACKING_BYTES_MIN as usize } else { 0 }]);
     let all = Arc::new(Scenario { engine, client, swap, cache, size, file, writeback });
     let roles = [
         Scenario::write,
@@ -267,14 +281,14 @@ fn contents(writer: u32, version: u32) -> Page {
 #[cfg(not(feature = "shuttle"))]
 #[test]
 fn real_threads_keep_order_and_frames() {
-    for backed in [false, true] {
+    for backing in [Backing::None, Backing::Moved, Backing::Copied] {
         if cfg!(miri) {
-            scenario(Size { rounds: 4, frames: 8, backed });
+            scenario(Size { rounds: 4, frames: 8, backing });
             continue;
         }
         for frames in [2, 4, 6, 10, 14, 30] {
             for _ in 0..6 {
-                scenario(Size { rounds: 2000, frames, backed });
+                scenario(Size { rounds: 2000, frames, backing });
             }
         }
     }
@@ -283,16 +297,18 @@ fn real_threads_keep_order_and_frames() {
 #[cfg(feature = "shuttle")]
 #[test]
 fn random_schedules_keep_order_and_frames() {
-    let scenario = |rounds, frames, backed| move || scenario(Size { rounds, frames, backed });
-    shuttle::check_random(scenario(5, 3, false), 6000);
-    shuttle::check_random(scenario(8, 7, false), 6000);
-    shuttle::check_random(scenario(6, 5, true), 1500);
+    let scenario = |rounds, frames, backing| move || scenario(Size { rounds, frames, backing });
+    shuttle::check_random(scenario(5, 3, Backing::None), 6000);
+    shuttle::check_random(scenario(8, 7, Backing::None), 6000);
+    shuttle::check_random(scenario(6, 5, Backing::Moved), 1500);
+    shuttle::check_random(scenario(6, 5, Backing::Copied), 1500);
 }
 
 #[cfg(feature = "shuttle")]
 #[test]
 fn schedules_by_priority_keep_order_and_frames() {
-    let scenario = |frames, backed| move || scenario(Size { rounds: 5, frames, backed });
-    shuttle::check_pct(scenario(3, false), 6000, 4);
-    shuttle::check_pct(scenario(5, true), 1500, 4);
+    let scenario = |frames, backing| move || scenario(Size { rounds: 5, frames, backing });
+    shuttle::check_pct(scenario(3, Backing::None), 6000, 4);
+    shuttle::check_pct(scenario(5, Backing::Moved), 1500, 4);
+    shuttle::check_pct(scenario(5, Backing::Copied), 1500, 4);
 }

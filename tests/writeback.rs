@@ -62,6 +62,8 @@ struct Profile {
     flipping: u64,
     /// Whether settings change now and then.
     setting: bool,
+    /// Whether what was written stays in memory as long as there is room.
+    keeping: bool,
     steps: u64,
 }
 
@@ -74,6 +76,7 @@ const CALM: Profile = Profile {
     failing: 0,
     flipping: 0,
     setting: false,
+    keeping: false,
     steps: 20_000,
 };
 
@@ -136,6 +139,8 @@ impl Sim {
         let key = [7; KEY_BYTES];
         let key = profile.encrypts.then_some(&key);
         let writeback = engine.attach_backing(bytes, key).unwrap();
+        let settings = WritebackSettings { keep_copies: profile.keeping, ..Default::default() };
+        engine.set_writeback_settings(&settings).unwrap();
         Self {
             profile,
             rng: Rng(seed),
@@ -384,6 +389,7 @@ impl Sim {
             bytes_per_second: self.rng.one_in(2).then(|| (1 + self.rng.below(8)) << 20),
             bytes_per_day: self.rng.one_in(4).then(|| (64 + self.rng.below(64)) << 20),
             age_seconds: self.rng.one_in(2).then(|| 1 + self.rng.below(9) as u32),
+            keep_copies: self.rng.one_in(2),
         };
         self.engine.set_writeback_settings(&settings).unwrap();
         assert_eq!(self.engine.writeback_settings(), settings);
@@ -433,7 +439,8 @@ impl Sim {
         assert_eq!(pools.orig_data_size, held * PAGE_SIZE as u64);
         assert_eq!(pools.zpages + pools.same_pages + pools.bd_count, held);
         assert_eq!(pools.lost_pages, self.map.len() as u64 - held);
-        assert!(pools.bd_count > 0 || stats.log.log_live_bytes == 0);
+        let copied = pools.bd_count + stats.pers.clean_pageframes;
+        assert!(copied > 0 || stats.log.log_live_bytes == 0);
     }
 
     /// Does what is to be done, without faults, until there is nothing.
@@ -551,6 +558,23 @@ fn a_flipped_bit_is_an_error_and_never_other_data() {
 }
 
 #[test]
+fn copies_are_kept_and_given_up_when_frames_are_needed() {
+    let keeping = Profile { keeping: true, ..CALM };
+    let stats = runs(keeping, 8);
+    assert_eq!(total(&stats, |stats| stats.pools.corrupt_gets), 0);
+    assert!(total(&stats, |stats| stats.pools.bd_reads) > 1000);
+    // Also where the cleaner meets them, or the file fails.
+    let full = Profile { pages: 2500, raw: 90, steps: 40_000, ..keeping };
+    for failing in [0, 60] {
+        let stats = runs(Profile { failing, ..full }, 4);
+        assert!(total(&stats, |stats| stats.log.log_cleaned_segments) > 50);
+        assert_eq!(total(&stats, |stats| stats.pools.corrupt_gets), 0);
+    }
+    let stats = runs(Profile { flipping: 40, ..full }, 4);
+    assert!(total(&stats, |stats| stats.pools.corrupt_gets) > 10);
+}
+
+#[test]
 fn settings_change_while_pages_go_and_come_back() {
     let stats = runs(Profile { setting: true, failing: 50, steps: 40_000, ..CALM }, 6);
     assert_eq!(total(&stats, |stats| stats.pools.corrupt_gets), 0);
@@ -634,6 +658,34 @@ fn what_is_not_used_for_its_age_goes_though_there_is_room() {
     // Those that were used had a second chance when it was their turn, soon after that.
     assert_eq!(pass(&mut sim, 40), 0);
     assert_eq!(pass(&mut sim, 40), 50 * BLOCK);
+    sim.end();
+}
+
+#[test]
+fn what_was_written_is_read_in_memory_until_its_frame_is_needed() {
+    let mut sim = half_full();
+    let settings =
+        WritebackSettings { age_seconds: Some(1), keep_copies: true, ..Default::default() };
+    sim.engine.set_writeback_settings(&settings).unwrap();
+    let mut sum = 0;
+    for _ in 0..4 {
+        sim.now += SECOND;
+        sum += written(&mut sim);
+    }
+    let stats = sim.engine.stats();
+    assert_eq!((sum, stats.pers.clean_pageframes), (200 * BLOCK, 200));
+    assert_eq!((stats.pools.bd_writes, stats.pools.bd_count), (200, 0));
+    // What was rewritten has no copy any more, nor what was flushed.
+    fill(&mut sim, 0..10);
+    sim.engine.flush_range(sim.pool, 10, 10);
+    (10..20).for_each(|page| drop(sim.map.remove(&page)));
+    let stats = sim.engine.stats();
+    assert_eq!((stats.pers.clean_pageframes, stats.log.log_live_bytes), (180, 180 * BLOCK));
+    // More than there is memory for: without a write, as long as there are copies.
+    fill(&mut sim, 200..550);
+    assert_eq!(sim.engine.stats().log.log_written_bytes, sum);
+    let stats = sim.engine.stats();
+    assert!(stats.pools.bd_count > 100 && stats.pers.clean_pageframes > 0, "{stats:?}");
     sim.end();
 }
 

@@ -29,6 +29,8 @@ pub(crate) struct Log {
     accepts: AtomicU64,
     /// Frames that hold entries, or are kept to.
     frames: AtomicU64,
+    /// Frames that have a copy in the log.
+    clean: AtomicU64,
     tally: Tally,
 }
 
@@ -40,8 +42,8 @@ impl Log {
         key: Option<&[u8; KEY_BYTES]>,
     ) -> io::Result<Self> {
         let (segments, seal) = (Segments::new(segments)?, Seal::new(key));
-        let (accepts, frames) = (AtomicU64::new(0), AtomicU64::new(0));
-        Ok(Self { arena, segments, seal, accepts, frames, tally: Tally::new() })
+        let [accepts, frames, clean] = [(); 3].map(|()| AtomicU64::new(0));
+        Ok(Self { arena, segments, seal, accepts, frames, clean, tally: Tally::new() })
     }
 
     pub(crate) fn segments(&self) -> &Segments {
@@ -71,6 +73,21 @@ impl Log {
     /// Frames that hold entries of blocks, or are kept for that.
     pub(crate) fn frames(&self) -> u64 {
         self.frames.load(Ordering::Acquire)
+    }
+
+    /// Frames that have a copy in the log.
+    pub(crate) fn clean(&self) -> u64 {
+        self.clean.load(Ordering::Acquire)
+    }
+
+    /// Counts a frame that has one from now on,
+    pub(crate) fn add_clean(&self) {
+        self.clean.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// or has none any more.
+    pub(crate) fn sub_clean(&self) {
+        self.clean.fetch_sub(1, Ordering::AcqRel);
     }
 
     /// Whether a put that finds no frame may wait for the log to take some.

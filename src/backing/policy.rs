@@ -9,6 +9,7 @@
 //! *Which* frames go is the allocator's order: [`crate::zbud`], least recently used ones, those with a raw
 //! page first.
 
+use super::log::Log;
 use super::settings::{SettingsError, WritebackSettings};
 use super::unit::UNIT_BLOCKS;
 use crate::engine::Engine;
@@ -38,6 +39,8 @@ pub(crate) struct Dials {
     bytes_per_second: AtomicU64,
     bytes_per_day: AtomicU64,
     age_seconds: AtomicU64,
+    /// 1 or 0.
+    keep_copies: AtomicU64,
 }
 
 impl Dials {
@@ -47,6 +50,7 @@ impl Dials {
             bytes_per_second: AtomicU64::new(0),
             bytes_per_day: AtomicU64::new(0),
             age_seconds: AtomicU64::new(0),
+            keep_copies: AtomicU64::new(0),
         };
         dials.set(&WritebackSettings::default());
         dials
@@ -59,6 +63,7 @@ impl Dials {
         self.bytes_per_second.store(settings.bytes_per_second.unwrap_or(0), Ordering::Release);
         self.bytes_per_day.store(settings.bytes_per_day.unwrap_or(0), Ordering::Release);
         self.age_seconds.store(settings.age_seconds.unwrap_or(0).into(), Ordering::Release);
+        self.keep_copies.store(settings.keep_copies.into(), Ordering::Release);
     }
 
     fn get(&self) -> WritebackSettings {
@@ -70,6 +75,7 @@ impl Dials {
             bytes_per_second: some(&self.bytes_per_second),
             bytes_per_day: some(&self.bytes_per_day),
             age_seconds: some(&self.age_seconds).map(|seconds| seconds as u32),
+            keep_copies: some(&self.keep_copies).is_some(),
         }
     }
 }
@@ -147,7 +153,10 @@ impl Policy {
 
     /// The tick that it is, if another has begun.
     pub(crate) fn tick(&mut self, engine: &Engine, now: u64) -> Option<u8> {
-        let age = u64::from(engine.writeback_settings().age_seconds?);
+        let Some(age) = engine.writeback_settings().age_seconds.map(u64::from) else {
+            self.clock.next_at = 0;
+            return None;
+        };
         self.clock.advance(age * SECOND / u64::from(AGE_TICKS), now).then_some(self.clock.tick)
     }
 
@@ -204,15 +213,15 @@ struct Clock {
 }
 
 impl Clock {
-    /// Whether another tick of this length has begun. It wraps: what is that old was looked at before.
+    /// Whether another tick of this length has begun, or several. It wraps: what is that old was looked at before.
     fn advance(&mut self, length: u64, now: u64) -> bool {
-        let begins = now >= self.next_at;
-        if begins {
-            self.tick = self.tick.wrapping_add(1);
-            self.next_at = now + length;
-            self.is_looking = true;
-        }
-        begins
+        let Some(late) = now.checked_sub(self.next_at) else { return false };
+        // A long time without ages counts as one tick.
+        let ticks = if self.next_at == 0 { 1 } else { 1 + late / length };
+        self.tick = self.tick.wrapping_add(ticks.min(u64::from(AGE_TICKS)) as u8);
+        self.next_at = now + length;
+        self.is_looking = true;
+        true
     }
 }
 
@@ -221,10 +230,11 @@ pub(crate) fn is_low(engine: &Engine) -> bool {
     left(engine) < low(engine)
 }
 
-/// Frames that are left below the pool limit.
+/// Frames that are left below the pool limit, or can be had at once.
 fn left(engine: &Engine) -> u32 {
     let in_use = engine.arena.allocated().saturating_sub(engine.arena.free());
-    engine.arena.limit().saturating_sub(in_use)
+    let clean = engine.log().map_or(0, Log::clean) as u32;
+    engine.arena.limit().saturating_sub(in_use.saturating_sub(clean))
 }
 
 /// The low watermark, in frames.
@@ -301,11 +311,15 @@ mod tests {
     }
 
     #[test]
-    fn ticks_come_at_their_time_and_late_ones_once() {
+    fn ticks_come_at_their_time_and_late_ones_together() {
         let mut clock = Clock::default();
-        assert!(clock.advance(100, 0) && clock.is_looking);
-        assert!(!clock.advance(100, 99));
-        assert!(clock.advance(100, 1000) && !clock.advance(100, 1099));
-        assert_eq!(clock.tick, 2);
+        assert!(clock.advance(100, 7) && clock.is_looking);
+        assert!(!clock.advance(100, 106));
+        assert_eq!(clock.tick, 1);
+        assert!(clock.advance(100, 310) && !clock.advance(100, 409));
+        assert_eq!(clock.tick, 4);
+        // More than an age is not told apart.
+        assert!(clock.advance(100, 100_000));
+        assert_eq!(clock.tick, 4 + AGE_TICKS);
     }
 }

@@ -24,6 +24,9 @@ pub struct WritebackSettings {
     pub bytes_per_day: Option<u64>,
     /// Frames that were not used for so many seconds go though there is room.
     pub age_seconds: Option<u32>,
+    /// Whether what was written stays in memory too, until its frames are needed: then they are there at once, and what is
+    /// read before that is not read from the file.
+    pub keep_copies: bool,
 }
 
 impl Default for WritebackSettings {
@@ -34,6 +37,7 @@ impl Default for WritebackSettings {
             bytes_per_second: None,
             bytes_per_day: None,
             age_seconds: None,
+            keep_copies: false,
         }
     }
 }
@@ -123,6 +127,7 @@ mod tests {
             bytes_per_second: Some(1 << 20),
             bytes_per_day: Some(64 << 20),
             age_seconds: Some(1),
+            keep_copies: true,
         };
         let most = WritebackSettings { low_permille: 499, high_permille: 500, ..good };
         for settings in [good, least, most] {

@@ -261,7 +261,8 @@ impl Writeback {
     /// Gets free frames for the entries of the next segments.
     fn fill_hand(&mut self, engine: &Engine) {
         while self.wants_frame() {
-            let Some(frame) = engine.arena.pop() else { return };
+            let frame = engine.arena.pop().or_else(|| engine.clean_frame(0));
+            let Some(frame) = frame else { return };
             self.keep(frame);
         }
     }
@@ -373,9 +374,26 @@ impl Writeback {
     /// Makes the slots point at what was written.
     fn install(&mut self, engine: &Engine, at: usize) {
         self.log.tally().add_written(self.units[at].blocks, at > READER);
+        if engine.writeback_settings().keep_copies && at < EVICTING {
+            return self.keep_clean(engine, at);
+        }
         for &(block, passage) in &self.units[at].passages {
             engine.shard(passage.owner).written(block, passage);
         }
+        self.over(engine, at, true);
+    }
+
+    /// Leaves what was written in memory as well, for as long as there are frames for that.
+    fn keep_clean(&mut self, engine: &Engine, at: usize) {
+        for n in 0..self.units[at].frames.len() {
+            let (shard, frame) = self.units[at].frames[n];
+            let block = self.units[at].first + n as u32;
+            let of_it = self.units[at].passages.iter().filter(|(whose, _)| *whose == block);
+            let passages = of_it.map(|(_, passage)| *passage);
+            let empty = engine.shards[shard].0.lock().keep(frame, block, passages);
+            self.take_in(engine, empty);
+        }
+        self.units[at].frames.clear();
         self.over(engine, at, true);
     }
 
@@ -391,18 +409,24 @@ impl Writeback {
     fn over(&mut self, engine: &Engine, at: usize, written: bool) {
         for n in 0..self.units[at].frames.len() {
             let (shard, frame) = self.units[at].frames[n];
-            match engine.shards[shard].0.lock().let_go(frame, written) {
-                // Nobody else gets it first: without it no other frame could go.
-                Some(frame) if self.wants_frame() => self.keep(frame),
-                Some(frame) => engine.arena.push(frame),
-                None => {}
-            }
+            let empty = engine.shards[shard].0.lock().let_go(frame, written);
+            self.take_in(engine, empty);
         }
         let segment = self.units[at].first / SEGMENT_BLOCKS;
         self.forget_sources(at);
         self.units[at].clear();
         self.close_victims();
         self.close_if_done(segment);
+    }
+
+    /// Takes a frame that is free now, or gives it to the arena. Nobody else gets it first: without it no other frame
+    /// could go.
+    fn take_in(&mut self, engine: &Engine, frame: Option<u32>) {
+        match frame {
+            Some(frame) if self.wants_frame() => self.keep(frame),
+            Some(frame) => engine.arena.push(frame),
+            None => {}
+        }
     }
 
     /// Lets a segment go that is written to its end.

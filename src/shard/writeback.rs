@@ -61,11 +61,48 @@ impl Shard {
         empty
     }
 
-    /// What points at a zpage in a block, if it is alive.
-    pub(crate) fn passage(&self, owner: Handle, block: u32, granule: u8) -> Option<Passage> {
+    /// Lets a held frame go that was written to a block of a segment in hand, and keeps it: its zpages are in memory
+    /// still, and those that are what was written are in the log, too. The frame, if nothing is left in it.
+    pub(crate) fn keep(
+        &mut self,
+        frame: u32,
+        block: u32,
+        passages: impl Iterator<Item = Passage>,
+    ) -> Option<u32> {
+        for Passage { owner, slot, granule } in passages {
+            let is_it = self.owners().cell(owner).is_some_and(|cell| cell.load() == slot);
+            if is_it {
+                self.store.log().enliven(block, granule);
+                self.store.counters(owner).bd_writes += 1;
+            }
+        }
+        let (zbud, arena) = self.store.zbud(PoolKind::Persistent);
+        let empty = zbud.let_go_clean(arena, frame, block);
+        if empty.is_none() {
+            self.store.log().add_clean();
+        }
+        empty
+    }
+
+    /// Evicts the least recently used frame of which the log has a copy; it is the caller's.
+    pub(crate) fn evict_clean(&mut self) -> Option<u32> {
+        self.store.evict_clean(&self.pools)
+    }
+
+    /// What points at a zpage in a block, if it is alive. One that is alive in a frame of which the block is a copy has
+    /// no copy from now on, nor have the others in that frame: the block is to be given up.
+    pub(crate) fn passage(&mut self, owner: Handle, block: u32, granule: u8) -> Option<Passage> {
         let slot = self.owners().cell(owner)?.load();
-        let is_there = slot.place() == Place::Log { block, granule };
-        is_there.then_some(Passage { owner, slot, granule })
+        match slot.place() {
+            Place::Frame { frame, .. } if self.store.arena.meta(frame).clean() == Some(block) => {
+                self.store.make_dirty(frame, block);
+                None
+            }
+            place if place == (Place::Log { block, granule }) => {
+                Some(Passage { owner, slot, granule })
+            }
+            _ => None,
+        }
     }
 
     /// A zpage was written to a block of a segment in hand. If it is still what it was, the slot points there
@@ -169,6 +206,41 @@ impl Store {
             tell(Passage { owner, slot: cell.load(), granule });
         }
         Some(frame)
+    }
+
+    /// Evicts the least recently used clean frame: from now on its zpages are in the log only.
+    pub(super) fn evict_clean(&mut self, pools: &[Option<Arc<Pool>>]) -> Option<u32> {
+        let slots = Owners { arena: &self.arena, member: self.member, pools };
+        let (frame, block) = self.persistent.hold_clean(&self.arena, &slots)?;
+        let buddies = self.arena.meta(frame).layout.buddies();
+        for extent in buddies.as_slice() {
+            let placed = Placed { frame, granule: extent.offset as u8 };
+            let owner = self.persistent.owner(&self.arena, placed);
+            let slots = Owners { arena: &self.arena, member: self.member, pools };
+            let cell = slots.cell(owner).expect("zbud has asked whether the owner is known");
+            let slot = cell.load();
+            cell.replace(slot, slot.moved_to(Place::Log { block, granule: placed.granule }));
+            self.free_zpage(PoolKind::Persistent, owner, placed);
+            self.counters(owner).bd_count += 1;
+        }
+        self.log().sub_clean();
+        let (zbud, arena) = self.zbud(PoolKind::Persistent);
+        let empty = zbud.let_go(arena, frame);
+        let counters = zbud.counters_mut();
+        counters.evicted_pageframes += 1;
+        counters.evicted_zpages += buddies.count() as u64;
+        assert_eq!(empty, Some(frame), "an evicted frame still holds something");
+        empty
+    }
+
+    /// What is in a clean frame has no copy in the log any more.
+    fn make_dirty(&mut self, frame: u32, block: u32) {
+        for extent in self.arena.meta(frame).layout.buddies().as_slice() {
+            self.log().deaden(block, extent.offset as u8);
+        }
+        self.log().sub_clean();
+        let (zbud, arena) = self.zbud(PoolKind::Persistent);
+        zbud.make_dirty(arena, frame);
     }
 
     /// Takes a page that is in the log into a frame; false if there is none.

@@ -80,7 +80,8 @@ Settings:
   writeback-high=PERCENT    and goes on until so much is
   writeback-rate=SIZE       bytes written in a second at most, or none for no limit
   writeback-daily=SIZE      bytes written in a day at most, or none for no limit
-  writeback-age=TIME        write what was not used for so long (90s, 30m, 2h) though there is room, or none";
+  writeback-age=TIME        write what was not used for so long (90s, 30m, 2h) though there is room, or none
+  writeback-keep=yes|no     keep in memory what was written, until there is something else for that memory";
 
 /// Options of `tmem run`.
 #[derive(Args, Debug, Default)]
@@ -369,6 +370,7 @@ mod tests {
             ("writeback-rate", "20M"),
             ("writeback-daily", "none"),
             ("writeback-age", "2h"),
+            ("writeback-keep", "yes"),
         ] {
             assert!(SETTINGS.contains(&format!("\n  {key}=")), "{key}");
             assert!(keys().split(", ").any(|name| name == key), "{key}");

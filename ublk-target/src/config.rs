@@ -293,6 +293,8 @@ struct WrittenWriteback {
     rate: Option<Spanned<Quota>>,
     daily: Option<Spanned<Quota>>,
     age: Option<Spanned<Age>>,
+    #[serde(default)]
+    keep: bool,
 }
 
 #[derive(Deserialize)]
@@ -385,6 +387,7 @@ impl WrittenWriteback {
             bytes_per_second: quota(&self.rate),
             bytes_per_day: quota(&self.daily),
             age_seconds: self.age.as_ref().and_then(|age| age.get_ref().0),
+            keep_copies: self.keep,
         };
         settings.check().map_err(|error| (self.place_of(&error), error.into()))?;
         Ok(settings)
@@ -506,6 +509,7 @@ mod tests {
             "rate",
             "daily",
             "age",
+            "keep",
             "name",
         ] {
             let sets = |line: &str| line.trim_start_matches("# ").starts_with(&format!("{key} = "));
@@ -563,13 +567,14 @@ mod tests {
 
     #[test]
     fn writeback_is_set_by_the_file() {
-        let text = "[writeback]\nlow = '1.5%'\nhigh = '20%'\nrate = '20M'\ndaily = 107374182400\nage = 60\n";
+        let text = "[writeback]\nlow = '1.5%'\nhigh = '20%'\nrate = '20M'\ndaily = 107374182400\nage = 60\nkeep = true\n";
         let settings = WritebackSettings {
             low_permille: 15,
             high_permille: 200,
             bytes_per_second: Some(20 << 20),
             bytes_per_day: Some(100 << 30),
             age_seconds: Some(60),
+            keep_copies: true,
         };
         assert_eq!(with_file(RunArgs::default(), text).unwrap().writeback, settings);
         let text = "[writeback]\nrate = 'none'\nage = '2h'\n";

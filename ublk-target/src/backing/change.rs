@@ -28,11 +28,13 @@ pub enum WritebackChange {
     Daily(Option<u64>),
     /// See [`WritebackSettings::age_seconds`].
     Age(Option<u32>),
+    /// See [`WritebackSettings::keep_copies`].
+    Keep(bool),
 }
 
 impl WritebackChange {
     /// What `tmem set` can set, behind `writeback-`.
-    pub const KEYS: [&str; 5] = ["low", "high", "rate", "daily", "age"];
+    pub const KEYS: [&str; 6] = ["low", "high", "rate", "daily", "age", "keep"];
 
     /// The change of the setting `key`, one of [`Self::KEYS`], to `value`. None if there is no such setting.
     pub fn parse(key: &str, value: &str) -> Option<Result<Self, ValueError>> {
@@ -42,6 +44,11 @@ impl WritebackChange {
             "rate" => value.parse().map(|Quota(bytes)| Self::Rate(bytes)),
             "daily" => value.parse().map(|Quota(bytes)| Self::Daily(bytes)),
             "age" => value.parse().map(|Age(seconds)| Self::Age(seconds)),
+            "keep" => match value {
+                "yes" => Ok(Self::Keep(true)),
+                "no" => Ok(Self::Keep(false)),
+                _ => Err(ValueError::Keep(value.to_owned())),
+            },
             _ => return None,
         })
     }
@@ -54,6 +61,7 @@ impl WritebackChange {
             Self::Rate(bytes) => settings.bytes_per_second = bytes,
             Self::Daily(bytes) => settings.bytes_per_day = bytes,
             Self::Age(seconds) => settings.age_seconds = seconds,
+            Self::Keep(keep) => settings.keep_copies = keep,
         }
         settings
     }
@@ -66,6 +74,8 @@ impl WritebackChange {
             Self::Rate(_) => format!("writeback-rate={}", or_none(settings.bytes_per_second)),
             Self::Daily(_) => format!("writeback-daily={}", or_none(settings.bytes_per_day)),
             Self::Age(_) => format!("writeback-age={}", or_none(settings.age_seconds)),
+            Self::Keep(_) if settings.keep_copies => "writeback-keep=yes".into(),
+            Self::Keep(_) => "writeback-keep=no".into(),
         }
     }
 }
@@ -97,6 +107,9 @@ pub enum ValueError {
     /// Not a time.
     #[error("'{0}' is not an age: write seconds, or a time like 90s, 30m or 2h, or none")]
     Age(String),
+    /// Neither yes nor no.
+    #[error("'{0}' does not say whether to keep copies: write yes or no")]
+    Keep(String),
 }
 
 /// A share in thousandths, written as a percentage.
@@ -277,6 +290,7 @@ mod tests {
             WritebackChange::Rate(None),
             WritebackChange::Daily(None),
             WritebackChange::Age(None),
+            WritebackChange::Keep(false),
         ];
         for (key, value, shown) in [
             ("low", "1.5%", "1.5%"),
@@ -284,6 +298,7 @@ mod tests {
             ("rate", "1.5M", "1572864"),
             ("daily", "1G", "1073741824"),
             ("age", "1h", "3600"),
+            ("keep", "yes", "yes"),
         ] {
             let change = WritebackChange::parse(key, value).unwrap().unwrap();
             let after = change.of(before);
@@ -298,6 +313,9 @@ mod tests {
             let change = WritebackChange::parse(key, "none").unwrap().unwrap();
             assert_eq!(change.show(&change.of(before)), format!("writeback-{key}=none"));
         }
+        let change = WritebackChange::parse("keep", "no").unwrap().unwrap();
+        assert_eq!(change.show(&change.of(before)), "writeback-keep=no");
+        assert!(WritebackChange::parse("keep", "maybe").unwrap().is_err());
         assert_eq!(WritebackChange::parse("colour", "1"), None);
     }
 }

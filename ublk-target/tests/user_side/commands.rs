@@ -122,6 +122,7 @@ fn settings_are_confirmed() {
         (&["writeback-rate=none"], "writeback-rate=none\n"),
         (&["writeback-daily=100G"], "writeback-daily=107374182400\n"),
         (&["writeback-age=2h"], "writeback-age=7200\n"),
+        (&["writeback-keep=yes"], "writeback-keep=yes\n"),
         (&["backing=/dev/sdb"], "backing=/dev/sdb,size=1073741824\n"),
         (&["backing=/a,b,size=64M"], "backing=/a,b,size=67108864\n"),
         (&["backing=/dev/foreign", "--force"], "backing=/dev/foreign,size=1073741824\n"),
