@@ -2,6 +2,7 @@
 //!
 //! * `pressure` fills more memory than there is and verifies every page of it;
 //! * `touch` measures how long a page takes that is swapped out, and verifies it;
+//! * `device` writes and verifies the pages of a block device;
 //! * `lines` writes text to be sorted;
 //! * `heartbeat` measures how long the machine did not answer;
 //! * `watchdog` makes the kernel tell what it waits for before the machine is given up;
@@ -12,6 +13,7 @@
 
 mod args;
 mod checked;
+mod device;
 mod heartbeat;
 mod json;
 mod lines;
@@ -23,11 +25,13 @@ mod touch;
 use std::process::ExitCode;
 
 const USAGE: &str = "\
-usage: tmem-guest pressure --memory SIZE|N% [--hot FRACTION] [--passes N | --seconds S] [--seed N]
-                           [--fill heap=60,same=10,text=15,random=15] [--touches MULTIPLE]
-                           [--until FILE]
+usage: tmem-guest pressure --memory SIZE|N% [--hot FRACTION] [--passes N | --seconds S | --while FILE]
+                           [--seed N] [--fill heap=60,same=10,text=15,random=15]
+                           [--touches MULTIPLE] [--until FILE]
        tmem-guest touch --memory SIZE|N% --touches N [--hot FRACTION] [--seed N]
                         [--fill heap=60,same=10,text=15,random=15]
+       tmem-guest device --path DEVICE --pages N --write VERSION|--read VERSION [--request PAGES]
+                         [--seed N] [--fill heap=60,same=10,text=15,random=15]
        tmem-guest lines --count N [--seed N]
        tmem-guest heartbeat [--log FILE]
        tmem-guest watchdog --after SECONDS
@@ -42,6 +46,7 @@ fn main() -> ExitCode {
     let outcome = match command.as_str() {
         "pressure" => args::parse(words).and_then(pressure::run),
         "touch" => args::parse(words).and_then(touch::run),
+        "device" => args::parse(words).and_then(device::run),
         "lines" => args::parse(words).and_then(lines::run),
         "heartbeat" => args::parse(words).and_then(heartbeat::heartbeat),
         "watchdog" => args::parse(words).and_then(heartbeat::watchdog),

@@ -46,6 +46,7 @@ pub fn run(mut args: Args) -> Outcome {
     let seed = args.number("seed", 1)?;
     let mix = args.text("fill").map_or(Ok(Mix::default()), |text| Mix::parse(&text))?;
     let until = args.text("until").map(PathBuf::from);
+    let going = args.text("while").map(PathBuf::from);
     args.finish()?;
 
     if !(0.0..=100.0).contains(&touches) {
@@ -69,7 +70,12 @@ pub fn run(mut args: Args) -> Outcome {
     run.say("filled");
     let end = seconds.map(|s| run.started + Duration::from_secs(s));
     let mut pass = 0;
-    while end.map_or(pass < passes, |end| Instant::now() < end) {
+    let goes_on = |pass| match (&going, end) {
+        (Some(file), _) => file.exists(),
+        (None, Some(end)) => Instant::now() < end,
+        (None, None) => pass < passes,
+    };
+    while goes_on(pass) {
         pass += 1;
         run.free_ranges()?;
         run.fork_child()?;
