@@ -17,7 +17,7 @@ VM_MODULES=(ublk_drv nbd zram loop dm-mod dm-delay dm-flakey lz4 lz4hc zstd lzo 
 # Programs for the guest, looked up in VM_PATH; `?` in front marks one it can do without.
 VM_PATH=/usr/sbin:/usr/bin:/sbin:/bin
 VM_PROGRAMS=(bash fio mkswap swapon swapoff blkdiscard mkfs.ext4 e2fsck fsck.ext4 dmsetup fsfreeze
-    losetup kmod nbd-client dd cmp diff stty numfmt ?strace ?taskset ?unshare ?ps)
+    blkid losetup kmod nbd-client dd cmp diff stty numfmt ?strace ?taskset ?unshare ?ps)
 
 # Files and folders that a program needs besides its libraries; the guest has them where we have.
 VM_TREES=()

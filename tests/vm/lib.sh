@@ -207,11 +207,11 @@ check_frames() {
 
 # Leaves in `account` what it found.
 frames_add_up() {
-    local all free ephemeral persistent reserve
-    read -r all free ephemeral persistent reserve < <(tmem stats --json | tmem-guest json \
-        total.frames_{allocated,free,ephemeral,persistent,reserve})
-    account="$all allocated, $free free, $ephemeral ephemeral, $persistent persistent, $reserve reserve"
-    [[ $reserve =~ ^[0-9]+$ ]] && [ "$all" -eq $((free + ephemeral + persistent + reserve)) ]
+    local all free ephemeral persistent reserve log
+    read -r all free ephemeral persistent reserve log < <(tmem stats --json | tmem-guest json \
+        total.frames_{allocated,free,ephemeral,persistent,reserve,log})
+    account="$all allocated, $free free, $ephemeral ephemeral, $persistent persistent, $reserve reserve, $log log"
+    [[ $log =~ ^[0-9]+$ ]] && [ "$all" -eq $((free + ephemeral + persistent + reserve + log)) ]
 }
 
 # Nothing is stored any more.
