@@ -1,0 +1,319 @@
+# writeback.sh [PART...]: a pool that is smaller than what is swapped, and the rest on a backing file.
+#
+#   pressure   a program that fits neither memory nor the pool; nothing of it is readable on the disk
+#   failing    the same while the disk refuses writes for a time, and then does not answer
+#   unreadable a disk that has lost a part: pages there are errors, and no others
+#   leaving    swap that is mostly on the disk is brought back by `tmem del` and by the end of the daemon
+#   file       a file on a file system takes the place of the disk
+#   refusals   what is no backing file, and what must not become one
+#
+# Needs a disk of its own: scripts/vm --mem 256M --disk 1G. What is on it is lost.
+
+. "$(dirname "$0")/lib.sh"
+is_tmem || give_up "zram has no such backing file"
+cd /tmp || give_up "there is no /tmp"
+disk=/dev/vdb
+[ -b $disk ] || give_up "needs a second disk: scripts/vm --disk 1G"
+modprobe -a dm-mod dm-flakey || give_up "this kernel has no dm-flakey: a disk cannot be made to fail"
+sectors=$(cat /sys/block/vdb/size)
+
+# Raw pages carry the program's seed as it is. As bytes this one is a word that can be looked for.
+word=tmemseed
+seed=7234299922871577972
+
+# figures FIELD...: of one report.
+figures() { tmem stats --json | tmem-guest json "${@/#/total.}"; }
+# as_expected FIELD OPERATOR VALUE: what wait_for waits for.
+as_expected() { test "$(stat_of "$1")" "$2" "$3"; }
+check_stat() { check_number "$1" "$(stat_of "$2")" "$3" "$4"; }
+
+show_writeback() {
+    local count reads writes live written cleaned failed
+    read -r count reads writes live written cleaned failed < <(figures bd_{count,reads,writes} \
+        log_{live_bytes,written_bytes,cleaner_written_bytes,failed_jobs})
+    show_stats
+    say "on the disk $count pages ($live bytes), written $writes pages, read $reads; $written bytes of" \
+        "log, $cleaned by the cleaner; $failed failed;" \
+        "$(dmesg | grep -c 'Write-error on swap-device') errors of swap"
+}
+
+# What holds whatever happened, and is looked at last of all in a part.
+check_sane() {
+    local limit most corrupt
+    read -r limit most corrupt < <(figures mem_limit mem_used_max corrupt_gets)
+    check_number "$1: memory stayed within the limit" "$most" -le "$limit"
+    check_number "$1: nothing came back changed" "$corrupt" -eq 0
+    check_frames "$1"
+}
+
+# gone NAME: the device is empty, and so is the log.
+check_gone() {
+    check_empty "$1"
+    check_stat "$1: no page is left on the disk" bd_count -eq 0
+    check_stat "$1: nor anything alive in the log" log_live_bytes -eq 0
+}
+
+# words_on FILE: how often the word is found in its first 16 MiB, of which 15 are the log's.
+words_on() { dd if="$1" iflag=direct bs=1M count=16 status=none | tr '\0' '\n' | grep -c $word; }
+
+# The disk by way of the device mapper, which can make it fail: table TABLE... replaces what it does.
+table() {
+    { printf '%s\n' "$@" | dmsetup load backing; } && dmsetup suspend --noflush --nolockfs backing &&
+        dmsetup resume backing && return
+    give_up "the disk's table cannot be changed"
+}
+healthy() { table "0 $sectors linear $disk 0"; }
+# Up for no second, down for an hour.
+refuses() { table "0 $sectors flakey $disk 0 0 3600 1 $1"; }
+map_disk() {
+    dmsetup create backing --table "0 $sectors linear $disk 0" || give_up "the device mapper does not work"
+    dmsetup mknodes
+    disk_mapped=/dev/mapper/backing
+}
+unmap_disk() { check "nobody holds the disk any more" dmsetup remove --retry backing; }
+
+group=/sys/fs/cgroup/swapped
+make_group() { mkdir $group || give_up "there is no memory cgroup"; }
+# in_group COMMAND...: to be started in the background, for it takes the place of this shell.
+in_group() { echo "$BASHPID" >$group/cgroup.procs && exec "$@"; }
+# start_grouped ARGS...: `tmem-guest pressure` in the group, in the background.
+start_grouped() {
+    rm -f /tmp/go /tmp/going
+    touch /tmp/going
+    : >/tmp/grouped
+    in_group tmem-guest pressure "$@" >/tmp/grouped 2>/tmp/grouped.err &
+    grouped=$!
+}
+# end_grouped NAME: every page was right.
+end_grouped() {
+    local status
+    touch /tmp/go
+    rm -f /tmp/going
+    wait "$grouped"
+    status=$?
+    sed 's/^/      /' /tmp/grouped
+    if [ $status = 0 ] && grep -q '^pressure: .* errors=0 ' /tmp/grouped; then
+        pass "$1: every page is right"
+    else
+        fail "$1: status $status: $(tail -3 /tmp/grouped.err)"
+    fi
+}
+
+# 600 MiB that compress to two fifths: with all memory and the pool full, most of it is on the disk.
+part_pressure() {
+    start_tmem 700M 64M --swapon --backing $disk
+    pressure "pressure: every page is right" --memory "${PRESSURE:-600M}" --seed $seed --passes 1 --touches 0.05
+    show_writeback
+    check_stat "pressure: pages went to the disk" bd_writes -gt 40000
+    check_stat "pressure: and came back" bd_reads -gt 20000
+    check_stat "pressure: the disk never failed" log_failed_jobs -eq 0
+    check_stat "pressure: not a read either" bd_errors -eq 0
+    check_number "pressure: each read back is timed" "$(stat_of readback_latency.count)" -ge "$(stat_of bd_reads)"
+    check_number "pressure: nothing of it can be read on the disk" "$(words_on $disk)" -eq 0
+    check_sane pressure
+    check "pressure: swapoff" swapoff "$DEVICE"
+    check "pressure: blkdiscard" blkdiscard "$DEVICE"
+    check_gone pressure
+    stop_tmem
+}
+
+# While writes fail the pool takes no more than it has room for, and the kernel keeps what is refused. So that the
+# program lives on, all of it fits the guest's memory beside the pool: what makes it swap is a limit of its cgroup
+# that may be exceeded (memory.high). And nobody else swaps: while the disk does not answer, this script must run.
+part_failing() {
+    local before second
+    map_disk
+    make_group
+    bytes 32M >$group/memory.high
+    start_tmem 200M 16M --swapon --backing $disk_mapped
+    start_grouped --memory 100M --seed $seed --while /tmp/going --touches 0.05
+    check "failing: pages go to the disk" wait_for 300 as_expected bd_writes -gt 5000
+    check "failing: and come back" wait_for 300 as_expected bd_reads -gt 500
+    check_number "failing: the disk is known to work" "$(stat_of log_failed_jobs)" -eq 0
+    check "failing: and said to" state_is ok
+
+    refuses error_writes
+    check "failing: the refusing disk is noticed" wait_for 120 state_is failing
+    before=$(stat_of bd_reads)
+    check "failing: pages still come back from it" wait_for 300 as_expected bd_reads -gt $((before + 200))
+    check_stat "failing: failed writes are counted" log_failed_jobs -gt 0
+    check_stat "failing: no read failed" bd_errors -eq 0
+    show_writeback
+    check_frames "failing: while writes fail"
+    before=$(stat_of bd_writes)
+    healthy
+    check "failing: the disk that works again is used again" \
+        wait_for 120 as_expected bd_writes -gt $((before + 1000))
+    check "failing: and known to work" wait_for 120 state_is ok
+    check "failing: that was told" eval "dmesg | grep 'tmem: the backing file works again'"
+
+    # The first program soon waits for a page on the disk. Another one has only pages to write.
+    dmsetup suspend --noflush --nolockfs backing
+    in_group tmem-guest pressure --memory 40M --passes 0 --until /tmp/go >/tmp/second &
+    second=$!
+    check "silent: the disk that does not answer is noticed" wait_for 120 state_is slow
+    check "silent: the program lives" kill -0 "$grouped"
+    before=$(stat_of bd_writes)
+    dmsetup resume backing
+    check "silent: once it answers it is used again" wait_for 120 as_expected bd_writes -gt $((before + 1000))
+    check "silent: and known to work" wait_for 120 state_is ok
+    end_grouped failing
+    wait $second
+    check_number "silent: every page of the other is right" $? -eq 0
+    show_writeback
+    check_sane failing
+    rmdir $group
+    check "failing: swapoff" swapoff "$DEVICE"
+    check "failing: blkdiscard" blkdiscard "$DEVICE"
+    check_gone failing
+    stop_tmem
+    unmap_disk
+}
+state_is() { [ "$(stat_of backing_state)" = "$1" ]; }
+
+# read_all NAME REQUEST RIGHT UNREADABLE: reads every page, of which no fewer are right, and so many, as
+# OPERATOR VALUE, unreadable; none is wrong.
+read_all() {
+    local right wrong unreadable
+    tmem-guest device --path "$DEVICE" --pages "$pages" --read 1 --request "$2" >/tmp/device
+    tail -1 /tmp/device | sed 's/^/      /'
+    read -r right wrong unreadable < <(sed -n \
+        's/^device:.* right=\([0-9]*\) wrong=\([0-9]*\) unreadable=\([0-9]*\) .*/\1 \2 \3/p' /tmp/device)
+    check_number "$1: right" "${right:-none}" -ge "$3"
+    check_number "$1: wrong" "${wrong:-none}" -eq 0
+    # shellcheck disable=SC2086 # two words
+    check_number "$1: unreadable" "${unreadable:-none}" $4
+    check_number "$1: that is all" $((right + wrong + unreadable)) -eq "$pages"
+    lost=${unreadable:-0}
+}
+
+# No swap: the reads are our own, so each error is seen.
+part_unreadable() {
+    # Four segments of the log, in which a block is of six pages at most.
+    local pages=16384 most=$((4 * 256 * 6)) lost
+    map_disk
+    start_tmem 64M 12M --backing $disk_mapped
+    check "unreadable: fill" tmem-guest device --path "$DEVICE" --pages $pages --write 1 --request 32
+    show_writeback
+    check_stat "unreadable: much of it is on the disk" bd_count -gt 6000
+    read_all "unreadable: nothing yet" 32 $pages "-eq 0"
+
+    table "0 4096 linear $disk 0" "4096 8192 error" "12288 $((sectors - 12288)) linear $disk 12288"
+    read_all "unreadable: a part, by single pages" 1 $((pages - most)) "-gt 100"
+    check_stat "unreadable: errors are counted" bd_errors -ge "$lost"
+    check "unreadable: it is an input/output error" grep -i 'input/output error' /tmp/device
+    read_all "unreadable: a part, by 32 pages" 32 $((pages - most)) "-gt 100"
+    refuses error_reads
+    read_all "unreadable: all of the disk" 1 2000 "-gt 2000"
+    healthy
+    read_all "unreadable: the disk is back" 1 $pages "-eq 0"
+    check_sane unreadable
+    check "unreadable: blkdiscard" blkdiscard "$DEVICE"
+    check_gone unreadable
+    stop_tmem
+    unmap_disk
+}
+
+# hold NAME: a program whose pages are mostly on the disk, and for which there is memory enough by now.
+hold() {
+    local swapped
+    bytes 16M >$group/memory.max
+    start_grouped --memory 100M --seed $seed --passes 0 --until /tmp/go
+    wait_for 300 eval 'grep -q waiting /tmp/grouped || ! kill -0 $grouped 2>/dev/null'
+    check "$1: the program gets through" grep waiting /tmp/grouped
+    swapped=$(($(cat $group/memory.swap.current) / 4096))
+    check_number "$1: most of it is swapped" "$swapped" -gt 15000
+    check_stat "$1: most of that is on the disk" bd_count -gt $((swapped / 2))
+    echo max >$group/memory.max
+}
+
+# The pages that return need memory: the program had little only by its cgroup's limit.
+part_leaving() {
+    make_group
+    start_tmem 200M,name=swap0 12M --swapon
+    check_code "leaving: a disk is given to a daemon that runs" 0 '' tmem set backing=$disk
+    hold del
+    check_code "del: brings everything back" 0 '' tmem del swap0
+    check_number "del: it was read from the disk" "$(stat_of bd_reads)" -gt 5000
+    end_grouped del
+    check_gone del
+
+    check_code "stop: another device" 0 . tmem add swap --size 200M --name swap1
+    DEVICE=$(tmem list --noheadings --raw --output NAME,PATH | awk '$1 == "swap1" { print $2 }')
+    hold stop
+    check_sane leaving
+    stop_tmem 300
+    check_fails "stop: swap is off" grep -q "^$DEVICE" /proc/swaps
+    end_grouped stop
+    rmdir $group
+}
+
+# Not encrypted here: what is looked for on the disk elsewhere is found.
+part_file() {
+    check "file: mkfs.ext4" mkfs.ext4 -q -F $disk
+    check "file: mount" mount -t ext4 $disk /mnt
+    start_tmem 200M 12M --swapon --backing /mnt/backing,size=200M --no-encrypt-backing
+    check_number "file: it is made as large as it shall be" "$(stat -c %s /mnt/backing)" -eq "$(bytes 200M)"
+    make_group
+    hold file
+    end_grouped file
+    rmdir $group
+    show_writeback
+    check_stat "file: pages went to it" bd_writes -gt 5000
+    check_stat "file: and came back" bd_reads -gt 5000
+    check_number "file: they can be read there" "$(words_on /mnt/backing)" -gt 0
+    check_sane file
+    check "file: swapoff" swapoff "$DEVICE"
+    check "file: blkdiscard" blkdiscard "$DEVICE"
+    check_gone file
+    stop_tmem
+    check "file: umount" umount /mnt
+    check "file: the file system is whole" e2fsck -f -n $disk
+}
+
+# refused NAME CODE PATTERN BACKING [ARGS...]: by a daemon beside another that may run.
+refused() {
+    local name=$1 code=$2 pattern=$3
+    shift 3
+    check_code "refusals: $name" "$code" "$pattern" timeout 60 \
+        tmem run --control /run/tmem/refused.sock --swap 64M --pool-limit 32M --backing "$@"
+}
+
+part_refusals() {
+    modprobe ublk_drv
+    check "refusals: mkfs.ext4" mkfs.ext4 -q -F $disk
+    refused "a disk with a file system" 12 'ext4.*--force' $disk
+    check "refusals: which is whole" e2fsck -f -n $disk
+    mount -t ext4 $disk /mnt || give_up "cannot mount $disk"
+    refused "a mounted disk" 5 'mounted' $disk
+    refused "a mounted disk, by force" 5 'mounted' $disk --force
+    refused "a new file without a size" 2 'size' /mnt/new
+    check_fails "refusals: which is not made" test -e /mnt/new
+    refused "a folder" 2 'folder|directory' /mnt
+    refused "a file in no folder" 1 '/mnt/none/new' /mnt/none/new,size=64M
+    refused "a file for which there is no room" 8 'no room' /mnt/new,size=16G
+    check_fails "refusals: which is not left there" test -e /mnt/new
+    refused "a file in memory" 2 'memory' /tmp/new,size=64M
+    umount /mnt
+    { mkswap $disk >/dev/null && swapon $disk; } || give_up "cannot swap on $disk"
+    refused "a disk that the kernel swaps to" 5 'swapped on' $disk --force
+    swapoff $disk
+    refused "a disk with a swap area" 12 'swap.*--force' $disk
+    start_tmem 64M 32M --backing $disk --force
+    check "refusals: by force it is taken" tmem-guest device --path "$DEVICE" --pages 256 --write 1
+    refused "a disk that another daemon has" 5 'use' $disk --force
+    check "refusals: which is not disturbed" tmem-guest device --path "$DEVICE" --pages 256 --read 1
+    stop_tmem
+    start_tmem 64M 32M --backing $disk
+    pass "refusals: what an earlier daemon has left is no hindrance"
+    stop_tmem
+}
+
+parts=("$@")
+[ ${#parts[@]} -gt 0 ] || parts=(pressure failing unreadable leaving file refusals)
+for part in "${parts[@]}"; do
+    declare -F "part_$part" >/dev/null || give_up "there is no part $part"
+    say "$part"
+    "part_$part"
+done
+finish
