@@ -2,11 +2,12 @@
 # how it goes. Sourced behind lib.sh by the guest scripts of the bench.
 #
 # A contender that cannot be had here is named with the reason in the results and in the output, and
-# left out; one that broke down once it was there fails the run, and so does a run without tmem's
-# default front end or without what it is compared with.
+# left out; one that broke down once it was there fails the run, and so does a run without one of REQUIRED: tmem's
+# default front end, or what it is compared with.
 
-declare -A DEVICE_OF PID_OF
+declare -A DEVICE_OF PID_OF WRITER_OF
 SAMPLES=${SAMPLES:-/results/samples.jsonl}
+REQUIRED=${REQUIRED:-tmem-ublk zram-lz4}
 
 # sample CASE CONTENDER METRIC VALUE
 sample() {
@@ -17,23 +18,26 @@ sample() {
         throughput) unit=MiB/s better=higher ;;
         wall) unit=s ;;
         pages_*) unit=pages better=none ;;
-        memory_used) unit=bytes ;;
+        memory_used | disk_written) unit=bytes ;;
+        disk_read) unit=bytes better=none ;;
         bytes_per_byte) unit=ratio ;;
     esac
     printf '{"case":"%s","contender":"%s","metric":"%s","unit":"%s","better":"%s","value":%s}\n' \
         "$1" "$2" "$3" "$unit" "$better" "$4" >>"$SAMPLES"
 }
 
-# not_run CONTENDER REASON...
-not_run() {
-    local contender=$1 reason
-    shift
+# not_run CONTENDER REASON..., or not_run_in CASE CONTENDER REASON...
+not_run() { not_run_in '' "$@"; }
+not_run_in() {
+    local case=$1 contender=$2 reason
+    shift 2
     reason=$(tr '\n\t"\\' "  ''" <<<"$*" | cut -c1-300)
-    case $contender in
-        tmem-ublk | zram-lz4) fail "$contender: not run: $reason" ;;
-        *) skip "$contender: not run: $reason" ;;
+    case " $REQUIRED " in
+        *" $contender "*) fail "$contender${case:+ in $case}: not run: $reason" ;;
+        *) skip "$contender${case:+ in $case}: not run: $reason" ;;
     esac
-    printf '{"contender":"%s","not_run":"%s"}\n' "$contender" "${reason% }" >>"$SAMPLES"
+    printf '{"contender":"%s",%s"not_run":"%s"}\n' "$contender" "${case:+\"case\":\"$case\",}" \
+        "${reason% }" >>"$SAMPLES"
 }
 
 # start CONTENDER SIZE: makes its device, and sets DEVICE. If that fails, `reason` says why.
@@ -41,7 +45,8 @@ start() {
     local name=$1 size=$2
     DEVICE='' reason=''
     case $name in
-        tmem-ublk | tmem-nbd) start_daemon "$name" "$size" ;;
+        tmem-ublk | tmem-nbd | tmem-backed) start_daemon "$name" "$size" ;;
+        zram-writeback) start_zram_device lz4 "$size" "$SWAP_DISK" && start_writer "$name" ;;
         zram-*) start_zram_device "${name#zram-}" "$size" ;;
         ublk-null) start_null "$size" ;;
         nbdkit-zstd) start_nbdkit "$size" ;;
@@ -69,6 +74,8 @@ start_daemon() {
     else
         load ublk_drv
     fi
+    # By force, for the swap of another contender was there before.
+    [ "$name" != tmem-backed ] || args+=(--backing "$SWAP_DISK" --force)
     : >"$out"
     tmem run --control "/run/tmem/$name.sock" --pool-limit "${POOL_LIMIT:-60%}" "${args[@]}" \
         >"$out" 2>"/tmp/$name.log" &
@@ -116,19 +123,54 @@ start_null() {
     [ -n "$DEVICE" ] || { reason=$(head -3 /tmp/null.log); return 1; }
 }
 
-# One zram device is used by one compressor at a time; each gets a device of its own.
+# start_zram_device COMPRESSOR SIZE [BACKING]. One zram device is used by one compressor at a time; each gets a
+# device of its own. With a disk behind it, it has the limit that tmem's pool has.
 start_zram_device() {
-    local number
+    local number set
     load zram num_devices=0
     number=$(cat /sys/class/zram-control/hot_add) || { reason="the kernel has no zram"; return 1; }
-    DEVICE=/dev/zram$number
-    echo "$1" >"/sys/block/zram$number/comp_algorithm" || { reason="zram has no $1"; return 1; }
-    echo "$2" >"/sys/block/zram$number/disksize" || { reason="zram refuses the size $2"; return 1; }
+    DEVICE=/dev/zram$number set=/sys/block/zram$number
+    echo "$1" >"$set/comp_algorithm" || { reason="zram has no $1"; return 1; }
+    if [ -n "${3:-}" ]; then
+        [ -e "$set/backing_dev" ] || { reason="this kernel's zram has no writeback"; return 1; }
+        echo "$3" >"$set/backing_dev" || { reason="zram does not take $3 as its backing device"; return 1; }
+    fi
+    echo "$2" >"$set/disksize" || { reason="zram refuses the size $2"; return 1; }
+    [ -z "${3:-}" ] || pool_limit_bytes >"$set/mem_limit" || { reason="zram refuses its limit"; return 1; }
+}
+
+# POOL_LIMIT as a number; of memory, if it is a part of that.
+pool_limit_bytes() {
+    case $POOL_LIMIT in
+        *%) mem "${POOL_LIMIT%\%}" ;;
+        *) bytes "$POOL_LIMIT" ;;
+    esac
+}
+
+# zram writes nothing back by itself: its documentation leaves that to a timer, and this is one. Each second,
+# when the pool is fuller than three quarters, what is idle goes to the disk, that is what nobody has used since the second
+# before; what does not compress first. It starts no program, for which there may be no memory.
+start_writer() {
+    local set=/sys/block/${DEVICE#/dev/} most=$(($(pool_limit_bytes) * 3 / 4)) used never
+    (
+        exec {never}<> <(:)
+        while :; do
+            read -r -t 1 -u "$never"
+            read -r _ _ used _ <"$set/mm_stat"
+            [ "$used" -lt "$most" ] || {
+                echo huge_idle >"$set/writeback"
+                echo idle >"$set/writeback"
+            }
+            echo all >"$set/idle"
+        done
+    ) 2>>/tmp/writer.log &
+    WRITER_OF[$1]=$!
 }
 
 # stop CONTENDER: its device goes, with what it holds.
 stop() {
     local pid=${PID_OF[$1]:-} device=${DEVICE_OF[$1]:-$DEVICE} status
+    stop_writer "$1"
     case $1 in
         tmem-nbd | nbdkit-zstd) [ -z "$device" ] || nbd-client -d "$device" >/dev/null 2>&1 ;;
         zram-*)
@@ -142,6 +184,13 @@ stop() {
     fi
     unset "PID_OF[$1]" "DEVICE_OF[$1]"
     DEVICE=''
+}
+
+stop_writer() {
+    [ -n "${WRITER_OF[$1]:-}" ] || return 0
+    kill "${WRITER_OF[$1]}"
+    wait "${WRITER_OF[$1]}" 2>/dev/null
+    unset "WRITER_OF[$1]"
 }
 
 # figure CONTENDER FIELD: of `tmem stats`, or zram's like.

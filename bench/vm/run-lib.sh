@@ -56,6 +56,6 @@ known_results() {
     sort_sum=$("$guest" lines --count "$lines" | LC_ALL=C sort | md5sum)
     python_sum=$(/usr/bin/python3 -I -B "$root/bench/vm/job.py" "$records")
     PROGRAMS=(TOUCH_MEMORY="${TOUCH_MEMORY:-230M}" TOUCHES="${TOUCHES:-20000}"
-        GROUP_MEMORY="${GROUP_MEMORY:-100M}" SORT_LINES="$lines" SORT_BUFFER=256M SORT_SUM="${sort_sum%% *}"
+        GROUP_MEMORY="${GROUP_MEMORY:-100M}" SORT_LINES="$lines" SORT_BUFFER="${SORT_BUFFER:-256M}" SORT_SUM="${sort_sum%% *}"
         PYTHON_RECORDS="$records" PYTHON_SUM="$python_sum")
 }

@@ -15,14 +15,17 @@
 #
 # A run counts only if its result is right and pages were really swapped out and in.
 #
+# Contenders that have a disk have it to themselves, in turn. What is written to it is counted by its driver, from the
+# start of the program to its end.
+#
 #   ROUNDS (5); PLAN: words CASE=CONTENDER,CONTENDER..., where CASE is a program and its page-cluster,
-#   as touch-pc0; TOUCH_MEMORY, TOUCHES, SORT_LINES, PYTHON_RECORDS: how large the programs are; GROUP_MEMORY;
+#   as touch-pc0; SIZE of the devices; LONGEST, seconds that a program may take; TOUCH_MEMORY, TOUCHES, SORT_LINES, PYTHON_RECORDS: how large the programs are; GROUP_MEMORY;
 #   SORT_SUM, PYTHON_SUM: what they say where memory is enough
 
 . "$(dirname "$0")/lib.sh"
 . "$(dirname "$0")/contenders.sh"
 HERE=$(cd "$(dirname "$0")" && pwd)
-SWAP_DISK=/dev/vdb SIZE=256M LONGEST=180
+SWAP_DISK=/dev/vdb SIZE=${SIZE:-256M} LONGEST=${LONGEST:-180}
 declare -A LEFT_OUT
 cd /tmp
 
@@ -33,6 +36,11 @@ pages_moved() {
         END { print n["pswpout"] + n["zswpout"] - n["zswpwb"], n["pswpin"] + n["zswpin"],
             n["workingset_refault_file"] }' /proc/vmstat
 }
+
+# disk_bytes: read from the disk and written to it so far.
+disk_bytes() { awk '{ print $3 * 512, $7 * 512 }' "/sys/block/${SWAP_DISK#/dev/}/stat"; }
+
+uses_disk() { case $1 in zswap | disk | tmem-backed | zram-writeback) ;; *) false ;; esac; }
 
 # swap_to CONTENDER PAGE_CLUSTER: swap is on it, and on nothing else.
 swap_to() {
@@ -52,7 +60,7 @@ zswap() {
     if [ "$1" = Y ]; then
         load lz4
         load zsmalloc
-        echo lz4 >$set/compressor && echo zsmalloc >$set/zpool || return
+        echo lz4 >$set/compressor && echo zsmalloc >$set/zpool && echo 20 >$set/max_pool_percent || return
         [ "$(cat $set/compressor $set/zpool | tr '\n' ' ')" = "lz4 zsmalloc " ] || return
     fi
     echo "$1" >$set/enabled
@@ -97,7 +105,7 @@ run_python() {
 
 # run CASE CONTENDER
 run() {
-    local case=$1 contender=$2 program=${1%-pc*} began ended before out in again memory watcher=''
+    local case=$1 contender=$2 program=${1%-pc*} began ended before out in again memory watcher='' disk
     swap_to "$contender" "${case#*-pc}" || {
         not_run "$contender" "$reason"
         LEFT_OUT[$contender]=yes
@@ -111,13 +119,19 @@ run() {
         watcher=$!
     fi
     read -ra before < <(pages_moved)
+    ! uses_disk "$contender" || read -ra disk < <(disk_bytes)
     began=${EPOCHREALTIME/./}
     "run_$program" || {
         show_trouble "$contender"
+        case " ${MAY_FAIL:-} " in
+            *" $contender "*) failed_run "$case" "$contender"; return ;;
+        esac
         give_up "$case on $contender: wrong, failed, or no end after $LONGEST s: $(cat /tmp/said)"
     }
     ended=${EPOCHREALTIME/./}
     read -r out in again < <(pages_moved)
+    ! uses_disk "$contender" || read -ra disk < <(disk_bytes | awk -v r="${disk[0]}" -v w="${disk[1]}" \
+        '{ print $1 - r, $2 - w }')
     out=$((out - before[0])) in=$((in - before[1])) again=$((again - before[2]))
     memory=$(memory_of "$contender")
     show_trouble "$contender"
@@ -125,7 +139,15 @@ run() {
     swapoff "$DEVICE" || give_up "swapoff $DEVICE"
     stop "$contender"
     [ "$out" -gt 1000 ] && [ "$in" -gt 500 ] || fail "$case on $contender: it hardly swapped ($out out, $in in)"
-    record "$case" "$contender" "$((ended - began))" "$out" "$in" "$memory" "$again"
+    record "$case" "$contender" "$((ended - began))" "$out" "$in" "$memory" "$again" "${disk[@]}"
+}
+
+# failed_run CASE CONTENDER: its program was killed or did not end, which is a result; a wrong page is none.
+failed_run() {
+    ! grep -q 'errors=[1-9]\|digest' /tmp/said || give_up "$1 on $2: wrong: $(cat /tmp/said)"
+    swapoff "$DEVICE" || give_up "swapoff $DEVICE"
+    stop "$2"
+    not_run_in "$1" "$2" "its program was killed for want of memory, or did not end in $LONGEST s"
 }
 
 # What tmem had to make the kernel wait for, or refuse: none of it belongs into a good run.
@@ -139,26 +161,32 @@ show_trouble() {
             "at most; $full were refused by a full pool, $starved for want of memory"
 }
 
-# record CASE CONTENDER MICROSECONDS OUT IN MEMORY REREAD
+# record CASE CONTENDER MICROSECONDS OUT IN MEMORY REREAD [DISK_READ DISK_WRITTEN]
 record() {
     local faults p50 p99 latency=''
     sample "$1" "$2" wall "$(awk -v us="$3" 'BEGIN { printf "%.2f", us / 1e6 }')"
     sample "$1" "$2" pages_out "$4"
     sample "$1" "$2" pages_in "$5"
     sample "$1" "$2" memory_used "$6"
+    if [ $# -gt 7 ]; then
+        sample "$1" "$2" disk_read "$8"
+        sample "$1" "$2" disk_written "$9"
+        latency=", disk read $(mib "$8") MiB, written $(mib "$9")"
+    fi
     if [ "${1%-pc*}" = touch ]; then
         read -r faults p50 p99 < <(sed -n \
             's/^touch:.* faults=\([0-9]*\) .*p50_ns=\([0-9]*\) p99_ns=\([0-9]*\).*/\1 \2 \3/p' /tmp/said)
         check_number "$1 on $2: enough faults for a percentile" "${faults:-none}" -ge 500 >/dev/null
         sample "$1" "$2" fault_p50 "$(us "$p50")"
         sample "$1" "$2" fault_p99 "$(us "$p99")"
-        latency=", $faults major faults, p50 $(us "$p50") us, p99 $(us "$p99") us"
+        latency+=", $faults major faults, p50 $(us "$p50") us, p99 $(us "$p99") us"
     fi
-    pass "$(printf '%-10s %-9s %6.2f s, out %6d, in %6d, files again %5d, swap took %5.1f MiB%s' "$1" "$2" \
+    pass "$(printf '%-10s %-14s %6.2f s, out %6d, in %6d, files again %5d, swap took %5.1f MiB%s' "$1" "$2" \
         "$(awk -v us="$3" 'BEGIN { print us / 1e6 }')" "$4" "$5" "$7" \
-        "$(awk -v b="$6" 'BEGIN { print b / 1048576 }')" "$latency")"
+        "$(mib "$6")" "$latency")"
 }
 
+mib() { awk -v b="$1" 'BEGIN { printf "%.1f", b / 1048576 }'; }
 us() { awk -v ns="$1" 'BEGIN { printf "%.1f", ns / 1000 }'; }
 
 # What the disk really gives, for who reads the figures.
@@ -179,7 +207,7 @@ echo 100 >/proc/sys/vm/swappiness
 mkdir $GROUP && bytes "$GROUP_MEMORY" >$GROUP/memory.max || give_up "there is no memory cgroup"
 say "$(mem 100) bytes of memory, $(nproc) cpus, swappiness 100, huge pages:" \
     "$(cat /sys/kernel/mm/transparent_hugepage/enabled 2>/dev/null || echo none), zswap: lz4 in zsmalloc"
-case $PLAN in *zswap* | *disk*) show_disk ;; esac
+case $PLAN in *zswap* | *disk* | *backed* | *writeback*) show_disk ;; esac
 for round in $(seq "${ROUNDS:-5}"); do
     say "round $round"
     for entry in $PLAN; do
