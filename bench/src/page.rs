@@ -68,7 +68,8 @@ fn text(all: &[Results]) -> String {
 fn aims(all: &[Results]) -> String {
     let mut page = String::from(
         "## Aims\n\n\
-         Against kernel zram (lz4) in the same run, by ublk.\n\n\
+         Against kernel zram (lz4) in the same run, by ublk; with a disk against what is named, each with its \
+         better readahead.\n\n\
          | aim | limit | on | case | ratio | lowest - highest | |\n|---|---|---|---|---|---|---|\n",
     );
     for aim in &AIMS {
@@ -101,9 +102,10 @@ fn aims(all: &[Results]) -> String {
 
 fn limit(aim: &Aim) -> String {
     use crate::aims::Limit::{AtLeast, AtMost};
+    let against = aim.against.map_or(String::new(), |against| format!(" {against}'s"));
     match aim.limit {
-        AtLeast(limit) => format!("{}, at least {limit} times", aim.metric),
-        AtMost(limit) => format!("{}, at most {limit} times", aim.metric),
+        AtLeast(limit) => format!("{}, at least {limit} times{against}", aim.metric),
+        AtMost(limit) => format!("{}, at most {limit} times{against}", aim.metric),
     }
 }
 
@@ -270,6 +272,7 @@ fn suite_name(suite: Suite) -> &'static str {
         Suite::Device => "Block device",
         Suite::Engine => "Engine",
         Suite::Swap => "Swapping",
+        Suite::Writeback => "Swapping with a disk behind it",
     }
 }
 
@@ -313,6 +316,12 @@ fn about(results: &Results) -> &'static str {
              from zram none, cost far more there than decompressing does. User-mode Linux is nearer to a \
              real machine. The disk is as fast as a real one, so beside the rest it looks faster than it \
              is."
+        }
+        (Suite::Writeback, Platform::QemuKvm | Platform::QemuTcg) => {
+            "A pool of a fifth of memory for everybody, for about twice as much as it holds, and a disk of \
+             10,000 requests and 200 MB a second. Waiting for the disk takes as long as with a real one, while \
+             emulated processors are ten to twenty times slower: so what a contender computes weighs more here, \
+             and what it spares the disk less. zram writes nothing back by itself: a shell loop has it do so each second."
         }
         (_, Platform::QemuTcg) => {
             "Emulated processors are ten to twenty times slower than real ones, and not evenly so: \

@@ -22,14 +22,27 @@ const FORMAT: u32 = 1;
 /// What people use today: the one that all are compared with.
 const BASELINE: &str = "zram-lz4";
 
+/// The same where there is a disk behind it.
+const BASELINE_WITH_DISK: &str = "zswap";
+
 /// A part of the bench. The order is the page's.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, Ord, PartialEq, PartialOrd, Serialize, ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum Suite {
     Swap,
+    Writeback,
     Device,
     Engine,
     Density,
+}
+
+impl Suite {
+    fn baseline(self) -> &'static str {
+        match self {
+            Self::Writeback => BASELINE_WITH_DISK,
+            _ => BASELINE,
+        }
+    }
 }
 
 /// What a suite ran on.
@@ -120,7 +133,7 @@ impl Results {
         if samples.is_empty() {
             bail!("there are no samples");
         }
-        let (machine, baseline) = (Machine::new(), BASELINE.to_owned());
+        let (machine, baseline) = (Machine::new(), suite.baseline().to_owned());
         Ok(Self { format: FORMAT, suite, platform, quick, baseline, machine, samples, not_run })
     }
 
