@@ -223,4 +223,23 @@ mod tests {
         batch.close();
         batch.open(1, ptr::null_mut(), 2);
     }
+
+    /// So whoever says what became of a request looks at what is done, and not only at what failed.
+    #[test]
+    fn a_page_before_one_that_failed_can_be_left() {
+        let batch = open(4);
+        let (last, other) = (batch.take_last().unwrap(), batch.take_last().unwrap());
+        batch.give_back(last);
+        for _ in 0..2 {
+            let claim = batch.take_first().unwrap();
+            batch.finish(claim);
+        }
+        let failed = batch.take_first().unwrap();
+        assert_eq!((failed.page, other.page), (3, 2));
+        batch.give_back(failed);
+        assert!(!batch.has_ended());
+        batch.give_back(other);
+        assert!(batch.has_ended());
+        assert_eq!(batch.done().trailing_ones(), 2);
+    }
 }

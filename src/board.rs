@@ -42,8 +42,8 @@ pub enum Step {
         /// Where it is to be read.
         backed: Backed,
     },
-    /// A page failed and is not taken any more; those before it are done. Helpers take nothing more of
-    /// this batch.
+    /// A page failed and is not taken any more; those before it are done, or helpers are at them still and may
+    /// give them back. Helpers take nothing more of this batch.
     Failed {
         /// Its place in the batch.
         page: u32,
@@ -335,16 +335,18 @@ impl Engine {
         // Who finds a batch open and gets no page of it has lost the page to another, and looks on.
         while let Some(batch) = board.open_batch() {
             if let Some(claim) = batch.take_last() {
-                return match self.carry_out(queue, &claim) {
+                match self.carry_out(queue, &claim) {
                     Carried::Done => {
                         batch.finish(claim);
-                        true
+                        return true;
                     }
-                    Carried::Backed(_) | Carried::Failed(_) => {
+                    Carried::Failed(_) => {
                         batch.give_back(claim);
-                        false
+                        return false;
                     }
-                };
+                    // That closes this batch. There may be others.
+                    Carried::Backed(_) => batch.give_back(claim),
+                }
             }
         }
         false

@@ -9,6 +9,7 @@
 //! ephemeral frames are evicted for it.
 
 use crate::arena::STEP_FRAMES;
+use crate::backing::LOG_BYTES_MIN;
 use crate::engine::{Config, Engine};
 use crate::error::ConfigError;
 use crate::registry::Registry;
@@ -104,7 +105,9 @@ impl Engine {
 
     /// The registry is locked, so that limit and tables do not change meanwhile.
     pub(crate) fn apply_limit(&self, _locked: &Registry, limit: u64) -> Result<(), ConfigError> {
-        let frames = self.config.check_limit(limit, self.tables.load(Ordering::Acquire))?;
+        let tables = self.tables.load(Ordering::Acquire);
+        self.config.check_limit(limit, tables + self.log_least())?;
+        let frames = self.config.check_limit(limit, tables)?;
         self.limit.store(limit, Ordering::Release);
         self.arena.set_limit(frames);
         Ok(())
@@ -117,7 +120,14 @@ impl Engine {
 
     /// The smallest pool limit that the pools there are leave room for, in bytes.
     pub fn limit_min(&self) -> u64 {
-        Config::limit_min(self.config.shards) + self.tables.load(Ordering::Acquire)
+        Config::limit_min(self.config.shards)
+            + self.tables.load(Ordering::Acquire)
+            + self.log_least()
+    }
+
+    /// What a log cannot do without, in bytes, if there is one.
+    fn log_least(&self) -> u64 {
+        self.log().map_or(0, |_| LOG_BYTES_MIN)
     }
 
     /// Frees ephemeral frames, and then those of which the log has a copy, until so many frames are free or there are

@@ -762,6 +762,91 @@ fn a_page_that_is_read_twice_is_in_memory_again_if_there_is_room() {
     sim.end();
 }
 
+/// The pool limit allows more, but the system has no memory for it.
+#[test]
+fn frames_go_where_the_arena_cannot_grow() {
+    let mut sim = Sim::new(Profile { frames: 4000, shards: 1, ..CALM }, 1);
+    let mut page = 0;
+    let mut put = |sim: &mut Sim| {
+        let handle = Handle::from_page(sim.pool, page);
+        let contents = Contents::Random(page as u32).page();
+        let put = sim.engine.put(&mut sim.queue, handle, &contents);
+        if put.is_ok() {
+            sim.map.insert(page, Held::Page(Box::new(contents)));
+            page += 1;
+        }
+        put
+    };
+    while put(&mut sim) == Ok(()) {}
+    let stats = sim.engine.stats();
+    assert!(stats.frames.frames_allocated < 3000, "{stats:?}");
+    assert!(sim.engine.writeback_wanted());
+    // Not at once: it grows by and by when it can.
+    assert_eq!(written(&mut sim), 0);
+    sim.now += SECOND / 50;
+    assert!(written(&mut sim) > 0);
+    assert_eq!(put(&mut sim), Ok(()));
+    assert_eq!(sim.engine.stats().frames.frames_allocated, stats.frames.frames_allocated);
+    sim.end();
+}
+
+#[test]
+fn an_age_that_is_set_to_none_is_none() {
+    let mut sim = half_full();
+    let rate = Some(1 << 20);
+    let aged =
+        WritebackSettings { age_seconds: Some(8), bytes_per_second: rate, ..Default::default() };
+    sim.engine.set_writeback_settings(&aged).unwrap();
+    while written(&mut sim) == 0 {
+        sim.now += SECOND;
+    }
+    sim.engine.set_writeback_settings(&WritebackSettings::default()).unwrap();
+    sim.now += 10 * SECOND;
+    assert_eq!(written(&mut sim), 0);
+}
+
+/// Of a log that is nine tenths full the cleaner writes more than the frames that come.
+#[test]
+fn a_limit_of_a_second_holds_for_the_cleaner_too() {
+    let bytes = 8 * BACKING_BYTES_MIN;
+    let blocks = bytes / BLOCK;
+    let pages = blocks * 9 / 10;
+    let profile = Profile { pages, frames: 800, shards: 1, encrypts: false, ..CALM };
+    let mut sim = Sim::with_file(profile, 1, bytes);
+    let put = |sim: &mut Sim, page| {
+        let contents = Contents::Random(sim.rng.next() as u32).page();
+        let handle = Handle::from_page(sim.pool, page);
+        while let Err(error) = sim.engine.put(&mut sim.queue, handle, &contents) {
+            assert_eq!(error, PutError::Starved, "page {page}");
+            sim.engine.supply().unwrap();
+            sim.start_job();
+            if sim.file.under_way.is_empty()
+                && let Some(rest) = sim.writeback.rests_for(sim.now)
+            {
+                assert!(rest < SECOND / 2, "{rest} ns are too long for a put");
+                sim.now += rest;
+            }
+            sim.end_job();
+        }
+        sim.map.insert(page, Held::Page(Box::new(contents)));
+    };
+    (0..pages).for_each(|page| put(&mut sim, page));
+    let paced = WritebackSettings { bytes_per_second: Some(1 << 20), ..Default::default() };
+    sim.engine.set_writeback_settings(&paced).unwrap();
+    let (before, began) = (sim.engine.stats().log, sim.now);
+    for _ in 0..2 * pages {
+        let page = sim.rng.below(pages);
+        put(&mut sim, page);
+    }
+    let after = sim.engine.stats().log;
+    let cleaned = after.log_cleaner_written_bytes - before.log_cleaner_written_bytes;
+    let written = cleaned + after.log_written_bytes - before.log_written_bytes;
+    assert!(cleaned > 16 << 20);
+    let seconds = (sim.now - began) / SECOND;
+    assert!(written <= (seconds + 2) << 20, "{written} bytes in {seconds} s");
+    sim.end();
+}
+
 /// Nothing else than writes, of a log that is nine tenths full.
 #[test]
 fn a_file_filled_to_nine_tenths_is_rewritten_ten_times_over() {

@@ -6,12 +6,16 @@ use std::sync::Arc;
 use super::log::Log;
 use super::seal::KEY_BYTES;
 use super::segments::{SEGMENT_BYTES, SEGMENT_FRAMES, SEGMENTS_MAX};
-use super::writeback::{SEGMENTS_MIN, Writeback};
-use crate::engine::Engine;
+use super::writeback::{HAND_FRAMES, SEGMENTS_MIN, Writeback};
+use crate::engine::{Engine, FRAME_COST};
 use crate::sync::Ordering;
 
 /// Bytes of the smallest backing file that works.
 pub const BACKING_BYTES_MIN: u64 = SEGMENTS_MIN as u64 * SEGMENT_BYTES;
+
+/// Bytes of the pool limit that a log cannot do without: frames for entries, in hand and of a segment that is open for
+/// each kind of writing.
+pub(crate) const LOG_BYTES_MIN: u64 = (HAND_FRAMES + 2 * SEGMENT_FRAMES) as u64 * FRAME_COST;
 
 /// Segments are this part of the pool's frames at most.
 const ENTRIES_PART: u32 = 4 * SEGMENT_FRAMES as u32;
@@ -51,7 +55,7 @@ pub enum BackingError {
 }
 
 impl Engine {
-    /// Attaches a backing file of so many bytes, for persistent pages that are not used. Of one that is more than 64 times
+    /// Attaches a backing file of so many bytes, for persistent pages that are not used. Of one that is more than 32 times
     /// the pool limit the rest is not used. Nothing is read from it
     /// that was not written by what this returns, whoever drives that. With a key, which nobody else
     /// may have and no other engine ever had, what is written is encrypted.
@@ -77,8 +81,8 @@ impl Engine {
         let tables = log.segments().bytes() + writeback.bytes();
         let limit = self.limit();
         let all = self.tables.load(Ordering::Acquire) + tables;
-        if self.config.check_limit(limit, all).is_err() {
-            return Err(BackingError::NoRoom { bytes: tables, limit });
+        if self.config.check_limit(limit, all + LOG_BYTES_MIN).is_err() {
+            return Err(BackingError::NoRoom { bytes: tables + LOG_BYTES_MIN, limit });
         }
         while writeback.wants_frame() {
             // The pool may be full, and just therefore a backing file be attached.

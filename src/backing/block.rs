@@ -11,7 +11,8 @@
 //!
 //! The entries of a segment's blocks are in frames of the arena, which the segment has while it is in use:
 //! they cost memory as the log fills, within the pool limit. An entry is written before the block
-//! is, while no slot points there. After that it does not change until the segment is used again.
+//! is, while no slot points there. After that nothing but the state's bits of
+//! which zpages are alive and were read changes, until the segment is used again.
 
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 

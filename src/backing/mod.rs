@@ -27,6 +27,7 @@ mod stream;
 mod unit;
 mod writeback;
 
+pub(crate) use attach::LOG_BYTES_MIN;
 pub use attach::{BACKING_BYTES_MIN, BackingError};
 pub(crate) use block::{BLOCKS_PER_FRAME, BlockMeta};
 pub(crate) use log::{Found, Log};

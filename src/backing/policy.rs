@@ -28,6 +28,12 @@ const DAY: u64 = 24 * 60 * 60 * SECOND;
 /// What is written at once after a time without writing, where bytes a second are limited, as a part of a second.
 const BURST: u64 = SECOND / 4;
 
+/// How long frames wait for their turn while puts wait for them: front ends give up after 1 s.
+const PACE_MAX: u64 = SECOND / 2;
+
+/// How long the arena may be without a free frame before some are made by writing: it grows by 1 MiB in less.
+const DRY: u64 = SECOND / 100;
+
 /// Ticks of an age: a frame goes when it is so much older, and an eighth at most.
 const AGE_TICKS: u8 = 8;
 
@@ -106,6 +112,8 @@ pub(crate) struct Policy {
     pub(crate) writing: Rest,
     /// Until when what was written is enough, by the limit of a second.
     paced_until: u64,
+    /// Since when there has been no free frame.
+    dry_since: Option<u64>,
     day: Day,
     clock: Clock,
 }
@@ -131,19 +139,39 @@ impl Policy {
         let settings = engine.writeback_settings();
         let high = part(engine, settings.high_permille).max(low + 1);
         self.is_evicting = left < if self.is_evicting { high } else { low };
-        if settings.bytes_per_second.is_none() {
-            self.paced_until = 0;
-        }
-        if now < self.paced_until || self.is_spent(engine, now) {
-            return Wanted::NOTHING;
-        }
         if self.is_evicting {
             return Wanted { frames: high - left, age: 0 };
         }
-        match self.clock.is_looking {
+        if self.is_starving(engine, now) {
+            return Wanted { frames: UNIT_BLOCKS.saturating_sub(under_way), age: 0 };
+        }
+        match self.clock.is_looking && settings.age_seconds.is_some() {
             true => Wanted { frames: UNIT_BLOCKS, age: AGE_TICKS },
             false => Wanted::NOTHING,
         }
+    }
+
+    /// Whether anything may be written or read for that now: by the limits of a second and of a day.
+    pub(crate) fn is_due(&mut self, engine: &Engine, now: u64) -> bool {
+        if engine.writeback_settings().bytes_per_second.is_none() {
+            self.paced_until = 0;
+        }
+        now >= self.paced_until && !self.is_spent(engine, now)
+    }
+
+    /// Whether what is due next is due too late to be waited for.
+    pub(crate) fn is_far(&self, now: u64) -> bool {
+        self.paced_until > now + PACE_MAX
+    }
+
+    /// Whether there has been no free frame for a while though the pool limit allows more: the system has no memory for
+    /// the arena to grow.
+    fn is_starving(&mut self, engine: &Engine, now: u64) -> bool {
+        if !is_dry(engine) {
+            self.dry_since = None;
+            return false;
+        }
+        now - *self.dry_since.get_or_insert(now) >= DRY
     }
 
     /// Nothing of that age was found: there is no need to look before the next tick.
@@ -215,6 +243,8 @@ struct Clock {
 impl Clock {
     /// Whether another tick of this length has begun, or several. It wraps: what is that old was looked at before.
     fn advance(&mut self, length: u64, now: u64) -> bool {
+        // It may have been set when ticks were longer.
+        self.next_at = self.next_at.min(now + length);
         let Some(late) = now.checked_sub(self.next_at) else { return false };
         // A long time without ages counts as one tick.
         let ticks = if self.next_at == 0 { 1 } else { 1 + late / length };
@@ -225,16 +255,25 @@ impl Clock {
     }
 }
 
-/// Whether less is left than the low watermark.
+/// Whether less is left than the low watermark, or nothing is to be had at the moment.
 pub(crate) fn is_low(engine: &Engine) -> bool {
-    left(engine) < low(engine)
+    left(engine) < low(engine) || is_dry(engine)
+}
+
+/// Whether no frame is to be had at the moment, whatever the pool limit.
+fn is_dry(engine: &Engine) -> bool {
+    engine.arena.free() == 0 && clean(engine) == 0
+}
+
+/// Frames that have a copy in the log.
+fn clean(engine: &Engine) -> u32 {
+    engine.log().map_or(0, Log::clean) as u32
 }
 
 /// Frames that are left below the pool limit, or can be had at once.
 fn left(engine: &Engine) -> u32 {
     let in_use = engine.arena.allocated().saturating_sub(engine.arena.free());
-    let clean = engine.log().map_or(0, Log::clean) as u32;
-    engine.arena.limit().saturating_sub(in_use.saturating_sub(clean))
+    engine.arena.limit().saturating_sub(in_use.saturating_sub(clean(engine)))
 }
 
 /// The low watermark, in frames.
@@ -260,6 +299,11 @@ impl Rest {
     /// How long it lasts yet, in nanoseconds; none if it is over.
     pub(crate) fn left(&self, now: u64) -> Option<u64> {
         self.until.checked_sub(now).filter(|left| *left > 0)
+    }
+
+    /// Whether the last write failed.
+    pub(crate) fn is_failing(&self) -> bool {
+        self.length > 0
     }
 
     pub(crate) fn succeeded(&mut self) {
@@ -318,8 +362,10 @@ mod tests {
         assert_eq!(clock.tick, 1);
         assert!(clock.advance(100, 310) && !clock.advance(100, 409));
         assert_eq!(clock.tick, 4);
+        assert!(!clock.advance(10, 411) && clock.advance(10, 421), "shorter ones begin at once");
+        assert_eq!(clock.tick, 5);
         // More than an age is not told apart.
         assert!(clock.advance(100, 100_000));
-        assert_eq!(clock.tick, 4 + AGE_TICKS);
+        assert_eq!(clock.tick, 5 + AGE_TICKS);
     }
 }

@@ -40,7 +40,7 @@ const UNITS: usize = READER + 5;
 const TRIM_KEEPS: usize = 4;
 
 /// Frames that are kept for entries: a pair for each of two segments.
-const HAND_FRAMES: usize = 2 * SEGMENT_FRAMES;
+pub(super) const HAND_FRAMES: usize = 2 * SEGMENT_FRAMES;
 
 /// I/O that takes longer is late, in nanoseconds: puts do not wait for a backing file that may never answer.
 const LATE: u64 = 3_000_000_000;
@@ -136,10 +136,12 @@ impl Writeback {
             engine.shards.iter().for_each(|shard| shard.0.lock().set_tick(tick));
         }
         let segments = self.log.segments();
-        let is_short = segments.free() < CLEAN_BELOW && self.victims.len() < VICTIMS;
-        self.candidate = if is_short { segments.emptiest() } else { None };
+        let is_short = segments.free() < CLEAN_BELOW || self.evicting_is_stuck();
+        let is_to_clean = is_short && self.victims.len() < VICTIMS;
+        self.candidate = if is_to_clean { segments.emptiest() } else { None };
         let job = match self.policy.writing.left(now) {
             Some(_) => None,
+            None if !self.policy.is_due(engine, now) => None,
             None => self.ready().or_else(|| self.clean()).or_else(|| self.evict(engine)),
         };
         if let Some(job) = job.filter(|job| job.is_write) {
@@ -197,11 +199,11 @@ impl Writeback {
         let is_under_way = |unit: &Unit| matches!(unit.state, State::Writing | State::Reading);
         let is_late =
             |unit: &Unit| is_under_way(unit) && self.now.saturating_sub(unit.since) > LATE;
-        match self.policy.writing.left(self.now) {
-            _ if self.units.iter().any(is_late) => Health::Late,
-            Some(_) => Health::Failing,
-            None if self.is_spent => Health::Spent,
-            None => Health::Good,
+        match () {
+            () if self.units.iter().any(is_late) => Health::Late,
+            () if self.policy.writing.is_failing() => Health::Failing,
+            () if self.is_spent => Health::Spent,
+            () => Health::Good,
         }
     }
 
@@ -240,7 +242,13 @@ impl Writeback {
             has_room = self.has_room();
         }
         self.is_spent = self.policy.is_spent(engine, self.now);
-        self.log.set_accepts(has_room && self.health() == Health::Good);
+        let is_far = self.policy.is_far(self.now);
+        self.log.set_accepts(has_room && !is_far && self.health() == Health::Good);
+    }
+
+    /// Whether there is no segment that frames could go to.
+    fn evicting_is_stuck(&self) -> bool {
+        !self.evicting.is_open() && self.openable().is_none()
     }
 
     /// Whether frames are going to the log, or can go, if only after cleaning.

@@ -279,6 +279,8 @@ pub struct Daemon {
     devices: Mutex<Vec<Arc<Device>>>,
     /// Held while a device is added or removed.
     turn: Mutex<()>,
+    /// Held while a setting of writeback is changed.
+    setting: Mutex<()>,
 }
 
 struct Device {
@@ -339,6 +341,7 @@ impl Daemon {
             nbd,
             devices,
             turn,
+            setting: Mutex::new(()),
         };
         daemon.engine.set_writeback_settings(&daemon.config.writeback)?;
         if let Some(spec) = &daemon.config.backing {
@@ -409,6 +412,7 @@ impl Daemon {
     pub fn set_pool_limit(&self, bytes: u64) -> Result<u64, DaemonError> {
         self.engine.set_limit(bytes)?;
         self.supply.waker().wake();
+        self.backing.waker().wake();
         Ok(self.engine.limit())
     }
 
@@ -440,7 +444,7 @@ impl Daemon {
     /// Changes a setting of writeback, and returns all as they are in force.
     pub fn set_writeback(&self, change: WritebackChange) -> Result<WritebackSettings, DaemonError> {
         // Two changes at a time would undo one another.
-        let _turn = self.turn.lock();
+        let _setting = self.setting.lock();
         let settings = change.of(self.engine.writeback_settings());
         self.engine.set_writeback_settings(&settings)?;
         self.backing.waker().wake();

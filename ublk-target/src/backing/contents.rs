@@ -63,7 +63,9 @@ pub fn examine(file: &File, bytes: u64) -> io::Result<Contents> {
     let mut memory = Aligned::zeros(MARKS_BYTES + PAGE_BYTES);
     let memory = memory.bytes();
     let head = read(file, 0, bytes.min(MARKS_BYTES), memory)?;
-    if is_header(head) {
+    // Behind our header nothing is written before the log. Some leave the first page as it is (RAID members of
+    // metadata 1.2 do, and caches), so that it says nothing of what came after us.
+    if is_header(head) && is_zero(&head[PAGE_SIZE..]) {
         return Ok(Contents::Ours);
     }
     if !is_zero(head) {
@@ -220,5 +222,15 @@ mod tests {
             assert_eq!(memory.bytes().as_ptr().align_offset(PAGE_SIZE), 0);
             assert_eq!(memory.bytes().len() as u64, bytes);
         }
+    }
+
+    #[test]
+    fn somebody_elses_mark_behind_a_header_of_ours_is_found() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(4 << 20).unwrap();
+        write_header(&file, 3 << 20).unwrap();
+        assert_eq!(examine(&file, 4 << 20).unwrap(), Contents::Ours);
+        file.write_all_at(&[0xfc, 0x4e, 0x2b, 0xa9], 4096).unwrap();
+        assert_eq!(examine(&file, 4 << 20).unwrap(), Contents::Foreign);
     }
 }

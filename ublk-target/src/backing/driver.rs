@@ -82,7 +82,8 @@ impl Driver {
 
 impl Ready {
     /// Lets the thread write to this file.
-    pub fn drive(self, file: BackingFile, writeback: Writeback) -> Driver {
+    pub fn drive(self, mut file: BackingFile, writeback: Writeback) -> Driver {
+        file.keep();
         self.driver.backing.set_file(file);
         // The thread has nothing to do but wait for it.
         let _ = self.start.send(writeback);
@@ -134,6 +135,8 @@ impl<'a> Loop<'a> {
         let mut settled = Instant::now();
         self.watch();
         while !self.stop.load(Ordering::SeqCst) {
+            // First, so that what comes from now on is claimed anew; also where a wake has got lost.
+            self.backing.waker().take();
             while let Some(job) = self.writeback.next(self.engine, self.now()) {
                 self.jobs[job.unit] = Some((job, Transfer::new(job.offset, job.bytes)));
                 self.submit(job.unit);
@@ -165,7 +168,6 @@ impl<'a> Loop<'a> {
         }
         while let Some((user_data, result)) = self.uring.completed() {
             if user_data == WOKEN {
-                self.backing.waker().take();
                 self.watch();
             } else {
                 self.completed(user_data as usize, result);

@@ -33,8 +33,8 @@ const RUN_BLOCKS: u64 = 8;
 /// Blocks between two that are wanted which are read with them all the same.
 const GAP_BLOCKS: u64 = 2;
 
-/// Blocks of a read for who reads on in the order of the log, at most: 128 KiB.
-const AHEAD_BLOCKS_MAX: u64 = 32;
+/// Blocks of a read for who reads on in the order of the log, at most. Those that are kept leave images for others.
+const AHEAD_BLOCKS_MAX: u64 = 24;
 
 /// Blocks between where a read has ended and where the next begins, for it to read on.
 const STRIDE_BLOCKS: u64 = 4;

@@ -184,7 +184,7 @@ impl Refusal {
 }
 
 /// A backing file that is open: nobody else uses it, and its room is there. Dropping it closes it, and leaves
-/// it where it is.
+/// it where it is, but for one that was made for it and was never put to use ([`BackingFile::keep`]).
 #[derive(Debug)]
 pub struct BackingFile {
     file: File,
@@ -192,6 +192,7 @@ pub struct BackingFile {
     is_device: bool,
     /// Of the log.
     bytes: u64,
+    made: Made,
 }
 
 impl BackingFile {
@@ -201,6 +202,11 @@ impl BackingFile {
         spec.check()?;
         let opened = open_or_make(spec, own);
         opened.map_err(|refusal| BackingFileError { path: spec.path.clone(), refusal })
+    }
+
+    /// It is put to use: it stays, also if it was made for that.
+    pub fn keep(&mut self) {
+        self.made.0 = None;
     }
 
     /// The file, open for direct I/O.
@@ -263,7 +269,7 @@ fn make(spec: &BackingSpec, own: &[u64]) -> Result<BackingFile, Refusal> {
     let bytes = spec.bytes.ok_or(Refusal::Absent)?;
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
     let file = open(&spec.path, flags, Mode::RUSR | Mode::WUSR).map_err(failed("make it"))?;
-    let made = Made(Some(&spec.path));
+    let made = Made(Some(spec.path.clone()));
     let file = File::from(file);
     lock(&file)?;
     let metadata = file.metadata().map_err(io_failed("look at it"))?;
@@ -272,9 +278,9 @@ fn make(spec: &BackingSpec, own: &[u64]) -> Result<BackingFile, Refusal> {
     fcntl_setfl(&file, OFlags::DIRECT).map_err(no_direct)?;
     avoid_copies(&file);
     allocate(&file, bytes, 0)?;
-    let made_file = finish(spec, file, false, bytes)?;
-    made.keep();
-    Ok(made_file)
+    let mut backing = finish(spec, file, false, bytes)?;
+    backing.made = made;
+    Ok(backing)
 }
 
 /// Takes a file that is there.
@@ -319,21 +325,17 @@ fn finish(
 ) -> Result<BackingFile, Refusal> {
     let log_bytes = (bytes - HEADER_BYTES) / SEGMENT_BYTES * SEGMENT_BYTES;
     contents::write_header(&file, log_bytes).map_err(io_failed("write to it"))?;
-    Ok(BackingFile { file, path: spec.path.clone(), is_device, bytes: log_bytes })
+    let (path, made) = (spec.path.clone(), Made(None));
+    Ok(BackingFile { file, path, is_device, bytes: log_bytes, made })
 }
 
 /// A file that was made, and is removed unless it is kept.
-struct Made<'a>(Option<&'a Path>);
+#[derive(Debug)]
+struct Made(Option<PathBuf>);
 
-impl Made<'_> {
-    fn keep(mut self) {
-        self.0 = None;
-    }
-}
-
-impl Drop for Made<'_> {
+impl Drop for Made {
     fn drop(&mut self) {
-        if let Some(path) = self.0 {
+        if let Some(path) = &self.0 {
             // What went wrong before is what the user has to know.
             let _ = fs::remove_file(path);
         }
@@ -491,8 +493,11 @@ mod tests {
         BackingSpec { path: path.to_owned(), bytes, encrypt: true, force: false }
     }
 
+    /// Opens it and puts it to use.
     fn open_at(path: &Path, bytes: Option<u64>) -> Result<BackingFile, BackingFileError> {
-        BackingFile::open(&spec(path, bytes), &[])
+        let mut file = BackingFile::open(&spec(path, bytes), &[])?;
+        file.keep();
+        Ok(file)
     }
 
     fn refusal(path: &Path, bytes: Option<u64>) -> Refusal {
@@ -624,6 +629,20 @@ mod tests {
         assert_eq!(fs::metadata(&path).unwrap().len(), 20 * MIB);
         drop(first);
         open_at(&path, None).unwrap();
+    }
+
+    #[test]
+    fn a_file_that_was_made_and_not_used_is_removed() {
+        let Some(home) = home("a_file_that_was_made_and_not_used_is_removed") else { return };
+        let path = home.path().join("backing");
+        let made = BackingFile::open(&spec(&path, Some(20 * MIB)), &[]).unwrap();
+        assert!(path.exists());
+        drop(made);
+        assert!(!path.exists());
+        // One that was there is not.
+        drop(open_at(&path, Some(20 * MIB)).unwrap());
+        drop(BackingFile::open(&spec(&path, None), &[]).unwrap());
+        assert!(path.exists());
     }
 
     #[test]

@@ -104,7 +104,7 @@ impl Underway {
         Self { request, trouble: None, starved: None, fetching: 0 }
     }
 
-    /// Notes that a page failed. The first of the request counts: all before it are done in the end.
+    /// Notes that a page failed. The first of the request counts.
     fn note(&mut self, page: u32, error: BatchError) {
         match self.trouble {
             Some(Trouble::Page(first, _)) if first < page => {}
@@ -362,7 +362,14 @@ impl Schedule {
             let tag = self.leaving.swap_remove(at);
             let Underway { request, trouble, starved, .. } = self.requests[usize::from(tag)];
             let done = self.buffers.done(tag.into());
-            if trouble.is_none() && done != u32::MAX {
+            // What a helper gave back: to be done yet, if it is before the page that failed, which then is met again.
+            let is_left = match trouble {
+                None => done != u32::MAX,
+                Some(Trouble::Page(page, _)) => done.trailing_ones() < page,
+                Some(Trouble::Starved) => false,
+            };
+            if is_left {
+                self.requests[usize::from(tag)].trouble = None;
                 self.rejoin(tag, &request);
                 continue;
             }
@@ -420,6 +427,8 @@ fn patience(waiting: usize, tags: usize) -> Duration {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
     use libublk::helpers::IoBuf;
     use tmem::{Batches, PAGE_SIZE};
 
@@ -786,5 +795,36 @@ mod tests {
         assert!(schedule.next_fetch().is_some());
         // Ends, that is.
         drop(schedule);
+    }
+
+    /// A helper is at a page before the one that fails, and gives it back then.
+    #[test]
+    #[cfg_attr(miri, ignore = "it takes real threads")]
+    fn a_page_that_is_given_back_before_one_that_failed_is_done() {
+        let mut schedule = wet();
+        let device = Arc::clone(&schedule.device);
+        (2..4).for_each(|page| device.engine().lose(tmem::Handle::from_page(device.pool(), page)));
+        let (board, stop) = (Arc::clone(schedule.buffers.board()), AtomicBool::new(false));
+        std::thread::scope(|scope| {
+            for _ in 0..3 {
+                scope.spawn(|| {
+                    let mut queue = device.queue();
+                    while !stop.load(Ordering::Relaxed) {
+                        device.engine().help(&mut queue, &board);
+                    }
+                });
+            }
+            for _ in 0..200_000 {
+                assert_eq!(schedule.came(0, read(0, 4)), None);
+                let ended = loop {
+                    schedule.serve(|| false);
+                    if let Some(ended) = schedule.next_ended() {
+                        break ended;
+                    }
+                };
+                assert_eq!(ended, (0, Outcome::Done(2 * 4096)));
+            }
+            stop.store(true, Ordering::Relaxed);
+        });
     }
 }

@@ -159,23 +159,29 @@ fn a_file_that_cannot_be_read_fails_requests_and_no_connection() {
     drop(watchdog);
 }
 
+/// A client, as soon as the server has a place for one: those who have gone keep theirs until their reads end.
+fn welcome(watchdog: &Watchdog, served: &Served) -> Client {
+    let mut client = watchdog.retry(|| {
+        let mut client = Client::connect(served);
+        client.try_greet().then_some(client)
+    });
+    client.go("swap0");
+    client
+}
+
 #[test]
 fn clients_and_servers_go_while_pages_are_on_their_way() {
     let watchdog = Watchdog::new("clients_and_servers_go_while_pages_are_on_their_way");
     let (mut backed, plain) = Backed::filled(2);
     for round in 0..20 {
-        let mut client = Client::simple(&backed.served, "swap0");
+        let mut client = welcome(&watchdog, &backed.served);
         let reads = (0..10).map(|n| request(0, CMD_READ, n, (n + round) * 131_072, 131_072));
         client.send(&reads.collect::<Vec<_>>().concat());
         drop(client);
     }
     let export = Arc::clone(&backed.served.exports[0]);
     watchdog.retry(|| (export.visitors() == 0).then_some(()));
-    let mut client = watchdog.retry(|| {
-        let mut client = Client::connect(&backed.served);
-        client.try_greet().then_some(client)
-    });
-    client.go("swap0");
+    let mut client = welcome(&watchdog, &backed.served);
     assert!(client.read(0, BYTES as u32).unwrap() == plain);
 
     let reads = (0..40).map(|n| request(0, CMD_READ, n, n * 131_072, 131_072));
