@@ -304,13 +304,16 @@ pub fn fatal(why: fmt::Arguments<'_>) -> ! {
     std::process::abort()
 }
 
-/// Writes as much of `what` as fits into `line`, and says how much that is.
+/// Writes as much of `what` as fits into `line`, with the end of a line, and says how much that is. (Without an end the
+/// kernel shows a line only once there is another.)
 fn format_line(line: &mut [u8], what: fmt::Arguments<'_>) -> usize {
-    let whole = line.len();
-    let mut rest = line;
+    let whole = line.len() - 1;
+    let mut rest = &mut line[..whole];
     // What does not fit is cut off.
     let _ = rest.write_fmt(what);
-    whole - rest.len()
+    let used = whole - rest.len();
+    line[used] = b'\n';
+    used + 1
 }
 
 fn last_word(line: &[u8]) {
@@ -621,11 +624,11 @@ mod tests {
     }
 
     #[test]
-    fn a_long_line_is_cut() {
+    fn a_long_line_is_cut_and_ended() {
         let mut line = [0; 8];
-        assert_eq!(format_line(&mut line, format_args!("{}", 123)), 3);
+        assert_eq!(format_line(&mut line, format_args!("{}", 123)), 4);
         assert_eq!(format_line(&mut line, format_args!("{}-{}", 12345, 67890)), 8);
-        assert_eq!(&line, b"12345-67");
+        assert_eq!(&line, b"12345-6\n");
     }
 
     #[test]

@@ -215,8 +215,7 @@ impl<'a> Loop<'a> {
         match health {
             Health::Good => process::note(format_args!("the backing file works again")),
             Health::Failing => process::note(format_args!(
-                "the backing file fails ({}): pages stay in memory, and it is tried again later",
-                io::Error::from_raw_os_error(errno)
+                "the backing file fails (error {errno}): pages stay in memory, and it is tried again later"
             )),
             Health::Spent => process::note(format_args!(
                 "as much was written to the backing file as may be in a day: pages stay in memory until it is over"
