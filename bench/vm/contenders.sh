@@ -75,7 +75,7 @@ start_daemon() {
         load ublk_drv
     fi
     # By force, for the swap of another contender was there before.
-    [ "$name" != tmem-backed ] || args+=(--backing "$SWAP_DISK" --force)
+    [ "$name" != tmem-backed ] || args+=(--backing "$SWAP_DISK" --force --no-encrypt-backing)
     : >"$out"
     tmem run --control "/run/tmem/$name.sock" --pool-limit "${POOL_LIMIT:-60%}" "${args[@]}" \
         >"$out" 2>"/tmp/$name.log" &
