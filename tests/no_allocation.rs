@@ -177,6 +177,10 @@ fn writeback_does_not_allocate() {
             carry_out(&writeback, job, &mut file, job.bytes);
             writeback.ended(&path.engine, job.unit, Ok(()), round);
         }
+        // Not so often that all comes back to memory, and there is nothing to clean.
+        if round % 8 > 0 {
+            continue;
+        }
         let handle = Handle::from_page(path.swap, round * 3 % PAGES);
         if let Ok(Got::Backed(backed)) = path.engine.get(&mut path.queue, handle, &mut page) {
             image.copy_from_slice(&file[backed.offset() as usize..][..PAGE_SIZE]);
