@@ -236,7 +236,8 @@ impl Sim {
     fn check_progress(&mut self, handle: Handle, page: &Page) {
         while self.engine.supply().unwrap().more {}
         self.start_job();
-        if self.file.under_way.is_empty()
+        // There can be several reasons to rest, one after the other.
+        while self.file.under_way.is_empty()
             && let Some(rest) = self.writeback.rests_for(self.now)
         {
             self.now += rest;
@@ -459,6 +460,8 @@ impl Sim {
 
     fn end(mut self) -> Stats {
         self.profile.failing = 0;
+        // What may not be written today would stay as it is.
+        self.engine.set_writeback_settings(&WritebackSettings::default()).unwrap();
         self.settle();
         while !self.reads.is_empty() {
             self.use_read();
