@@ -269,22 +269,6 @@ impl Engine {
         result
     }
 
-    /// Gets a page of a block device: one that is not there reads as zeros, whatever was in `page`. One
-    /// that is on the backing file is not got, and where it is there is the answer.
-    pub fn get_or_zeros(
-        &self,
-        queue: &mut Queue,
-        handle: Handle,
-        page: &mut Page,
-    ) -> Result<Option<Backed>, GetError> {
-        match self.get(queue, handle, page)? {
-            Got::Backed(backed) => return Ok(Some(backed)),
-            Got::Hit => {}
-            Got::Miss => page.fill(0),
-        }
-        Ok(None)
-    }
-
     fn get_unpacked(
         &self,
         queue: &mut Queue,

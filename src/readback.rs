@@ -105,9 +105,9 @@ impl Engine {
         let Some(found) = found else { return self.get(queue, handle, page) };
         let zpage = self.open(&found, image);
         let zpage = zpage.filter(|zpage| queue.unpack(handle, zpage.header, zpage.payload, page));
-        self.shard(handle).count_backed(handle, zpage.is_some());
+        let is_used = self.shard(handle).count_backed(handle, backed, zpage.is_some());
         let zpage = zpage.ok_or(GetError::Corrupt)?;
-        if self.shard(handle).note_read(handle, backed) && !is_low(self) {
+        if is_used && !is_low(self) {
             // Where it fails the page is where it was.
             self.take_in(handle, backed, zpage.packed());
         }
@@ -138,7 +138,7 @@ impl Engine {
         let zpage = self.open(&found, image);
         let zpage = zpage.filter(|zpage| zpage.header.verify(handle, zpage.payload));
         let Some(zpage) = zpage else {
-            self.shard(handle).count_backed(handle, false);
+            self.shard(handle).count_backed(handle, backed, false);
             return Err(GetError::Corrupt.into());
         };
         match self.take_in(handle, backed, zpage.packed()) {

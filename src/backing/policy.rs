@@ -1,7 +1,8 @@
 //! What goes to the backing file, and when: the part that somebody may want otherwise.
 //!
 //! Frames go ahead of demand: when less than the low watermark is left of the pool limit, until as much as the
-//! high watermark is; and where an age is set, when they have not been used for so long. How much is written is
+//! high watermark is; when there has been no free frame for a while, whatever the pool limit; and where an age is set,
+//! when they have not been used for so long. How much is written is
 //! limited by the second and by the day, where that is set: then frames wait, and when the day's part is used up,
 //! the pool is as one without a backing file. So it is for a while after a write that failed, twice as long
 //! after each that follows. [`WritebackSettings`] can change at any time.

@@ -142,18 +142,8 @@ impl Shard {
         is_there.then(|| log.find(block, granule))
     }
 
-    /// Notes that a page was got from the log; whether it had been, since it was written there.
-    pub(crate) fn note_read(&self, handle: Handle, backed: Backed) -> bool {
-        match backed.slot.place() {
-            Place::Log { block, granule } if self.find_backed(handle, backed).is_some() => {
-                self.store.log().note_read(block, granule)
-            }
-            _ => false,
-        }
-    }
-
-    /// Counts a page that was read from the log.
-    pub(crate) fn count_backed(&mut self, handle: Handle, is_intact: bool) {
+    /// Counts a page that was read from the log. Whether it had been got from there before, and still is there.
+    pub(crate) fn count_backed(&mut self, handle: Handle, backed: Backed, is_intact: bool) -> bool {
         self.count(handle, |counters| {
             counters.bd_reads += 1;
             match is_intact {
@@ -161,6 +151,14 @@ impl Shard {
                 false => counters.corrupt_gets += 1,
             }
         });
+        match backed.slot.place() {
+            Place::Log { block, granule }
+                if is_intact && self.find_backed(handle, backed).is_some() =>
+            {
+                self.store.log().note_read(block, granule)
+            }
+            _ => false,
+        }
     }
 
     /// Takes a page that was read from the log into a frame again. True if it is there, or is no longer what

@@ -179,16 +179,19 @@ impl<W: Copy + Eq> Fetches<W> {
         }
         let at = backed.offset();
         let mut range = at..at + BLOCK_BYTES;
-        let mut ahead = None;
+        let (mut ahead, mut times) = (None, 0);
         if !alone {
             range = self.neighbours(at);
-            ahead = self.read_ahead(engine, backed, &mut range);
+            times = self.times_ahead(&range);
+            ahead = widen(engine, backed, times, &mut range);
         }
         let blocks = ((range.end - range.start) / BLOCK_BYTES) as usize;
         let run = self.take_images(blocks).or_else(|| {
             self.forget_kept();
             self.take_images(blocks)
         })?;
+        // Only now: what waits for images is looked at again, and does not read on by that.
+        self.ahead = (range.end, times);
         self.assign(run, range.clone(), alone, None);
         self.runs[run] = Run::new(range.start, blocks, ahead);
         Some((run, Some(self.entry(run))))
@@ -204,27 +207,12 @@ impl<W: Copy + Eq> Fetches<W> {
         }
     }
 
-    /// Widens a read for who reads on in the order of the log, twice as much each time. Returns the use of the segment
-    /// that all of it is of then.
-    fn read_ahead(
-        &mut self,
-        engine: &Engine,
-        first: Backed,
-        range: &mut Range<u64>,
-    ) -> Option<u64> {
+    /// How many reads have been one after the other in the order of the log, with one of this range.
+    fn times_ahead(&self, range: &Range<u64>) -> u32 {
         let (end, times) = self.ahead;
         let slack = STRIDE_BLOCKS * BLOCK_BYTES;
         let is_next = range.end > end.saturating_sub(slack) && range.start <= end + slack;
-        let times = if is_next { times + 1 } else { 0 };
-        let window = (RUN_BLOCKS << times.min(8)).min(AHEAD_BLOCKS_MAX) * BLOCK_BYTES;
-        let last = first.offset() + u64::from(engine.blocks_behind(first)) * BLOCK_BYTES;
-        let wide = (range.start + window).min(last + BLOCK_BYTES);
-        let is_widened = times > 0 && wide > range.end;
-        if is_widened {
-            range.end = wide;
-        }
-        self.ahead = (range.end, times);
-        is_widened.then(|| first.sequence())
+        if is_next { times + 1 } else { 0 }
     }
 
     /// What to queue for a read that goes on. The memory that it points at stays, and is not touched by
@@ -320,6 +308,8 @@ impl<W: Copy + Eq> Fetches<W> {
 
     fn free_kept(&mut self, run: Option<usize>) {
         if let Some(run) = run {
+            let is_in_use = |wanted: &Wanted<W>| wanted.state == State::Reading(run);
+            assert!(!self.wanted.iter().any(is_in_use), "pages of a kept read were not taken");
             self.free |= mask(run, self.runs[run].blocks);
         }
     }
@@ -341,6 +331,20 @@ impl<W: Copy + Eq> Fetches<W> {
             }
         }
     }
+}
+
+/// Widens a read for who has read on in the order of the log so many times, twice as much each time. Returns the use of
+/// the segment that what is behind the page's block is of then.
+fn widen(engine: &Engine, first: Backed, times: u32, range: &mut Range<u64>) -> Option<u64> {
+    if times == 0 {
+        return None;
+    }
+    let window = (RUN_BLOCKS << times.min(8)).min(AHEAD_BLOCKS_MAX) * BLOCK_BYTES;
+    let end = first.offset() + (u64::from(engine.blocks_behind(first)) + 1) * BLOCK_BYTES;
+    let wide = (range.start + window).min(end);
+    let is_widened = wide > range.end;
+    range.end = wide.max(range.end);
+    is_widened.then(|| first.sequence())
 }
 
 /// A bit for each of so many images.

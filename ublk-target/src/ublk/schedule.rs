@@ -799,7 +799,6 @@ mod tests {
 
     /// A helper is at a page before the one that fails, and gives it back then.
     #[test]
-    #[cfg_attr(miri, ignore = "it takes real threads")]
     fn a_page_that_is_given_back_before_one_that_failed_is_done() {
         let mut schedule = wet();
         let device = Arc::clone(&schedule.device);
