@@ -19,7 +19,8 @@ use crate::frame::{FrameMeta, NIL, Use};
 use crate::handle::{OBJECT_PAGES, PAGE_SIZE};
 use crate::region::Region;
 use crate::slot::SlotCell;
-use crate::sync::{AtomicU64, Mutex, Ordering};
+use crate::store::Store;
+use crate::sync::{AtomicU64, Mutex, MutexGuard, Ordering};
 
 /// Frames by which the arena grows and shrinks at a time: 1 MiB.
 pub(crate) const STEP_FRAMES: u32 = 256;
@@ -55,6 +56,39 @@ struct Stack {
     free: AtomicU64,
 }
 
+/// Frames of a store that a new process takes in, in the order of their numbers: those between the last one and the
+/// next have no memory.
+pub(crate) struct Adoption<'a> {
+    arena: &'a Arena,
+    backing: MutexGuard<'a, Backing>,
+    last_hole: u32,
+}
+
+impl Adoption<'_> {
+    /// Takes in a frame that is in use.
+    pub(crate) fn take_used(&mut self, frame: u32) {
+        for hole in self.arena.top()..frame {
+            let meta = self.arena.meta(hole);
+            meta.reset(Use::Free);
+            meta.lru.next.store(NIL, Relaxed);
+            // In ascending order, so that growing finds runs.
+            match self.last_hole {
+                NIL => self.backing.holes = hole,
+                last => self.arena.meta(last).lru.next.store(hole, Relaxed),
+            }
+            self.last_hole = hole;
+        }
+        self.arena.top.store(u64::from(frame) + 1, Ordering::Release);
+        self.arena.allocated.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// Takes in a frame that is free.
+    pub(crate) fn take_free(&mut self, frame: u32) {
+        self.take_used(frame);
+        self.arena.push(frame);
+    }
+}
+
 /// Which frames have no memory. Held while the kernel looks for memory, so only growing and
 /// releasing wait for it.
 struct Backing {
@@ -63,12 +97,13 @@ struct Backing {
 }
 
 impl Arena {
-    /// An arena that can grow to `frames_max` frames and has a limit of `limit` for now.
-    pub(crate) fn new(frames_max: u32, limit: u32) -> io::Result<Self> {
-        assert!(frames_max > 0 && frames_max < NIL && limit <= frames_max);
+    /// The arena of a store that was made for `frames_max` frames, with a limit of `limit` for now. It has no frames:
+    /// those that are in the store already have to be taken in by [`crate::recovery`].
+    pub(crate) fn new(store: &Store, frames_max: u32, limit: u32) -> io::Result<Self> {
+        assert!(limit <= frames_max);
         Ok(Self {
-            frames: Region::new("tmem-arena", frames_max as usize * PAGE_SIZE)?,
-            table: Region::new("tmem-frames", frames_max as usize * META_BYTES)?,
+            frames: store.frames(frames_max)?,
+            table: store.table(frames_max)?,
             frames_max,
             stack: Stack { head: AtomicU64::new(u64::from(NIL)), free: AtomicU64::new(0) },
             allocated: AtomicU64::new(0),
@@ -76,6 +111,14 @@ impl Arena {
             top: AtomicU64::new(0),
             backing: Mutex::new(Backing { holes: NIL }),
         })
+    }
+
+    /// The same, with a store of its own.
+    #[cfg(test)]
+    pub(crate) fn alone(frames_max: u32, limit: u32) -> io::Result<Self> {
+        let store = Store::new()?;
+        store.format(crate::store::Geometry { frames_max, shards: 1, limit_max: 0 })?;
+        Self::new(&store, frames_max, limit)
     }
 
     /// Frames with memory behind them.
@@ -106,6 +149,11 @@ impl Arena {
         (self.top() as usize * META_BYTES).next_multiple_of(PAGE_SIZE) as u64
     }
 
+    /// Whether there is a frame of that number, which may have no memory.
+    pub(crate) fn has(&self, frame: u32) -> bool {
+        frame < self.frames_max
+    }
+
     fn top(&self) -> u32 {
         self.top.load(Ordering::Acquire) as u32
     }
@@ -128,7 +176,8 @@ impl Arena {
         self.pop_any()
     }
 
-    fn pop_any(&self) -> Option<u32> {
+    /// The same whatever the limit, for what is in use all the time.
+    pub(crate) fn pop_any(&self) -> Option<u32> {
         let mut head = self.stack.head.load(Ordering::Acquire);
         loop {
             let frame = head as u32;
@@ -283,6 +332,40 @@ impl Arena {
         Ok(())
     }
 
+    /// Goes through all frames that have memory, in the order of their numbers.
+    pub(crate) fn each_populated(&self, mut visit: impl FnMut(u32)) -> io::Result<()> {
+        let mut from = 0;
+        while let Some((first, past)) = self.frames.populated(from)? {
+            ((first / PAGE_SIZE) as u32..(past / PAGE_SIZE) as u32).for_each(&mut visit);
+            from = past;
+        }
+        Ok(())
+    }
+
+    /// Makes the frames that have memory, from number `from` on, and their entries be at hand: see
+    /// [`Region::bring_in`]. Returns the number past the last of them.
+    pub(crate) fn bring_in(&self, from: u32) -> io::Result<u32> {
+        let mut at = from as usize * PAGE_SIZE;
+        while let Some((first, past)) = self.frames.populated(at)? {
+            self.frames.bring_in(first, past - first)?;
+            at = past;
+        }
+        let table = |frame: usize| frame * META_BYTES / PAGE_SIZE * PAGE_SIZE;
+        let mut at_table = table(from as usize);
+        while let Some((first, past)) = self.table.populated(at_table)? {
+            self.table.bring_in(first, past - first)?;
+            at_table = past;
+        }
+        Ok((at / PAGE_SIZE) as u32)
+    }
+
+    /// For recovery: takes in frames that have memory. There are none yet.
+    pub(crate) fn adopt(&self) -> Adoption<'_> {
+        let backing = self.backing.lock();
+        assert_eq!((self.allocated(), self.top(), backing.holes), (0, 0, NIL), "it has frames");
+        Adoption { arena: self, backing, last_hole: NIL }
+    }
+
     /// Copies `bytes` into a frame.
     ///
     /// # Safety
@@ -366,7 +449,7 @@ mod tests {
 
     #[test]
     fn frames_come_only_with_growth_and_within_the_limit() {
-        let arena = Arena::new(10, 4).unwrap();
+        let arena = Arena::alone(10, 4).unwrap();
         assert_eq!(arena.pop(), None);
         assert_eq!(arena.grow(3).unwrap(), 3);
         assert_eq!(arena.grow(3).unwrap(), 1);
@@ -379,7 +462,7 @@ mod tests {
 
     #[test]
     fn released_frames_come_back_zeroed() {
-        let arena = Arena::new(8, 8).unwrap();
+        let arena = Arena::alone(8, 8).unwrap();
         arena.grow(8).unwrap();
         let kept = arena.pop().unwrap();
         // SAFETY: the frame was popped above and nobody else knows of it.
@@ -402,7 +485,7 @@ mod tests {
     fn growth_that_fails_leaves_what_there_was() {
         // The first call is the table's, the second the frames'.
         for calls in 0..2 {
-            let arena = Arena::new(600, 600).unwrap();
+            let arena = Arena::alone(600, 600).unwrap();
             faults::after(calls);
             assert!(arena.grow(300).is_err());
             assert_eq!((arena.allocated(), arena.free(), arena.pop()), (0, 0, None));
@@ -413,7 +496,7 @@ mod tests {
 
     #[test]
     fn growth_into_holes_that_fails_leaves_the_holes() {
-        let arena = Arena::new(8, 8).unwrap();
+        let arena = Arena::alone(8, 8).unwrap();
         arena.grow(8).unwrap();
         arena.release(4).unwrap();
         faults::after(0);
@@ -427,7 +510,7 @@ mod tests {
 
     #[test]
     fn a_release_that_fails_half_way_keeps_every_frame() {
-        let arena = Arena::new(8, 8).unwrap();
+        let arena = Arena::alone(8, 8).unwrap();
         arena.grow(8).unwrap();
         // What is free is in three runs, of which the last to be released fails.
         let mut frames: Vec<_> = std::iter::from_fn(|| arena.pop()).collect();
@@ -446,7 +529,7 @@ mod tests {
 
     #[test]
     fn no_more_frames_are_in_use_than_the_limit() {
-        let arena = Arena::new(8, 8).unwrap();
+        let arena = Arena::alone(8, 8).unwrap();
         arena.grow(8).unwrap();
         let first = arena.pop().unwrap();
         arena.set_limit(2);

@@ -11,15 +11,17 @@
 //! nothing to discard.
 
 use std::io;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 
-use crate::handle::{OBJECT_PAGES, PAGE_SIZE};
+use crate::durable::{DurableU32, DurableU64};
+use crate::handle::{OBJECT_PAGES, PAGE_SIZE, PoolId};
 use crate::region::Region;
+use crate::store::Store;
 
 /// Bytes of an object's entry.
 pub(crate) const OBJECT_BYTES: usize = size_of::<Object>();
 
-const LOST_WORDS: usize = OBJECT_PAGES as usize / 64;
+pub(crate) const LOST_WORDS: usize = OBJECT_PAGES as usize / 64;
 
 const _: () = assert!(OBJECT_BYTES == 80);
 
@@ -27,13 +29,13 @@ const _: () = assert!(OBJECT_BYTES == 80);
 #[repr(C)]
 pub(crate) struct Object {
     /// Number of the leaf's frame plus one; zero without a leaf.
-    leaf: AtomicU32,
+    leaf: DurableU32,
     /// Pages that the object holds, and puts under way in it.
-    used: AtomicU32,
+    used: DurableU32,
     /// Set bits in `lost`.
-    lost_count: AtomicU32,
-    _reserved: AtomicU32,
-    lost: [AtomicU64; LOST_WORDS],
+    lost_count: DurableU32,
+    _reserved: DurableU32,
+    lost: [DurableU64; LOST_WORDS],
 }
 
 impl Object {
@@ -41,6 +43,13 @@ impl Object {
     /// been acknowledged before is seen.
     pub(crate) fn is_idle(&self) -> bool {
         self.leaf.load(Ordering::Acquire) == 0 && self.lost_count.load(Ordering::Acquire) == 0
+    }
+
+    /// Whether there is nothing in it at all, whatever was counted.
+    pub(crate) fn is_empty(&self) -> bool {
+        let words = [&self.leaf, &self.used, &self.lost_count];
+        words.iter().all(|word| word.load(Ordering::Relaxed) == 0)
+            && self.lost_bits() == [0; LOST_WORDS]
     }
 
     pub(crate) fn leaf(&self) -> Option<u32> {
@@ -57,6 +66,23 @@ impl Object {
         assert!(used <= OBJECT_PAGES, "an object of {OBJECT_PAGES} pages holds {used}");
         self.used.store(used + 1, Ordering::Relaxed);
         used
+    }
+
+    /// Counts anew, and from what there is: so many pages, and each of these lost (a bit a page).
+    pub(crate) fn recount(&self, used: u32, lost: &[u64; LOST_WORDS]) {
+        self.used.store(used, Ordering::Relaxed);
+        for (word, bits) in self.lost.iter().zip(lost) {
+            if word.load(Ordering::Relaxed) != *bits {
+                word.store(*bits, Ordering::Relaxed);
+            }
+        }
+        let count = lost.iter().map(|bits| bits.count_ones()).sum();
+        self.lost_count.store(count, Ordering::Release);
+    }
+
+    /// Which pages are lost, a bit a page, whatever was counted.
+    pub(crate) fn lost_bits(&self) -> [u64; LOST_WORDS] {
+        std::array::from_fn(|at| self.lost[at].load(Ordering::Relaxed))
     }
 
     /// Takes one back; returns how many are left.
@@ -89,7 +115,7 @@ impl Object {
         self.lost_count.load(Ordering::Relaxed) > 0
     }
 
-    fn lost_word(&self, index: u32) -> &AtomicU64 {
+    fn lost_word(&self, index: u32) -> &DurableU64 {
         &self.lost[index as usize / 64]
     }
 }
@@ -105,17 +131,42 @@ pub(crate) struct Directory {
 }
 
 impl Directory {
-    /// A directory for so many pages, all of it in memory.
-    pub(crate) fn new(pages: u64) -> io::Result<Self> {
-        let objects = pages.div_ceil(u64::from(OBJECT_PAGES)) as u32;
-        let region = Region::new("tmem-objects", Self::bytes_for(pages) as usize)?;
-        region.populate(0, region.bytes())?;
-        Ok(Self { region, objects })
+    /// A directory for so many pages of a pool that there is not yet, all of it in memory.
+    pub(crate) fn new(store: &Store, pool: PoolId, pages: u64) -> io::Result<Self> {
+        let directory = Self::of_store(store, pool, pages)?;
+        // What a process has left there that died while it made or removed such a pool.
+        directory.release()?;
+        directory.region.populate(0, directory.region.bytes())?;
+        Ok(directory)
+    }
+
+    /// The directory of a pool that there is.
+    pub(crate) fn of_store(store: &Store, pool: PoolId, pages: u64) -> io::Result<Self> {
+        let region = store.directory(pool, Self::bytes_for(pages))?;
+        Ok(Self { region, objects: Self::objects_for(pages) as u32 })
+    }
+
+    /// Gives its memory back. Who looks at it nonetheless sees objects without pages.
+    pub(crate) fn release(&self) -> io::Result<()> {
+        self.region.release(0, self.region.bytes())
+    }
+
+    /// Makes it be at hand: see [`Region::bring_in`].
+    pub(crate) fn bring_in(&self) -> io::Result<()> {
+        self.region.bring_in(0, self.region.bytes())
+    }
+
+    pub(crate) fn objects(&self) -> u32 {
+        self.objects
+    }
+
+    const fn objects_for(pages: u64) -> u64 {
+        pages.div_ceil(OBJECT_PAGES as u64)
     }
 
     /// Bytes that a directory for so many pages takes: whole pages of memory.
-    pub(crate) fn bytes_for(pages: u64) -> u64 {
-        let bytes = pages.div_ceil(u64::from(OBJECT_PAGES)) * OBJECT_BYTES as u64;
+    pub(crate) const fn bytes_for(pages: u64) -> u64 {
+        let bytes = Self::objects_for(pages) * OBJECT_BYTES as u64;
         bytes.next_multiple_of(PAGE_SIZE as u64)
     }
 
@@ -141,7 +192,7 @@ mod tests {
 
     #[test]
     fn objects_start_idle_and_remember() {
-        let directory = Directory::new(1025).unwrap();
+        let directory = Directory::new(&Store::new().unwrap(), PoolId(1), 1025).unwrap();
         assert_eq!(directory.objects, 3);
         let object = directory.object(2);
         assert!(object.is_idle() && object.leaf().is_none());
@@ -160,6 +211,6 @@ mod tests {
     #[test]
     #[should_panic(expected = "not in the pool")]
     fn an_object_beyond_the_pool_is_refused() {
-        Directory::new(512).unwrap().object(1);
+        Directory::new(&Store::new().unwrap(), PoolId(0), 512).unwrap().object(1);
     }
 }

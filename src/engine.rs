@@ -8,6 +8,8 @@
 
 use std::sync::{Arc, OnceLock};
 
+use slab::Slab;
+
 use crate::arena::Arena;
 use crate::backing::{Dials, Log, SEGMENT_FRAMES};
 use crate::clock::{self, Clock};
@@ -24,6 +26,7 @@ use crate::registry::Registry;
 use crate::report::Peaks;
 use crate::shard::{Hand, Packed, Refused, Shard, Unpacked};
 use crate::stats::PoolCounters;
+use crate::store::{Geometry, STORE_BYTES, Store};
 use crate::supply::Settling;
 use crate::sync::{AtomicU64, Mutex, MutexGuard, Ordering};
 
@@ -59,7 +62,7 @@ impl Config {
             + 2 * FRAME_GRANULES * size_of::<List>()
             + POOLS_MAX * size_of::<PoolCounters>();
         // The frame table grows by whole pages.
-        (shards * shard + PAGE_SIZE) as u64 + (shards as u64 + 2) * FRAME_COST
+        STORE_BYTES + (shards * shard + PAGE_SIZE) as u64 + (shards as u64 + 2) * FRAME_COST
     }
 
     /// Checks a limit against what tables of so many bytes (see [`Engine::tables`]) leave of it, and turns it into
@@ -90,6 +93,7 @@ pub enum Got {
 
 /// Transcendent memory: see the crate's description.
 pub struct Engine {
+    pub(crate) store: Store,
     pub(crate) arena: Arc<Arena>,
     pub(crate) config: Config,
     pub(crate) shards: Box<[Padded<Mutex<Shard>>]>,
@@ -117,12 +121,24 @@ pub struct Engine {
 pub(crate) struct Padded<T>(pub(crate) T);
 
 impl Engine {
-    /// Makes an engine, with memory for the reserve; [`Engine::supply`] brings the rest.
+    /// Makes an engine, with memory for the reserve; [`Engine::supply`] brings the rest. What it holds goes with
+    /// the process.
     ///
     /// # Panics
     ///
     /// If the number of shards is not a power of two up to [`SHARDS_MAX`].
     pub fn new(config: &Config) -> Result<Self, ConfigError> {
+        let memory = |source| ConfigError::Memory { what: "the store", bytes: STORE_BYTES, source };
+        Self::create(config, Store::new().map_err(memory)?)
+    }
+
+    /// Makes an engine on an empty store. What it holds is there as long as anybody has the store's file: another
+    /// process can go on with it, once this one is dead ([`Prepared`](crate::Prepared)).
+    ///
+    /// # Panics
+    ///
+    /// If the store is not empty, or as for [`Engine::new`].
+    pub fn create(config: &Config, store: Store) -> Result<Self, ConfigError> {
         assert!(config.shards.is_power_of_two() && config.shards <= SHARDS_MAX);
         let bytes = rustix::param::page_size();
         if bytes != PAGE_SIZE {
@@ -132,19 +148,28 @@ impl Engine {
         // A backing file's first frames may have to come from beyond the limit.
         let frames_max = config.check_limit(config.limit_max, 0)? + FRAMES_BEYOND;
         let memory = |bytes| move |source| ConfigError::Memory { what: "the arena", bytes, source };
-        let arena = Arc::new(Arena::new(frames_max, limit).map_err(memory(config.limit_max))?);
-        let reserve = config.shards as u32;
-        arena.grow(reserve).map_err(memory(u64::from(reserve) * PAGE_SIZE as u64))?;
+        let (shards, limit_max) = (config.shards as u32, config.limit_max);
+        let format = || store.format(Geometry { frames_max, shards, limit_max });
+        format().map_err(memory(STORE_BYTES))?;
+        store.set_limit(config.limit);
+        let arena = Arena::new(&store, frames_max, limit).map_err(memory(limit_max))?;
+        arena.grow(shards).map_err(memory(u64::from(shards) * PAGE_SIZE as u64))?;
+        Ok(Self::over(config, store, arena))
+    }
+
+    /// An engine without pools on a store and its arena.
+    pub(crate) fn over(config: &Config, store: Store, arena: Arena) -> Self {
+        let arena = Arc::new(arena);
         let shard = |number| {
-            let spare = arena.pop().expect("the arena grew by the reserve");
             let member = Member { number, of: config.shards };
-            Padded(Mutex::new(Shard::new(member, Arc::clone(&arena), spare, POOLS_MAX)))
+            Padded(Mutex::new(Shard::new(member, Arc::clone(&arena), POOLS_MAX)))
         };
-        Ok(Self {
+        Self {
             shards: (0..config.shards).map(shard).collect(),
+            store,
             arena,
             config: config.clone(),
-            registry: Mutex::new(Registry::default()),
+            registry: Mutex::new(Registry::new(Slab::new())),
             ledger: Mutex::new(Ledger::default()),
             limit: AtomicU64::new(config.limit),
             tables: AtomicU64::new(0),
@@ -154,7 +179,12 @@ impl Engine {
             peaks: Mutex::new(Peaks::default()),
             settling: Mutex::new(Settling::default()),
             clock: Clock::calibrate(),
-        })
+        }
+    }
+
+    /// All that outlives the process.
+    pub fn store(&self) -> &Store {
+        &self.store
     }
 
     /// A context for one thread that puts and gets for a client. What it measures counts for the
@@ -171,7 +201,7 @@ impl Engine {
     pub fn is_locked(&self) -> bool {
         let registry = self.registry.lock();
         self.arena.is_locked()
-            && registry.pools.iter().all(|(_, pool)| pool.directory.is_locked())
+            && registry.pools().all(|pool| pool.directory.is_locked())
             && self.log().is_none_or(|log| log.segments().is_locked())
     }
 

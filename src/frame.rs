@@ -19,8 +19,9 @@
 //! talk to each other. An entry belongs to the shard whose lists the frame is on and is touched
 //! only under that shard's lock; a free frame's LRU link belongs to the arena's free stack.
 
-use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::sync::atomic::Ordering::Relaxed;
 
+use crate::durable::DurableU32;
 use crate::handle::PAGE_SIZE;
 
 /// Unit of space inside a frame, in bytes. The seed's zbud used chunks of 64.
@@ -43,6 +44,7 @@ const FLAG_RAW: u32 = 1 << 17;
 const FLAG_CLOSED: u32 = 1 << 18;
 const FLAG_HELD: u32 = 1 << 19;
 const FLAG_CLEAN: u32 = 1 << 20;
+const FLAG_CLAIMED: u32 = 1 << 21;
 const TICK_SHIFT: u32 = 24;
 
 const _: () = assert!(size_of::<FrameMeta>() == 32);
@@ -66,6 +68,14 @@ pub(crate) enum Use {
     Spare = 4,
     /// Holds entries of the log's blocks.
     Blocks = 5,
+}
+
+impl Use {
+    fn from_byte(byte: u8) -> Option<Self> {
+        let all =
+            [Self::Free, Self::Ephemeral, Self::Persistent, Self::Leaf, Self::Spare, Self::Blocks];
+        all.get(usize::from(byte)).copied()
+    }
 }
 
 /// Where a zpage lies in its frame, in granules.
@@ -154,15 +164,15 @@ impl Buddies {
 /// A pair of list links.
 #[repr(C)]
 pub(crate) struct Links {
-    pub(crate) prev: AtomicU32,
-    pub(crate) next: AtomicU32,
+    pub(crate) prev: DurableU32,
+    pub(crate) next: DurableU32,
 }
 
 /// What lies where in 4 KiB of zpages: in a frame, or in its image on the backing file.
 #[repr(C)]
 pub(crate) struct Layout {
-    state: AtomicU32,
-    body: [AtomicU32; 3],
+    state: DurableU32,
+    body: [DurableU32; 3],
 }
 
 /// See the module's description.
@@ -195,6 +205,16 @@ impl Layout {
         assert!(zpage < BUDDIES_MAX, "a block has no zpage {zpage}");
         let bit = 1 << (TICK_SHIFT as usize + zpage);
         self.state.fetch_or(bit, Relaxed) & bit != 0
+    }
+
+    /// Counts none of a block's zpages as one that a slot points at.
+    pub(crate) fn deaden_all(&self) {
+        self.state.store(self.state.load(Relaxed) & !0xff, Relaxed);
+    }
+
+    /// Whether a zpage is listed that begins there.
+    pub(crate) fn has_zpage(&self, granule: u8) -> bool {
+        self.buddies().as_slice().iter().any(|extent| extent.offset == usize::from(granule))
     }
 
     /// Counts one more of a block's zpages that a slot points at.
@@ -237,21 +257,23 @@ impl Layout {
             buddies.push(Extent::WHOLE);
             return buddies;
         }
-        for at in 0..(self.state.load(Relaxed) >> 8 & 0xff) as usize {
+        let count = (self.state.load(Relaxed) >> 8 & 0xff) as usize;
+        assert!(count <= BUDDIES_MAX, "frame table: a frame cannot hold {count} zpages");
+        for at in 0..count {
             let pair = self.body[at / 2].load(Relaxed);
             buddies.push(Extent::unpack(pair >> (16 * (at % 2)) & 0xffff));
         }
         buddies
     }
 
+    /// Lists these zpages. One that was listed, and is to be, is so at each moment, for one may be the last of the
+    /// process: what is beyond the new ones is left as it is, and their number comes last.
     pub(crate) fn set_buddies(&self, buddies: &Buddies) {
         assert!(!self.is_raw(), "a raw page has no buddies");
-        let mut pairs = [0u32; 3];
-        for (at, extent) in buddies.as_slice().iter().enumerate() {
-            pairs[at / 2] |= extent.pack() << (16 * (at % 2));
-        }
-        for (word, pair) in self.body.iter().zip(pairs) {
-            word.store(pair, Relaxed);
+        for (word, pair) in self.body.iter().zip(buddies.as_slice().chunks(2)) {
+            let halves = pair.iter().enumerate().map(|(at, extent)| extent.pack() << (16 * at));
+            let kept = if pair.len() == 2 { 0 } else { word.load(Relaxed) & !0xffff };
+            word.store(kept | halves.sum::<u32>(), Relaxed);
         }
         let state = self.state.load(Relaxed) & !0xff00;
         self.state.store(state | (buddies.count() as u32) << 8, Relaxed);
@@ -287,15 +309,9 @@ impl FrameMeta {
     }
 
     pub(crate) fn used_for(&self) -> Use {
-        match self.layout.state.load(Relaxed) & 0xff {
-            0 => Use::Free,
-            1 => Use::Ephemeral,
-            2 => Use::Persistent,
-            3 => Use::Leaf,
-            4 => Use::Spare,
-            5 => Use::Blocks,
-            other => panic!("frame table: use {other} is none that is ever written"),
-        }
+        let byte = self.layout.state.load(Relaxed) as u8;
+        let used_for = Use::from_byte(byte);
+        used_for.unwrap_or_else(|| panic!("frame table: use {byte} is none that is ever written"))
     }
 
     /// Marks the frame as one that is on no list, because a header in it cannot be trusted. It is so
@@ -308,8 +324,8 @@ impl FrameMeta {
         self.layout.state.load(Relaxed) & FLAG_CLOSED != 0
     }
 
-    /// Makes a frame one of which a block of the log is a copy, or one of which none is. A clean frame is in no bin, so
-    /// that the block's number is where those links are.
+    /// Makes a frame one of which a block of the log is a copy, or one of which none is. A clean frame is in no
+    /// bin, so that the block's number is where those links are.
     pub(crate) fn set_clean(&self, block: Option<u32>) {
         let state = self.layout.state.load(Relaxed) & !FLAG_CLEAN;
         if let Some(block) = block {
@@ -332,6 +348,52 @@ impl FrameMeta {
 
     pub(crate) fn tick(&self) -> u8 {
         (self.layout.state.load(Relaxed) >> TICK_SHIFT) as u8
+    }
+
+    /// Forgets what somebody was doing with the frame. For recovery.
+    pub(crate) fn clear_flags(&self) {
+        let state = self.layout.state.load(Relaxed);
+        let kept = FLAG_RAW | FLAG_REFERENCED | FLAG_CLAIMED | 0xffff;
+        self.layout.state.store(state & kept, Relaxed);
+    }
+
+    /// Marks the frame as one that recovery has come to; says whether it had been. It means nothing later.
+    pub(crate) fn claim(&self) -> bool {
+        let state = self.layout.state.load(Relaxed);
+        self.layout.state.store(state | FLAG_CLAIMED, Relaxed);
+        state & FLAG_CLAIMED != 0
+    }
+
+    pub(crate) fn is_claimed(&self) -> bool {
+        self.layout.state.load(Relaxed) & FLAG_CLAIMED != 0
+    }
+
+    pub(crate) fn unclaim(&self) {
+        self.layout.state.store(self.layout.state.load(Relaxed) & !FLAG_CLAIMED, Relaxed);
+    }
+
+    /// Notes for recovery, where the links of its bin would be, that nothing in the frame was found alive yet;
+    pub(crate) fn clear_found(&self) {
+        self.bin.prev.store(0, Relaxed);
+    }
+
+    /// that one of its zpages was, by its place among them, of an object of that shard; whether that is news;
+    pub(crate) fn find(&self, zpage: usize, shard: usize) -> bool {
+        let bit = 1 << zpage;
+        let found = self.bin.prev.load(Relaxed);
+        self.bin.prev.store(found | bit | (shard as u32) << 8, Relaxed);
+        found & bit == 0
+    }
+
+    /// and which were, a bit each, and of which shard.
+    pub(crate) fn found(&self) -> (u32, usize) {
+        let found = self.bin.prev.load(Relaxed);
+        (found & 0xff, (found >> 8) as usize)
+    }
+
+    /// What it is used for, whatever is there; none if that is nothing that is ever written.
+    pub(crate) fn known_use(&self) -> Option<Use> {
+        Use::from_byte(self.layout.state.load(Relaxed) as u8)
     }
 
     /// Marks the frame as one that is on no list, because it is being written to the log, or not any
@@ -368,9 +430,9 @@ mod tests {
     use super::*;
 
     fn meta() -> FrameMeta {
-        let links = || Links { prev: AtomicU32::new(0), next: AtomicU32::new(0) };
-        let body = [AtomicU32::new(0), AtomicU32::new(0), AtomicU32::new(0)];
-        let layout = Layout { state: AtomicU32::new(0), body };
+        let links = || Links { prev: DurableU32::new(0), next: DurableU32::new(0) };
+        let body = [DurableU32::new(0), DurableU32::new(0), DurableU32::new(0)];
+        let layout = Layout { state: DurableU32::new(0), body };
         FrameMeta { lru: links(), bin: links(), layout }
     }
 

@@ -33,6 +33,10 @@
 
 #![deny(unsafe_code)]
 
+// Tests in here share code with those outside.
+#[cfg(test)]
+extern crate self as tmem;
+
 #[allow(unsafe_code)]
 mod arena;
 mod backing;
@@ -44,6 +48,7 @@ mod clock;
 mod codec;
 #[allow(unsafe_code)]
 mod directory;
+mod durable;
 mod engine;
 mod error;
 mod frame;
@@ -55,6 +60,7 @@ mod owners;
 mod pool;
 mod queue;
 mod readback;
+mod recovery;
 #[allow(unsafe_code)]
 mod region;
 mod registry;
@@ -64,6 +70,8 @@ mod runs;
 mod shard;
 mod slot;
 mod stats;
+#[allow(unsafe_code)]
+mod store;
 mod supply;
 mod sync;
 mod update;
@@ -85,8 +93,10 @@ pub use handle::{
 pub use histogram::Latency;
 pub use queue::Queue;
 pub use readback::Backed;
+pub use recovery::{Attached, Prepared, Recovered};
 pub use runs::Holding;
 pub use stats::{
     AllocCounters, ClassCounters, FrameCounts, Latencies, LogCounters, PoolCounters, Stats,
 };
+pub use store::{AttachError, NOTES_BYTES_MAX, NotesError, PoolInfo, Store};
 pub use supply::Supplied;

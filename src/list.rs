@@ -117,7 +117,7 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(if cfg!(miri) { 4 } else { 256 }))]
         #[test]
         fn a_list_is_a_deque(steps in prop::collection::vec((0u8..4, 0u32..8), 0..60)) {
-            let arena = Arena::new(8, 8).unwrap();
+            let arena = Arena::alone(8, 8).unwrap();
             arena.grow(8).unwrap();
             let mut list = List::new(Through::Lru);
             let mut model = VecDeque::new();

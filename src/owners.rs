@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use crate::arena::Arena;
-use crate::handle::Handle;
+use crate::handle::{Handle, PoolId};
 use crate::pool::{Pool, find};
 use crate::slot::{Place, SlotCell};
 use crate::zbud::{Placed, Slots};
@@ -23,7 +23,11 @@ impl Member {
     /// The shard of a page's object. Neighbouring objects of a pool, and the same object of two
     /// pools, go to different shards.
     pub(crate) fn shard_of(handle: Handle, shards: usize) -> usize {
-        (handle.object as usize).wrapping_add(usize::from(handle.pool.0) * 7) & (shards - 1)
+        Self::shard_of_object(handle.pool, handle.object, shards)
+    }
+
+    pub(crate) fn shard_of_object(pool: PoolId, object: u32, shards: usize) -> usize {
+        (object as usize).wrapping_add(usize::from(pool.0) * 7) & (shards - 1)
     }
 
     fn has(self, handle: Handle) -> bool {

@@ -1,4 +1,4 @@
-//! A region: a memory file, mapped once, of which parts have memory behind them.
+//! A region: a part of a memory file, mapped once, of which parts have memory behind them.
 //!
 //! Guarantees: the whole address range is reserved when the region is made; memory comes only
 //! with [`Region::populate`] and goes with [`Region::release`]; what is populated is locked where
@@ -13,18 +13,58 @@
 use std::io;
 use std::ptr::NonNull;
 
+use crate::durable::crash_point;
+
 #[cfg(not(miri))]
 mod imp {
     use std::ffi::c_void;
     use std::io;
-    use std::os::fd::OwnedFd;
+    use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
     use std::ptr::{self, NonNull};
+    use std::sync::Arc;
 
-    use rustix::fs::{FallocateFlags, MemfdFlags};
+    use rustix::fs::{FallocateFlags, MemfdFlags, SeekFrom};
     use rustix::mm::{Advice, MapFlags, MlockFlags, MprotectFlags, ProtFlags};
 
+    /// A memory file; a clone is the same one.
+    #[derive(Clone)]
+    pub(crate) struct MemoryFile(Arc<OwnedFd>);
+
+    impl MemoryFile {
+        /// A file of so many bytes, none of which has memory.
+        pub(crate) fn new(name: &str, bytes: u64) -> io::Result<Self> {
+            let file = rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC)?;
+            rustix::fs::ftruncate(&file, bytes)?;
+            Ok(Self::from_file(file))
+        }
+
+        pub(crate) fn from_file(file: OwnedFd) -> Self {
+            Self(Arc::new(file))
+        }
+
+        pub(crate) fn file(&self) -> BorrowedFd<'_> {
+            self.0.as_fd()
+        }
+
+        pub(crate) fn bytes(&self) -> io::Result<u64> {
+            Ok(rustix::fs::fstat(&*self.0)?.st_size as u64)
+        }
+
+        pub(crate) fn resize(&self, bytes: u64) -> io::Result<()> {
+            Ok(rustix::fs::ftruncate(&*self.0, bytes)?)
+        }
+
+        /// Gives the memory of a range back.
+        pub(crate) fn punch(&self, offset: u64, bytes: u64) -> io::Result<()> {
+            let mode = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+            Ok(rustix::fs::fallocate(&*self.0, mode, offset, bytes)?)
+        }
+    }
+
     pub(super) struct Mapping {
-        file: OwnedFd,
+        file: MemoryFile,
+        /// Where in the file it begins.
+        offset: u64,
         start: NonNull<c_void>,
         bytes: usize,
         pub(super) locked: bool,
@@ -34,16 +74,14 @@ mod imp {
         /// The order matters. With `mlockall(MCL_FUTURE)` in force the kernel populates every new
         /// mapping at once, the arena up to its maximum; it cannot populate `PROT_NONE`. Locking
         /// on fault comes next, and only then is the range made accessible.
-        pub(super) fn new(name: &str, bytes: usize) -> io::Result<Self> {
-            let file = rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC)?;
-            rustix::fs::ftruncate(&file, bytes as u64)?;
+        pub(super) fn new(file: &MemoryFile, offset: u64, bytes: usize) -> io::Result<Self> {
             let flags = MapFlags::SHARED | MapFlags::NORESERVE;
+            let (place, access) = (ptr::null_mut(), ProtFlags::empty());
             // SAFETY: a new mapping at an address of the kernel's choice overlaps nothing.
-            let start = unsafe {
-                rustix::mm::mmap(ptr::null_mut(), bytes, ProtFlags::empty(), flags, &file, 0)?
-            };
+            let start =
+                unsafe { rustix::mm::mmap(place, bytes, access, flags, file.file(), offset)? };
             let start = NonNull::new(start).ok_or(io::ErrorKind::AddrNotAvailable)?;
-            let mut mapping = Self { file, start, bytes, locked: false };
+            let mut mapping = Self { file: file.clone(), offset, start, bytes, locked: false };
             // SAFETY: the range is the mapping made above, which nobody else knows of yet.
             unsafe {
                 let locked =
@@ -71,8 +109,30 @@ mod imp {
         }
 
         pub(super) fn release(&self, offset: usize, bytes: usize) -> io::Result<()> {
-            let mode = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-            Ok(rustix::fs::fallocate(&self.file, mode, offset as u64, bytes as u64)?)
+            self.file.punch(self.offset + offset as u64, bytes as u64)
+        }
+
+        pub(super) fn bring_in(&self, offset: usize, bytes: usize) -> io::Result<()> {
+            // SAFETY: the caller has checked the range; reading changes no byte in it.
+            unsafe {
+                let at = self.start.as_ptr().byte_add(offset);
+                Ok(rustix::mm::madvise(at, bytes, Advice::LinuxPopulateRead)?)
+            }
+        }
+
+        pub(super) fn populated(&self, from: usize) -> io::Result<Option<(usize, usize)>> {
+            let end = self.offset + self.bytes as u64;
+            let at = self.offset + from as u64;
+            let first = match rustix::fs::seek(self.file.file(), SeekFrom::Data(at)) {
+                // Behind the last memory of the file.
+                Err(rustix::io::Errno::NXIO) => return Ok(None),
+                found => found?,
+            };
+            if first >= end {
+                return Ok(None);
+            }
+            let past = rustix::fs::seek(self.file.file(), SeekFrom::Hole(first))?.min(end);
+            Ok(Some(((first - self.offset) as usize, (past - self.offset) as usize)))
         }
     }
 
@@ -91,6 +151,24 @@ mod imp {
     use std::io;
     use std::ptr::NonNull;
 
+    /// There are none: each region is by itself.
+    #[derive(Clone)]
+    pub(crate) struct MemoryFile;
+
+    impl MemoryFile {
+        pub(crate) fn new(_name: &str, _bytes: u64) -> io::Result<Self> {
+            Ok(Self)
+        }
+
+        pub(crate) fn resize(&self, _bytes: u64) -> io::Result<()> {
+            Ok(())
+        }
+
+        pub(crate) fn punch(&self, _offset: u64, _bytes: u64) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
     pub(super) struct Mapping {
         start: NonNull<u8>,
         layout: Layout,
@@ -98,7 +176,7 @@ mod imp {
     }
 
     impl Mapping {
-        pub(super) fn new(_name: &str, bytes: usize) -> io::Result<Self> {
+        pub(super) fn new(_file: &MemoryFile, _offset: u64, bytes: usize) -> io::Result<Self> {
             let layout = Layout::from_size_align(bytes, crate::PAGE_SIZE).expect("a sane size");
             // SAFETY: the layout is not empty, which `Region::new` checks.
             let start = NonNull::new(unsafe { alloc_zeroed(layout) });
@@ -119,6 +197,14 @@ mod imp {
             unsafe { self.start.as_ptr().add(offset).write_bytes(0, bytes) };
             Ok(())
         }
+
+        pub(super) fn bring_in(&self, _offset: usize, _bytes: usize) -> io::Result<()> {
+            Ok(())
+        }
+
+        pub(super) fn populated(&self, from: usize) -> io::Result<Option<(usize, usize)>> {
+            Ok((from < self.layout.size()).then(|| (from, self.layout.size())))
+        }
     }
 
     impl Drop for Mapping {
@@ -128,6 +214,8 @@ mod imp {
         }
     }
 }
+
+pub(crate) use imp::MemoryFile;
 
 /// See the module's description.
 pub(crate) struct Region {
@@ -142,11 +230,17 @@ unsafe impl Send for Region {}
 unsafe impl Sync for Region {}
 
 impl Region {
-    /// Reserves `bytes` of address space, rounded up to whole pages, with no memory behind it.
+    /// Reserves `bytes` of address space, rounded up to whole pages, with no memory behind it: a file of its own.
     pub(crate) fn new(name: &str, bytes: usize) -> io::Result<Self> {
+        let bytes = bytes.next_multiple_of(crate::PAGE_SIZE);
+        Self::of(&MemoryFile::new(name, bytes as u64)?, 0, bytes)
+    }
+
+    /// Maps `bytes`, rounded up to whole pages, of a file from a page-aligned offset on. What memory is there, stays.
+    pub(crate) fn of(file: &MemoryFile, offset: u64, bytes: usize) -> io::Result<Self> {
         assert!(bytes > 0, "a region of no bytes");
         let bytes = bytes.next_multiple_of(crate::PAGE_SIZE);
-        Ok(Self { mapping: imp::Mapping::new(name, bytes)?, bytes })
+        Ok(Self { mapping: imp::Mapping::new(file, offset, bytes)?, bytes })
     }
 
     /// Start of the region; page aligned.
@@ -170,6 +264,7 @@ impl Region {
         self.check(offset, bytes);
         #[cfg(test)]
         faults::strike()?;
+        crash_point();
         self.mapping.populate(offset, bytes)
     }
 
@@ -179,7 +274,46 @@ impl Region {
         self.check(offset, bytes);
         #[cfg(test)]
         faults::strike()?;
+        crash_point();
         self.mapping.release(offset, bytes)
+    }
+
+    /// Makes what has memory in a page-aligned range be at hand, so that reading and writing it needs no page tables.
+    /// Changes nothing; where there is no memory, there may be some afterwards. May block like [`Region::populate`].
+    pub(crate) fn bring_in(&self, offset: usize, bytes: usize) -> io::Result<()> {
+        self.check(offset, bytes);
+        self.mapping.bring_in(offset, bytes)
+    }
+
+    /// The first range from `from` on that has memory, as its start and what is past it; none if there is no more. If
+    /// memory comes or goes meanwhile, it may be any that there was.
+    pub(crate) fn populated(&self, from: usize) -> io::Result<Option<(usize, usize)>> {
+        if from >= self.bytes {
+            return Ok(None);
+        }
+        self.mapping.populated(from)
+    }
+
+    /// Copies bytes from a populated part. While another process writes them, they may be anything.
+    pub(crate) fn read(&self, offset: usize, out: &mut [u8]) {
+        assert!(offset <= self.bytes && out.len() <= self.bytes - offset);
+        // SAFETY: the range is inside the region; no reference into it exists where this is used (`store`), but
+        // the copy's own.
+        unsafe {
+            let from = self.start().add(offset).as_ptr();
+            out.as_mut_ptr().copy_from_nonoverlapping(from, out.len());
+        }
+    }
+
+    /// Copies bytes to a populated part, of which the caller is the only writer.
+    pub(crate) fn write(&self, offset: usize, bytes: &[u8]) {
+        assert!(offset <= self.bytes && bytes.len() <= self.bytes - offset);
+        crash_point();
+        // SAFETY: as in `read`.
+        unsafe {
+            let to = self.start().add(offset).as_ptr();
+            to.copy_from_nonoverlapping(bytes.as_ptr(), bytes.len());
+        }
     }
 
     fn check(&self, offset: usize, bytes: usize) {

@@ -12,14 +12,56 @@ use crate::engine::{Engine, POOLS_MAX};
 use crate::error::PoolError;
 use crate::handle::{ClientId, POOL_PAGES_MAX, PoolId, PoolKind};
 use crate::pool::Pool;
+use crate::store::PoolInfo;
 use crate::sync::Ordering;
 
 /// Clients and pools by number. Who has it locked may allocate, and so wait for memory that only
 /// swap can free: neither the I/O path nor the supply step locks it.
-#[derive(Default)]
 pub(crate) struct Registry {
     pub(crate) clients: Slab<()>,
-    pub(crate) pools: Slab<Arc<Pool>>,
+    pools: [Place; POOLS_MAX],
+}
+
+/// What has a pool's number.
+#[derive(Clone)]
+enum Place {
+    Vacant,
+    /// A pool that is being made.
+    Taken,
+    Pool(Arc<Pool>),
+}
+
+impl Registry {
+    pub(crate) fn new(clients: Slab<()>) -> Self {
+        Self { clients, pools: [const { Place::Vacant }; POOLS_MAX] }
+    }
+
+    pub(crate) fn pools(&self) -> impl Iterator<Item = &Arc<Pool>> {
+        self.pools.iter().filter_map(|place| match place {
+            Place::Pool(pool) => Some(pool),
+            Place::Vacant | Place::Taken => None,
+        })
+    }
+
+    pub(crate) fn pool(&self, id: PoolId) -> Option<&Arc<Pool>> {
+        self.pools().find(|pool| pool.id == id)
+    }
+
+    /// A number that no pool has, nor will have until it is given back.
+    fn take_number(&mut self) -> Option<PoolId> {
+        let number = self.pools.iter().position(|place| matches!(place, Place::Vacant))?;
+        self.pools[number] = Place::Taken;
+        Some(PoolId(number as u16))
+    }
+
+    pub(crate) fn insert(&mut self, pool: Arc<Pool>) {
+        let number = usize::from(pool.id.0);
+        self.pools[number] = Place::Pool(pool);
+    }
+
+    fn give_back(&mut self, id: PoolId) {
+        self.pools[usize::from(id.0)] = Place::Vacant;
+    }
 }
 
 impl Engine {
@@ -38,7 +80,7 @@ impl Engine {
         let known = registry.clients.try_remove(usize::from(client.0));
         known.ok_or(PoolError::NoClient)?;
         self.ledger.lock().forget(client);
-        let pools: Vec<_> = registry.pools.iter().map(|(_, pool)| Arc::clone(pool)).collect();
+        let pools: Vec<_> = registry.pools().cloned().collect();
         drop(registry);
         for pool in pools.iter().filter(|pool| pool.client == client && pool.close()) {
             self.destroy(pool);
@@ -57,46 +99,52 @@ impl Engine {
             return Err(PoolError::Size { pages });
         }
         let bytes = Directory::bytes_for(pages);
-        self.make_room(client, bytes)?;
+        let id = self.make_room(client, bytes)?;
         // Without the registry: it may take long.
-        let directory = Directory::new(pages);
+        let directory = Directory::new(&self.store, id, pages);
         let mut registry = self.registry.lock();
         let directory = match directory {
             Ok(directory) if registry.clients.contains(client.0.into()) => directory,
             result => {
+                registry.give_back(id);
                 self.resize_tables(&registry, |all| all - bytes);
-                let source = result.err().ok_or(PoolError::NoClient)?;
-                return Err(PoolError::Memory { bytes, source });
+                let directory = result.map_err(|source| PoolError::Memory { bytes, source })?;
+                // What cannot be given back is when the number is used again.
+                let _ = directory.release();
+                return Err(PoolError::NoClient);
             }
         };
-        if registry.pools.len() == POOLS_MAX {
-            self.resize_tables(&registry, |all| all - bytes);
-            return Err(PoolError::TooMany { limit: POOLS_MAX });
-        }
-        if kind == PoolKind::Ephemeral {
+        self.store.pool(id).open(client, kind, pages);
+        self.add_pool(&mut registry, Pool::new(id, client, kind, pages, directory));
+        Ok(id)
+    }
+
+    /// Makes a pool known.
+    pub(crate) fn add_pool(&self, registry: &mut Registry, pool: Pool) {
+        if pool.kind == PoolKind::Ephemeral {
             self.ephemeral_pools.fetch_add(1, Ordering::AcqRel);
         }
-        let entry = registry.pools.vacant_entry();
-        let id = PoolId(entry.key() as u16);
-        let pool = Arc::new(Pool::new(id, client, kind, pages, directory));
-        entry.insert(Arc::clone(&pool));
+        let pool = Arc::new(pool);
+        registry.insert(Arc::clone(&pool));
         for shard in &self.shards {
             shard.0.lock().add_pool(Arc::clone(&pool));
         }
-        Ok(id)
+    }
+
+    /// The pools that there are.
+    pub fn pools(&self) -> Vec<PoolInfo> {
+        let registry = self.registry.lock();
+        registry.pools().filter_map(|pool| self.store.pool(pool.id).pool(pool.id)).collect()
     }
 
     /// Takes a directory's bytes out of what the limit leaves for frames, and gives back the frames
     /// that are beyond that. Refused if frames in use would have to go that cannot: the new pool
     /// would take the room of those that there are, whose pages would be lost when they are put
-    /// again.
-    fn make_room(&self, client: ClientId, bytes: u64) -> Result<(), PoolError> {
-        let registry = self.registry.lock();
+    /// again. Returns the new pool's number.
+    fn make_room(&self, client: ClientId, bytes: u64) -> Result<PoolId, PoolError> {
+        let mut registry = self.registry.lock();
         if !registry.clients.contains(client.0.into()) {
             return Err(PoolError::NoClient);
-        }
-        if registry.pools.len() == POOLS_MAX {
-            return Err(PoolError::TooMany { limit: POOLS_MAX });
         }
         let limit = self.limit();
         let no_room = PoolError::NoRoom { bytes, limit };
@@ -115,11 +163,15 @@ impl Engine {
             self.resize_tables(&registry, |all| all - bytes);
             return Err(no_room);
         }
+        let Some(id) = registry.take_number() else {
+            self.resize_tables(&registry, |all| all - bytes);
+            return Err(PoolError::TooMany { limit: POOLS_MAX });
+        };
         drop(registry);
         while self.arena.allocated() > self.arena.limit()
             && self.supply().is_ok_and(|done| done.released > 0)
         {}
-        Ok(())
+        Ok(id)
     }
 
     /// Changes what the tables take, and so what is left for frames.
@@ -131,7 +183,7 @@ impl Engine {
 
     /// Flushes everything in a pool and removes it.
     pub fn destroy_pool(&self, id: PoolId) -> Result<(), PoolError> {
-        let pool = self.registry.lock().pools.get(usize::from(id.0)).cloned();
+        let pool = self.registry.lock().pool(id).cloned();
         let pool = pool.filter(|pool| pool.close()).ok_or(PoolError::NoPool)?;
         self.destroy(&pool);
         Ok(())
@@ -140,6 +192,7 @@ impl Engine {
     /// Destroys a pool that the caller closed: nobody else does then, and its number is not given
     /// to another pool before this is done.
     fn destroy(&self, pool: &Pool) {
+        self.store.pool(pool.id).close();
         // A put that saw the pool open before this has left its shard's lock after it.
         for shard in &self.shards {
             drop(shard.0.lock());
@@ -148,8 +201,11 @@ impl Engine {
         for shard in &self.shards {
             shard.0.lock().remove_pool(pool.id);
         }
+        // What cannot be given back is when the number is used again.
+        let _ = pool.directory.release();
+        self.store.pool(pool.id).remove();
         let mut registry = self.registry.lock();
-        registry.pools.remove(usize::from(pool.id.0));
+        registry.give_back(pool.id);
         if pool.kind == PoolKind::Ephemeral {
             self.ephemeral_pools.fetch_sub(1, Ordering::AcqRel);
         }

@@ -53,7 +53,7 @@ impl Engine {
 
     /// One pool's figures.
     pub fn pool_stats(&self, id: PoolId) -> Option<PoolCounters> {
-        self.registry.lock().pools.get(usize::from(id.0))?;
+        self.registry.lock().pool(id)?;
         let mut counters = PoolCounters::default();
         for shard in &self.shards {
             counters.add(shard.0.lock().counters(id));
@@ -82,11 +82,12 @@ impl Engine {
     }
 
     fn add_shards(&self, stats: &mut Stats) {
-        let mut leaves = [0; 2];
+        let (mut leaves, mut spares) = ([0; 2], 0);
         for shard in &self.shards {
             let shard = shard.0.lock();
             shard.all_counters().for_each(|counters| stats.pools.add(counters));
             stats.alloc.add(shard.alloc());
+            spares += u64::from(shard.has_spare());
             stats.eph.add(shard.zbud(PoolKind::Ephemeral).counters());
             stats.pers.add(shard.zbud(PoolKind::Persistent).counters());
             for kind in [PoolKind::Ephemeral, PoolKind::Persistent] {
@@ -98,7 +99,7 @@ impl Engine {
             frames_free: u64::from(self.arena.free()),
             frames_ephemeral: stats.eph.pageframes + leaves[PoolKind::Ephemeral as usize],
             frames_persistent: stats.pers.pageframes + leaves[PoolKind::Persistent as usize],
-            frames_reserve: self.shards.len() as u64,
+            frames_reserve: spares,
             frames_log: self.log().map_or(0, Log::frames),
         };
     }

@@ -10,6 +10,7 @@
 //!
 //! The order of a put is: write the zpage, then store the slot word, then free the old zpage.
 
+mod recovery;
 mod writeback;
 
 pub(crate) use writeback::Passage;
@@ -99,19 +100,19 @@ impl Hand {
 /// See the module's description.
 pub(crate) struct Shard {
     pools: Box<[Option<Arc<Pool>>]>,
-    store: Store,
+    stock: Stock,
 }
 
 /// What a shard holds beside the pools' names, apart so that both can be borrowed at once.
-struct Store {
+struct Stock {
     arena: Arc<Arena>,
     /// What the backing file holds, if there is one.
     log: Option<Arc<Log>>,
     member: Member,
     ephemeral: Zbud,
     persistent: Zbud,
-    /// The frame that the next compaction copies to.
-    spare: u32,
+    /// The frame that the next compaction copies to. None only after a process has died with it in use.
+    spare: Option<u32>,
     /// Generation of the last put.
     generation: u32,
     /// Frames that hold slot words, by kind.
@@ -123,38 +124,39 @@ struct Store {
 }
 
 impl Shard {
-    /// A shard that knows up to `pools` pools. `spare` is a free frame of the arena.
-    pub(crate) fn new(member: Member, arena: Arc<Arena>, spare: u32, pools: usize) -> Self {
-        arena.meta(spare).reset(Use::Spare);
-        let store = Store {
+    /// A shard that knows up to `pools` pools, and takes a free frame for its spare if there is one.
+    pub(crate) fn new(member: Member, arena: Arc<Arena>, pools: usize) -> Self {
+        let stock = Stock {
             arena,
             log: None,
             member,
             ephemeral: Zbud::new(Use::Ephemeral),
             persistent: Zbud::new(Use::Persistent),
-            spare,
+            spare: None,
             generation: 0,
             leaves: [0; 2],
             alloc: AllocCounters::default(),
             counters: vec![PoolCounters::default(); pools].into(),
             retired: PoolCounters::default(),
         };
-        Self { pools: vec![None; pools].into(), store }
+        let mut shard = Self { pools: vec![None; pools].into(), stock };
+        shard.fill_spare();
+        shard
     }
 
     pub(crate) fn add_pool(&mut self, pool: Arc<Pool>) {
         let at = usize::from(pool.id.0);
         assert!(self.pools[at].is_none(), "a pool's place is taken");
-        self.store.counters[at] = PoolCounters::default();
+        self.stock.counters[at] = PoolCounters::default();
         self.pools[at] = Some(pool);
     }
 
     /// Forgets a pool that was flushed.
     pub(crate) fn remove_pool(&mut self, id: PoolId) {
         let at = usize::from(id.0);
-        let left = std::mem::take(&mut self.store.counters[at]);
+        let left = std::mem::take(&mut self.stock.counters[at]);
         assert!(left.holds_nothing(), "a pool was removed with pages: {left:?}");
-        self.store.retired.add(&left);
+        self.stock.retired.add(&left);
         self.pools[at] = None;
     }
 
@@ -166,7 +168,7 @@ impl Shard {
     ) -> Result<(), Refused> {
         let pool = find(&self.pools, handle).filter(|pool| !pool.is_closing());
         let pool = pool.ok_or(Refused::NoPage)?;
-        self.store.put(&self.pools, pool, handle, packed, hand)
+        self.stock.put(&self.pools, pool, handle, packed, hand)
     }
 
     /// Copies a page out, raw into `page`, compressed into `scratch`. From an ephemeral pool it is
@@ -178,7 +180,7 @@ impl Shard {
         page: &mut Page,
     ) -> Result<(Unpacked, PoolKind), GetError> {
         let pool = find(&self.pools, handle).ok_or(GetError::NoPage)?;
-        Ok((self.store.get(pool, handle, scratch, page)?, pool.kind))
+        Ok((self.stock.get(pool, handle, scratch, page)?, pool.kind))
     }
 
     /// What the page's pool promises; none without a pool that takes pages.
@@ -198,9 +200,9 @@ impl Shard {
         // zeros; the slot goes before the note, as long as it points at something.
         let persistent = pool.kind == PoolKind::Persistent;
         if persistent && !object.set_lost(handle.index, true) {
-            self.store.counters(handle).lost_pages += 1;
+            self.stock.counters(handle).lost_pages += 1;
         }
-        self.store.drop_page(pool, handle);
+        self.stock.drop_page(pool, handle);
         pool.count_active(was_idle, object.is_idle());
         persistent
     }
@@ -208,7 +210,7 @@ impl Shard {
     /// Loses a page because the front end gave its write up, and counts that.
     pub(crate) fn give_up(&mut self, handle: Handle) {
         if self.lose(handle) {
-            self.store.counters(handle).given_up_puts += 1;
+            self.stock.counters(handle).given_up_puts += 1;
         }
     }
 
@@ -216,7 +218,7 @@ impl Shard {
         let Some(pool) = find(&self.pools, handle) else { return false };
         let object = pool.directory.object(handle.object);
         let was_idle = object.is_idle();
-        let found = self.store.flush_page(pool, handle);
+        let found = self.stock.flush_page(pool, handle);
         pool.count_active(was_idle, object.is_idle());
         found
     }
@@ -231,7 +233,7 @@ impl Shard {
             if object.is_idle() {
                 break;
             }
-            found |= self.store.flush_page(pool, Handle { index, ..first });
+            found |= self.stock.flush_page(pool, Handle { index, ..first });
         }
         pool.count_active(was_idle, object.is_idle());
         found
@@ -243,7 +245,7 @@ impl Shard {
         let pool = find(&self.pools, first)?;
         let object = pool.directory.object(first.object);
         let leaf = object.leaf();
-        let holding = |index| match leaf.map(|leaf| self.store.slot(leaf, index).place()) {
+        let holding = |index| match leaf.map(|leaf| self.stock.slot(leaf, index).place()) {
             None | Some(Place::Nowhere) if object.has_lost() && object.is_lost(index) => {
                 Holding::Data
             }
@@ -260,7 +262,7 @@ impl Shard {
     /// Counts a put that no frame was found for, here or elsewhere.
     pub(crate) fn refuse_put(&mut self, handle: Handle) {
         let Some(pool) = find(&self.pools, handle) else { return };
-        let alloc = &mut self.store.alloc;
+        let alloc = &mut self.stock.alloc;
         match pool.kind {
             PoolKind::Ephemeral => {
                 alloc.eph_ate_tail_failed += 1;
@@ -271,13 +273,13 @@ impl Shard {
                 alloc.failed_pers_puts += 1;
             }
         }
-        self.store.counters(handle).failed_puts += 1;
+        self.stock.counters(handle).failed_puts += 1;
     }
 
     /// Counts an ephemeral frame that another shard gave up for a put here.
     pub(crate) fn count_eaten(&mut self, handle: Handle) {
         let Some(pool) = find(&self.pools, handle) else { return };
-        self.store.count_eaten(pool.kind);
+        self.stock.count_eaten(pool.kind);
     }
 
     /// The pool of that number.
@@ -288,34 +290,46 @@ impl Shard {
     /// Counts for a pool; of one that is gone, what it counted is closed.
     pub(crate) fn count(&mut self, handle: Handle, count: impl FnOnce(&mut PoolCounters)) {
         if find(&self.pools, handle).is_some() {
-            count(self.store.counters(handle));
+            count(self.stock.counters(handle));
         }
     }
 
     pub(crate) fn counters(&self, pool: PoolId) -> &PoolCounters {
-        &self.store.counters[usize::from(pool.0)]
+        &self.stock.counters[usize::from(pool.0)]
     }
 
     /// What all pools count, and what those counted that are gone.
     pub(crate) fn all_counters(&self) -> impl Iterator<Item = &PoolCounters> {
-        let live = self.pools.iter().zip(&self.store.counters).filter(|(pool, _)| pool.is_some());
-        live.map(|(_, counters)| counters).chain([&self.store.retired])
+        let live = self.pools.iter().zip(&self.stock.counters).filter(|(pool, _)| pool.is_some());
+        live.map(|(_, counters)| counters).chain([&self.stock.retired])
     }
 
     pub(crate) fn alloc(&self) -> &AllocCounters {
-        &self.store.alloc
+        &self.stock.alloc
     }
 
     pub(crate) fn zbud(&self, kind: PoolKind) -> &Zbud {
         match kind {
-            PoolKind::Ephemeral => &self.store.ephemeral,
-            PoolKind::Persistent => &self.store.persistent,
+            PoolKind::Ephemeral => &self.stock.ephemeral,
+            PoolKind::Persistent => &self.stock.persistent,
         }
+    }
+
+    /// Takes a free frame for its spare, if it has none.
+    pub(crate) fn fill_spare(&mut self) {
+        if self.stock.spare.is_none() {
+            self.stock.set_spare(self.stock.arena.pop_any());
+        }
+    }
+
+    /// Whether it has its spare.
+    pub(crate) fn has_spare(&self) -> bool {
+        self.stock.spare.is_some()
     }
 
     /// Frames that hold slot words of pools of this kind.
     pub(crate) fn leaves(&self, kind: PoolKind) -> u64 {
-        self.store.leaves[kind as usize]
+        self.stock.leaves[kind as usize]
     }
 
     /// Where a page is.
@@ -323,16 +337,16 @@ impl Shard {
     pub(crate) fn place(&self, handle: Handle) -> Place {
         let pool = find(&self.pools, handle).expect("a page of a live pool");
         let leaf = pool.directory.object(handle.object).leaf();
-        leaf.map_or(Place::Nowhere, |leaf| self.store.slot(leaf, handle.index).place())
+        leaf.map_or(Place::Nowhere, |leaf| self.stock.slot(leaf, handle.index).place())
     }
 
     /// Takes the least recently used ephemeral frame from its zpages.
     pub(crate) fn evict_ephemeral(&mut self) -> Option<u32> {
-        self.store.evict_ephemeral(&self.pools)
+        self.stock.evict_ephemeral(&self.pools)
     }
 }
 
-impl Store {
+impl Stock {
     fn put(
         &mut self,
         pools: &[Option<Arc<Pool>>],
@@ -432,12 +446,20 @@ impl Store {
         Some(Place::Frame { frame: placed.frame, granule: placed.granule })
     }
 
+    fn set_spare(&mut self, free: Option<u32>) {
+        free.inspect(|frame| self.arena.meta(*frame).reset(Use::Spare));
+        self.spare = free;
+    }
+
     fn place_beside(
         &mut self,
         pools: &[Option<Arc<Pool>>],
         kind: PoolKind,
         zpage: &[u8],
     ) -> Option<Placed> {
+        if self.spare.is_none() {
+            self.set_spare(self.arena.pop());
+        }
         let zbud = match kind {
             PoolKind::Ephemeral => &mut self.ephemeral,
             PoolKind::Persistent => &mut self.persistent,

@@ -16,7 +16,9 @@
 //!
 //! All zeros is an empty slot, so that a zeroed frame is an object without pages.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
+
+use crate::durable::DurableU64;
 
 const TAG_BITS: u32 = 4;
 const GENERATION_BITS: u32 = 20;
@@ -100,23 +102,27 @@ impl Slot {
     /// On a tag that nobody writes: the slot table is overwritten, and going on would hand out
     /// other pages' data.
     pub(crate) fn place(self) -> Place {
+        let place = self.known_place();
+        place.unwrap_or_else(|| panic!("slot word {:#x} is not a slot word", self.0))
+    }
+
+    /// Where the page is; none if that is no slot word that anybody writes.
+    pub(crate) fn known_place(self) -> Option<Place> {
         let value = (self.0 >> VALUE_SHIFT) as u32;
+        let granule = (self.0 >> GRANULE_SHIFT) as u8;
         match self.0 & ((1 << TAG_BITS) - 1) {
-            0 => {
-                assert!(self.is_empty(), "slot word {:#x} is not a slot word", self.0);
-                Place::Nowhere
-            }
-            TAG_FRAME => Place::Frame { frame: value, granule: (self.0 >> GRANULE_SHIFT) as u8 },
-            TAG_LOG => Place::Log { block: value, granule: (self.0 >> GRANULE_SHIFT) as u8 },
-            TAG_SAME => Place::Same(value),
-            _ => panic!("slot word {:#x} has an unknown tag", self.0),
+            0 => self.is_empty().then_some(Place::Nowhere),
+            TAG_FRAME => Some(Place::Frame { frame: value, granule }),
+            TAG_LOG => Some(Place::Log { block: value, granule }),
+            TAG_SAME => Some(Place::Same(value)),
+            _ => None,
         }
     }
 }
 
 /// A slot word in memory that outlives the process.
 #[repr(transparent)]
-pub(crate) struct SlotCell(AtomicU64);
+pub(crate) struct SlotCell(DurableU64);
 
 impl SlotCell {
     pub(crate) fn load(&self) -> Slot {
@@ -169,7 +175,7 @@ mod tests {
     #[test]
     #[should_panic(expected = "slot changed outside its lock")]
     fn a_commit_over_another_generation_is_refused() {
-        let cell = SlotCell(AtomicU64::new(Slot::new(Place::Same(1), 2).0));
+        let cell = SlotCell(DurableU64::new(Slot::new(Place::Same(1), 2).0));
         cell.replace(Slot::new(Place::Same(1), 1), Slot::EMPTY);
     }
 }

@@ -109,6 +109,7 @@ impl Engine {
         self.config.check_limit(limit, tables + self.log_least())?;
         let frames = self.config.check_limit(limit, tables)?;
         self.limit.store(limit, Ordering::Release);
+        self.store.set_limit(limit);
         self.arena.set_limit(frames);
         Ok(())
     }

@@ -11,7 +11,8 @@
 //! room for it. Where the room is in several holes, the frame is compacted: its zpages are copied
 //! to the shard's spare frame, without holes, and each owner's slot is changed to the copy before
 //! the old frame becomes the spare. At no instant is a zpage without an intact copy that its slot
-//! points at, so a process that dies here loses nothing.
+//! points at, and that is listed in its frame's table entry: so a process that dies here loses nothing. What is
+//! listed and no slot points at, is not there ([`crate::recovery`]).
 //!
 //! Who owns a zpage is in its header, which can be corrupt like the rest of it. So whoever asks for
 //! an owner compares it with the owner's slot, and a frame with a header that is wrong is closed: it
@@ -116,12 +117,13 @@ impl Zbud {
     }
 
     /// Puts a zpage (header and payload) into a frame beside others, if one has room. When the
-    /// frame has to be compacted for it, `spare` is exchanged and the owners' slots are changed.
+    /// frame has to be compacted for it, `spare` is exchanged and the owners' slots are changed; without a
+    /// spare that is not to be had.
     pub(crate) fn place_beside(
         &mut self,
         arena: &Arena,
         zpage: &[u8],
-        spare: &mut u32,
+        spare: &mut Option<u32>,
         slots: &impl Slots,
     ) -> Option<Placed> {
         let length = granules(zpage.len());
@@ -130,7 +132,8 @@ impl Zbud {
             let frame = self.partner(length)?;
             let mut buddies = arena.meta(frame).layout.buddies();
             let hole = buddies.hole(length);
-            if hole.is_none() && !self.knows_owners(arena, frame, &buddies, slots) {
+            let to = if hole.is_none() { Some((*spare)?) } else { None };
+            if to.is_some() && !self.knows_owners(arena, frame, &buddies, slots) {
                 self.close(arena, frame);
                 continue;
             }
@@ -139,12 +142,13 @@ impl Zbud {
                 self.counters.unbuddied_count -= 1;
                 self.counters.buddied_count += 1;
             }
-            let (frame, offset) = match hole {
-                Some(offset) => (frame, offset),
-                None => {
-                    let to = std::mem::replace(spare, frame);
+            let (frame, offset) = match (hole, to) {
+                (Some(offset), _) => (frame, offset),
+                (None, Some(to)) => {
+                    *spare = Some(frame);
                     (to, self.compact(arena, frame, to, &mut buddies, slots))
                 }
+                (None, None) => unreachable!("asked for above"),
             };
             buddies.push(Extent { offset, length });
             return Some(self.store(arena, frame, &buddies, offset, zpage));
@@ -175,6 +179,34 @@ impl Zbud {
         self.push_back(arena, frame, true);
         self.count_stored(PAGE_SIZE as u64);
         Placed { frame, granule: 0 }
+    }
+
+    /// Takes in a frame of which zpages were found alive: those whose bit is set in `alive` are what it holds. It
+    /// is the most recently used one then. For recovery.
+    pub(crate) fn adopt(&mut self, arena: &Arena, frame: u32, alive: u32) {
+        let meta = self.own(arena, frame);
+        meta.clear_flags();
+        let (raw, listed) = (meta.layout.is_raw(), meta.layout.buddies());
+        let mut buddies = Buddies::NONE;
+        for (at, extent) in listed.as_slice().iter().enumerate() {
+            if alive & 1 << at != 0 {
+                buddies.push(*extent);
+            }
+        }
+        assert!(buddies.count() > 0, "frame {frame} is taken in with nothing alive");
+        self.counters.pageframes += 1;
+        self.counters.zpages += buddies.count() as u64;
+        self.counters.zbytes += (buddies.used_granules() * GRANULE) as u64;
+        match buddies.count() {
+            1 => self.counters.unbuddied_count += 1,
+            _ => self.counters.buddied_count += 1,
+        }
+        if !raw {
+            // In the same order, so that each is listed at each moment.
+            meta.layout.set_buddies(&buddies);
+            self.bin(arena, frame, &buddies);
+        }
+        self.push_back(arena, frame, raw);
     }
 
     /// Copies a zpage out: a compressed payload into `scratch`, a raw page into `page`.
@@ -499,11 +531,15 @@ impl Zbud {
             // SAFETY: `from` is this class's and `to` was this shard's spare, both the lock
             // holder's.
             unsafe { arena.copy((from, source), (to, target), extent.length * GRANULE) };
-            let old = Placed { frame: from, granule: extent.offset as u8 };
-            let new = Placed { frame: to, granule: end as u8 };
-            slots.move_to(self.owner(arena, old), old, new);
             packed.push(Extent { offset: end, length: extent.length });
             end += extent.length;
+        }
+        // Before a slot points at any of it.
+        arena.meta(to).layout.set_buddies(&packed);
+        for (old, new) in buddies.as_slice().iter().zip(packed.as_slice()) {
+            let old = Placed { frame: from, granule: old.offset as u8 };
+            let new = Placed { frame: to, granule: new.offset as u8 };
+            slots.move_to(self.owner(arena, old), old, new);
         }
         self.lru.replace(arena, from, to);
         arena.meta(to).set_tick(arena.meta(from).tick());
@@ -565,7 +601,7 @@ mod tests {
     struct Bench {
         arena: Arena,
         zbud: Zbud,
-        spare: u32,
+        spare: Option<u32>,
         slots: Places,
     }
 
@@ -585,9 +621,9 @@ mod tests {
 
     impl Bench {
         fn new() -> Self {
-            let arena = Arena::new(16, 16).unwrap();
+            let arena = Arena::alone(16, 16).unwrap();
             arena.grow(16).unwrap();
-            let spare = arena.pop().unwrap();
+            let spare = arena.pop();
             Self { arena, zbud: Zbud::new(Use::Persistent), spare, slots: Places::default() }
         }
 
@@ -653,9 +689,9 @@ mod tests {
         let (second, third) = (bench.put(2, 1000), bench.put(3, 2000));
         assert!(first.frame == second.frame && second.frame == third.frame);
         bench.free(1);
-        let spare = bench.spare;
+        let spare = bench.spare.unwrap();
         assert_eq!(bench.put(4, 1072).frame, spare);
-        assert_eq!(bench.spare, first.frame);
+        assert_eq!(bench.spare, Some(first.frame));
         for page in 2..=4 {
             assert_eq!(bench.place(page).frame, spare);
             bench.check(page);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::log::Log;
 use super::seal::KEY_BYTES;
-use super::segments::{SEGMENT_BYTES, SEGMENT_FRAMES, SEGMENTS_MAX};
+use super::segments::{SEGMENT_BYTES, SEGMENT_FRAMES, SEGMENTS_MAX, Segments};
 use super::writeback::{HAND_FRAMES, SEGMENTS_MIN, Writeback};
 use crate::engine::{Engine, FRAME_COST};
 use crate::sync::Ordering;
@@ -76,7 +76,8 @@ impl Engine {
             return Err(BackingError::Size { bytes });
         }
         let memory = |source| BackingError::Memory { bytes, source };
-        let log = Arc::new(Log::new(Arc::clone(&self.arena), segments, key).map_err(memory)?);
+        let table = Segments::new(&self.store, segments).map_err(memory)?;
+        let log = Arc::new(Log::new(Arc::clone(&self.arena), table, key));
         let mut writeback = Writeback::new(Arc::clone(&log)).map_err(memory)?;
         let tables = log.segments().bytes() + writeback.bytes();
         let limit = self.limit();
@@ -84,18 +85,31 @@ impl Engine {
         if self.config.check_limit(limit, all + LOG_BYTES_MIN).is_err() {
             return Err(BackingError::NoRoom { bytes: tables + LOG_BYTES_MIN, limit });
         }
+        self.fill_hand(&mut writeback).map_err(memory)?;
+        self.resize_tables(&registry, |all| all + tables);
+        log.set_accepts(true);
+        self.set_log(log);
+        // From now on slots may point there.
+        self.store.log().open(segments, key);
+        Ok(writeback)
+    }
+
+    /// Gets the frames that a log cannot do without.
+    pub(crate) fn fill_hand(&self, writeback: &mut Writeback) -> io::Result<()> {
         while writeback.wants_frame() {
             // The pool may be full, and just therefore a backing file be attached.
             let frame = self.arena.pop().map_or_else(|| self.arena.grow_beyond(), Ok);
-            writeback.keep(frame.map_err(memory)?);
+            writeback.keep(frame?);
         }
-        self.resize_tables(&registry, |all| all + tables);
-        log.set_accepts(true);
+        Ok(())
+    }
+
+    /// Pages can be in this log.
+    pub(crate) fn set_log(&self, log: Arc<Log>) {
         for shard in &self.shards {
             shard.0.lock().set_log(Arc::clone(&log));
         }
         let is_first = self.log.set(log).is_ok();
-        assert!(is_first, "the registry is locked, so nobody has attached one meanwhile");
-        Ok(writeback)
+        assert!(is_first, "an engine has one log");
     }
 }

@@ -14,8 +14,9 @@
 //! is, while no slot points there. After that nothing but the state's bits of
 //! which zpages are alive and were read changes, until the segment is used again.
 
-use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::sync::atomic::Ordering::Relaxed;
 
+use crate::durable::DurableU32;
 use crate::frame::Layout;
 use crate::handle::PAGE_SIZE;
 
@@ -30,7 +31,7 @@ const _: () = assert!(size_of::<BlockMeta>() == 32);
 /// See the module's description.
 #[repr(C)]
 pub(crate) struct BlockMeta {
-    tag: [AtomicU32; 4],
+    tag: [DurableU32; 4],
     pub(crate) layout: Layout,
 }
 

@@ -7,7 +7,6 @@
 //! Entries of blocks are in frames of the arena. A segment gets them when it is opened and keeps them while it is
 //! in use; [`Log::trim`] gives back those of free segments.
 
-use std::io;
 use std::sync::Arc;
 
 use super::block::{BLOCKS_PER_FRAME, BlockMeta};
@@ -35,15 +34,53 @@ pub(crate) struct Log {
 }
 
 impl Log {
-    /// A log of so many segments; sealed by the key, or by a checksum.
+    /// A log; sealed by the key, or by a checksum.
     pub(crate) fn new(
         arena: Arc<Arena>,
-        segments: u32,
+        segments: Segments,
         key: Option<&[u8; KEY_BYTES]>,
-    ) -> io::Result<Self> {
-        let (segments, seal) = (Segments::new(segments)?, Seal::new(key));
+    ) -> Self {
         let [accepts, frames, clean] = [(); 3].map(|()| AtomicU64::new(0));
-        Ok(Self { arena, segments, seal, accepts, frames, clean, tally: Tally::new() })
+        let seal = Seal::new(key);
+        Self { arena, segments, seal, accepts, frames, clean, tally: Tally::new() }
+    }
+
+    /// For recovery: takes all segments in hand that have entries, claims the frames with these, and forgets what is
+    /// alive. That is told next, by [`Log::find_alive`]; then [`Log::close_all`] ends it.
+    pub(crate) fn recover(&self) {
+        let is_frame = |frame| {
+            self.arena.has(frame) && self.arena.meta(frame).known_use() == Some(Use::Blocks)
+        };
+        self.segments.recover(is_frame);
+        for segment in (0..self.segments.count()).filter(|at| !self.segments.is_free(*at)) {
+            let frames = self.segments.frames(segment).expect("it is in hand for them");
+            for frame in frames {
+                self.arena.meta(frame).claim();
+                self.count_frame();
+            }
+            let first = segment * SEGMENT_BLOCKS;
+            let blocks = first..first + SEGMENT_BLOCKS;
+            blocks.for_each(|block| self.entry(block).layout.deaden_all());
+        }
+    }
+
+    /// A slot points at a zpage in a block: it is counted as alive, if there is one.
+    pub(crate) fn find_alive(&self, block: u32, granule: u8) -> bool {
+        let segment = block / SEGMENT_BLOCKS;
+        let is_known = segment < self.segments.count()
+            && !self.segments.is_free(segment)
+            && self.entry(block).layout.has_zpage(granule);
+        if is_known {
+            self.enliven(block, granule);
+        }
+        is_known
+    }
+
+    /// Closes what [`Log::recover`] took in hand.
+    pub(crate) fn close_all(&self) {
+        for segment in (0..self.segments.count()).filter(|at| !self.segments.is_free(*at)) {
+            self.segments.close(segment);
+        }
     }
 
     pub(crate) fn segments(&self) -> &Segments {

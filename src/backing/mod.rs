@@ -6,7 +6,8 @@
 //! free again; one with few is cleaned, by writing those few elsewhere.
 //!
 //! Nothing of this outlives the machine: what says where a page is, and the key without which it
-//! cannot be read, are in memory only. So the file has no metadata.
+//! cannot be read, are in memory only. So the file has no metadata. They outlive the process ([`crate::store`]), and a new
+//! one goes on with the log ([`crate::recovery`]).
 //!
 //! Nobody in here does I/O: [`writeback`] says what is to be written and read, and is told what became of it.
 //! With it and [`cleaner`] the shards are asked for frames, and whether a zpage is alive; what is below them
@@ -33,6 +34,6 @@ pub(crate) use block::{BLOCKS_PER_FRAME, BlockMeta};
 pub(crate) use log::{Found, Log};
 pub(crate) use policy::{Dials, is_low};
 pub use seal::KEY_BYTES;
-pub(crate) use segments::{SEGMENT_BLOCKS, SEGMENT_FRAMES};
+pub(crate) use segments::{SEGMENT_BLOCKS, SEGMENT_FRAMES, SEGMENTS_BYTES_MAX, Segments};
 pub use settings::{SettingsError, WritebackSettings};
 pub use writeback::{Health, Job, JobFailed, Writeback};

@@ -16,11 +16,13 @@
 //! one word. Entries are memory that outlives the process.
 
 use std::io;
-use std::sync::atomic::{AtomicU32, AtomicU64 as Word, Ordering};
+use std::sync::atomic::{AtomicU64 as Word, Ordering};
 
+use crate::durable::{DurableU32, DurableU64};
 use crate::frame::NIL;
 use crate::handle::PAGE_SIZE;
 use crate::region::Region;
+use crate::store::Store;
 use crate::sync::schedule_point;
 
 use super::block::BLOCKS_PER_FRAME;
@@ -33,6 +35,9 @@ pub(crate) const SEGMENT_BYTES: u64 = SEGMENT_BLOCKS as u64 * PAGE_SIZE as u64;
 
 /// Segments that a log can have, 256 GiB: they are looked through for the one to clean.
 pub(crate) const SEGMENTS_MAX: u32 = 1 << 18;
+
+/// Bytes of the largest table.
+pub(crate) const SEGMENTS_BYTES_MAX: u64 = SEGMENTS_MAX as u64 * META_BYTES as u64;
 
 /// Frames that hold the entries of a segment's blocks.
 pub(crate) const SEGMENT_FRAMES: usize = SEGMENT_BLOCKS as usize / BLOCKS_PER_FRAME;
@@ -53,15 +58,15 @@ const _: () = assert!(PAGE_SIZE.is_multiple_of(META_BYTES));
 #[repr(C)]
 struct SegmentMeta {
     /// In hand or not, and granules of live zpages.
-    word: Word,
+    word: DurableU64,
     /// How often any segment had been opened when this one was last: no two uses of one place share it.
-    sequence: Word,
+    sequence: DurableU64,
     /// Where its blocks' entries are, less one as long as there are none.
-    frames: [AtomicU32; SEGMENT_FRAMES],
+    frames: [DurableU32; SEGMENT_FRAMES],
     /// Whether cleaning it has failed: 1 or 0.
-    spoiled: AtomicU32,
+    spoiled: DurableU32,
     /// Granules that were used up since it was opened.
-    used: AtomicU32,
+    used: DurableU32,
 }
 
 /// See the module's description.
@@ -74,13 +79,42 @@ pub(crate) struct Segments {
 }
 
 impl Segments {
-    /// So many segments, all of them free.
-    pub(crate) fn new(count: u32) -> io::Result<Self> {
+    /// So many segments, all of them free, for a store that has none yet.
+    pub(crate) fn new(store: &Store, count: u32) -> io::Result<Self> {
+        let segments = Self::of_store(store, count)?;
+        // What a process has left there that died before there was a log.
+        segments.table.release(0, segments.table.bytes())?;
+        segments.table.populate(0, segments.table.bytes())?;
+        Ok(segments)
+    }
+
+    /// The segments of a store that has so many. They are free as far as this knows: [`Segments::recover`] looks.
+    pub(crate) fn of_store(store: &Store, count: u32) -> io::Result<Self> {
         assert!(count > 0 && count <= SEGMENTS_MAX);
-        let table = Region::new("tmem-segments", count as usize * META_BYTES)?;
-        table.populate(0, table.bytes())?;
+        let table = store.segments(u64::from(count) * META_BYTES as u64)?;
         let (free, live, sequence) = (Word::new(count.into()), Word::new(0), Word::new(0));
         Ok(Self { table, count, free, live, sequence })
+    }
+
+    /// Makes the table be at hand: see [`Region::bring_in`].
+    pub(crate) fn bring_in(&self) -> io::Result<()> {
+        self.table.bring_in(0, self.table.bytes())
+    }
+
+    /// Takes all segments in hand that have frames, and counts nothing in them as live: what is, is told next, and
+    /// then each is closed. With what `is_frame` takes for a frame with entries; without both, a segment is free.
+    pub(crate) fn recover(&self, is_frame: impl Fn(u32) -> bool) {
+        for segment in 0..self.count {
+            let meta = self.meta(segment);
+            self.sequence.fetch_max(meta.sequence.load(Ordering::Acquire), Ordering::AcqRel);
+            let frames = self.frames(segment).filter(|frames| frames.iter().all(|f| is_frame(*f)));
+            if frames.is_none() {
+                self.set_frames(segment, None);
+            }
+            let word = if frames.is_some() { IN_HAND } else { 0 };
+            meta.word.store(word, Ordering::Release);
+            self.free.fetch_sub(u64::from(frames.is_some()), Ordering::AcqRel);
+        }
     }
 
     pub(crate) fn count(&self) -> u32 {
@@ -262,7 +296,7 @@ mod tests {
 
     #[test]
     fn a_segment_is_free_when_its_last_zpage_dies_and_not_before() {
-        let segments = Segments::new(3).unwrap();
+        let segments = Segments::new(&Store::new().unwrap(), 3).unwrap();
         segments.open(1);
         assert_eq!((segments.free(), segments.sealed_live(1)), (2, None));
         segments.enliven(1, 300);
@@ -281,7 +315,7 @@ mod tests {
 
     #[test]
     fn what_is_in_hand_is_not_free_though_nothing_in_it_lives() {
-        let segments = Segments::new(2).unwrap();
+        let segments = Segments::new(&Store::new().unwrap(), 2).unwrap();
         segments.open(0);
         segments.enliven(0, 5);
         segments.close(0);
@@ -301,7 +335,7 @@ mod tests {
 
     #[test]
     fn free_ones_are_found_in_order_and_with_frames_if_need_be() {
-        let segments = Segments::new(3).unwrap();
+        let segments = Segments::new(&Store::new().unwrap(), 3).unwrap();
         assert_eq!((segments.frames(1), segments.find_free(0, true)), (None, None));
         segments.set_frames(1, Some([0, 77]));
         assert_eq!((segments.frames(1), segments.find_free(2, true)), (Some([0, 77]), Some(1)));
@@ -315,7 +349,7 @@ mod tests {
 
     #[test]
     fn the_emptiest_is_cleaned_unless_that_failed() {
-        let segments = Segments::new(4).unwrap();
+        let segments = Segments::new(&Store::new().unwrap(), 4).unwrap();
         for (segment, dead) in [(0, 300), (1, 400), (2, 10)] {
             segments.open(segment);
             segments.use_up(segment, 600);
@@ -343,7 +377,7 @@ mod tests {
     #[test]
     #[should_panic(expected = "less than nothing")]
     fn more_cannot_die_than_lives() {
-        let segments = Segments::new(1).unwrap();
+        let segments = Segments::new(&Store::new().unwrap(), 1).unwrap();
         segments.open(0);
         segments.enliven(0, 5);
         segments.deaden(0, 6);

@@ -8,7 +8,7 @@
 
 use std::sync::Arc;
 
-use super::{Hand, Packed, Shard, Store};
+use super::{Hand, Packed, Shard, Stock};
 use crate::backing::{Found, Log};
 use crate::handle::{Handle, Page, PoolKind};
 use crate::owners::Owners;
@@ -31,13 +31,13 @@ pub(crate) struct Passage {
 impl Shard {
     /// From now on pages can be in this log.
     pub(crate) fn set_log(&mut self, log: Arc<Log>) {
-        assert!(self.store.log.is_none(), "there is a log already");
-        self.store.log = Some(log);
+        assert!(self.stock.log.is_none(), "there is a log already");
+        self.stock.log = Some(log);
     }
 
     /// From now on frames are of this tick, when they are used.
     pub(crate) fn set_tick(&mut self, tick: u8) {
-        self.store.persistent.set_tick(tick);
+        self.stock.persistent.set_tick(tick);
     }
 
     /// Holds the coldest persistent frame, copies it to `image` and its layout to the block's entry, and
@@ -49,13 +49,13 @@ impl Shard {
         image: &mut Page,
         tell: impl FnMut(Passage),
     ) -> Option<u32> {
-        self.store.hold_cold(&self.pools, age, block, image, tell)
+        self.stock.hold_cold(&self.pools, age, block, image, tell)
     }
 
     /// Lets a held frame go, which was written or was not. What is left in it is in memory as before; if nothing
     /// is, it is the caller's.
     pub(crate) fn let_go(&mut self, frame: u32, written: bool) -> Option<u32> {
-        let (zbud, arena) = self.store.zbud(PoolKind::Persistent);
+        let (zbud, arena) = self.stock.zbud(PoolKind::Persistent);
         let empty = zbud.let_go(arena, frame);
         zbud.counters_mut().evicted_pageframes += u64::from(written && empty.is_some());
         empty
@@ -72,21 +72,21 @@ impl Shard {
         for Passage { owner, slot, granule } in passages {
             let is_it = self.owners().cell(owner).is_some_and(|cell| cell.load() == slot);
             if is_it {
-                self.store.log().enliven(block, granule);
-                self.store.counters(owner).bd_writes += 1;
+                self.stock.log().enliven(block, granule);
+                self.stock.counters(owner).bd_writes += 1;
             }
         }
-        let (zbud, arena) = self.store.zbud(PoolKind::Persistent);
+        let (zbud, arena) = self.stock.zbud(PoolKind::Persistent);
         let empty = zbud.let_go_clean(arena, frame, block);
         if empty.is_none() {
-            self.store.log().add_clean();
+            self.stock.log().add_clean();
         }
         empty
     }
 
     /// Evicts the least recently used frame of which the log has a copy; it is the caller's.
     pub(crate) fn evict_clean(&mut self) -> Option<u32> {
-        self.store.evict_clean(&self.pools)
+        self.stock.evict_clean(&self.pools)
     }
 
     /// What points at a zpage in a block, if it is alive. One that is alive in a frame of which the block is a copy has
@@ -94,8 +94,8 @@ impl Shard {
     pub(crate) fn passage(&mut self, owner: Handle, block: u32, granule: u8) -> Option<Passage> {
         let slot = self.owners().cell(owner)?.load();
         match slot.place() {
-            Place::Frame { frame, .. } if self.store.arena.meta(frame).clean() == Some(block) => {
-                self.store.make_dirty(frame, block);
+            Place::Frame { frame, .. } if self.stock.arena.meta(frame).clean() == Some(block) => {
+                self.stock.make_dirty(frame, block);
                 None
             }
             place if place == (Place::Log { block, granule }) => {
@@ -110,23 +110,23 @@ impl Shard {
     pub(crate) fn written(&mut self, block: u32, passage: Passage) -> bool {
         let Passage { owner, slot, granule } = passage;
         let owners =
-            Owners { arena: &self.store.arena, member: self.store.member, pools: &self.pools };
+            Owners { arena: &self.stock.arena, member: self.stock.member, pools: &self.pools };
         let Some(cell) = owners.cell(owner).filter(|cell| cell.load() == slot) else {
             return false;
         };
-        self.store.log().enliven(block, granule);
+        self.stock.log().enliven(block, granule);
         cell.replace(slot, slot.moved_to(Place::Log { block, granule }));
         match slot.place() {
             Place::Frame { frame, granule } => {
                 let placed = Placed { frame, granule };
-                let freed = self.store.free_zpage(PoolKind::Persistent, owner, placed);
+                let freed = self.stock.free_zpage(PoolKind::Persistent, owner, placed);
                 assert_eq!(freed, None, "a frame was written that was not held");
-                let counters = self.store.counters(owner);
+                let counters = self.stock.counters(owner);
                 counters.bd_count += 1;
                 counters.bd_writes += 1;
-                self.store.persistent.counters_mut().evicted_zpages += 1;
+                self.stock.persistent.counters_mut().evicted_zpages += 1;
             }
-            Place::Log { block, granule } => self.store.log().deaden(block, granule),
+            Place::Log { block, granule } => self.stock.log().deaden(block, granule),
             Place::Nowhere | Place::Same(_) => unreachable!("only zpages are written"),
         }
         true
@@ -137,7 +137,7 @@ impl Shard {
         let owners = self.owners();
         let slot = owners.cell(handle)?.load();
         let Place::Log { block, granule } = slot.place() else { return None };
-        let log = self.store.log();
+        let log = self.stock.log();
         let is_there = slot == backed.slot && log.sequence(block) == backed.sequence;
         is_there.then(|| log.find(block, granule))
     }
@@ -155,7 +155,7 @@ impl Shard {
             Place::Log { block, granule }
                 if is_intact && self.find_backed(handle, backed).is_some() =>
             {
-                self.store.log().note_read(block, granule)
+                self.stock.log().note_read(block, granule)
             }
             _ => false,
         }
@@ -174,15 +174,15 @@ impl Shard {
         let Some(pool) = pool.filter(|_| self.find_backed(handle, backed).is_some()) else {
             return true;
         };
-        self.store.recall(&self.pools, pool, handle, backed, packed, hand)
+        self.stock.recall(&self.pools, pool, handle, backed, packed, hand)
     }
 
     fn owners(&self) -> Owners<'_> {
-        Owners { arena: &self.store.arena, member: self.store.member, pools: &self.pools }
+        Owners { arena: &self.stock.arena, member: self.stock.member, pools: &self.pools }
     }
 }
 
-impl Store {
+impl Stock {
     fn hold_cold(
         &mut self,
         pools: &[Option<Arc<Pool>>],

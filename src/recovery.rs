@@ -1,0 +1,287 @@
+//! Recovery: an engine goes on from the store of a process that has died.
+//!
+//! What there is, the slots say, and nothing else: a zpage is alive if a slot points at it and its frame, or its
+//! block of the log, lists it. Everything else is found from that: which frames are free, what is on which list,
+//! how much is alive in a segment, all figures of what is held. (Figures of what was done begin anew.) So it does
+//! not matter where the process was: each change of a slot is one word, before which everything is as it was and
+//! after which it is as it shall be. What was being written to the log is where it was, or there; a frame that was
+//! held, or of which the log has a copy, is an ordinary one again, and the first to go.
+//!
+//! The order of the LRU queues is in the links that the lists left in the frame table. At most one
+//! place of a queue was being changed: it is walked from both ends.
+//!
+//! [`Prepared`] is for a process that waits for another's death: it has all memory at hand that it will need, for
+//! there may be none to be had at that moment. [`Prepared::attach`] allocates next to nothing. It changes nothing
+//! that the slots say, so that it may be killed as well, and begun again by the next.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+
+use slab::Slab;
+
+use crate::arena::Arena;
+use crate::backing::{Log, Segments, Writeback};
+use crate::directory::Directory;
+use crate::engine::{Config, Engine, POOLS_MAX, SHARDS_MAX};
+use crate::frame::{NIL, Use};
+use crate::handle::PoolId;
+use crate::owners::Member;
+use crate::pool::Pool;
+use crate::registry::Registry;
+use crate::store::{AttachError, PoolInfo, Store};
+use crate::sync::Ordering;
+
+/// All that an engine on a store needs, while another process may be at work on it.
+pub struct Prepared {
+    engine: Engine,
+    directories: Vec<(PoolInfo, Directory)>,
+    writeback: Option<Writeback>,
+    /// Frames from this number on may not be at hand.
+    at_hand: u32,
+}
+
+/// An engine that goes on from a store.
+pub struct Attached {
+    /// The engine.
+    pub engine: Engine,
+    /// What writes to its backing file, if it has one. No job may be begun before the dead process's I/O on that
+    /// file has ended: what is still on its way may land where something else is written now.
+    pub writeback: Option<Writeback>,
+    /// What was found.
+    pub recovered: Recovered,
+}
+
+/// What recovery has found.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+#[non_exhaustive]
+pub struct Recovered {
+    /// Frames that have memory.
+    pub frames: u32,
+    /// Pages that are held.
+    pub pages: u64,
+    /// Pages that are lost, because what should say where they are makes no sense.
+    pub damaged: u64,
+}
+
+impl Prepared {
+    /// Gets everything that an engine on this store needs. Another process may be at work on it: nothing in it is
+    /// changed.
+    pub fn new(store: Store) -> Result<Self, AttachError> {
+        let geometry = store.geometry()?;
+        let shards = geometry.shards as usize;
+        if shards > SHARDS_MAX {
+            return Err(AttachError::Damaged);
+        }
+        let config = Config { limit: store.limit(), limit_max: geometry.limit_max, shards };
+        let arena = Arena::new(&store, geometry.frames_max, 0)?;
+        let engine = Engine::over(&config, store, arena);
+        let (directories, at_hand) = (Vec::with_capacity(POOLS_MAX), 0);
+        let mut prepared = Self { engine, directories, writeback: None, at_hand };
+        prepared.open_log()?;
+        prepared.open_directories()?;
+        prepared.follow()?;
+        Ok(prepared)
+    }
+
+    /// Brings what the arena has grown by since to hand. To be called now and then.
+    pub fn follow(&mut self) -> io::Result<()> {
+        self.at_hand = self.engine.arena.bring_in(self.at_hand)?;
+        Ok(())
+    }
+
+    fn open_log(&mut self) -> io::Result<()> {
+        let (engine, record) = (&self.engine, self.engine.store.log());
+        if record.segments() == 0 || self.writeback.is_some() {
+            return Ok(());
+        }
+        let segments = Segments::of_store(&engine.store, record.segments())?;
+        segments.bring_in()?;
+        let key = record.key();
+        let log = Arc::new(Log::new(Arc::clone(&engine.arena), segments, key.as_ref()));
+        self.writeback = Some(Writeback::new(Arc::clone(&log))?);
+        engine.set_log(log);
+        Ok(())
+    }
+
+    fn open_directories(&mut self) -> io::Result<()> {
+        for id in (0..POOLS_MAX as u16).map(PoolId) {
+            let Some(info) = self.engine.store.pool(id).pool(id) else { continue };
+            if self.directories.iter().all(|(known, _)| *known != info) {
+                let directory = Directory::of_store(&self.engine.store, id, info.pages)?;
+                directory.bring_in()?;
+                self.directories.push((info, directory));
+            }
+        }
+        Ok(())
+    }
+
+    /// Goes on from what the other process has left. It is dead: no thread of it runs any more.
+    pub fn attach(mut self) -> Result<Attached, AttachError> {
+        // What came since.
+        self.open_log()?;
+        self.open_directories()?;
+        let mut recovered = Recovered::default();
+        let frames = self.forget()?;
+        self.engine.log().inspect(|log| log.recover());
+        self.find_pools(&mut recovered);
+        self.engine.readmit(frames);
+        recovered.frames = self.engine.adopt_frames()?;
+        self.engine.log().inspect(|log| log.close_all());
+        self.settle_account()?;
+        self.clear_away()?;
+        Ok(Attached { engine: self.engine, writeback: self.writeback, recovered })
+    }
+
+    /// Forgets what an earlier recovery has found; returns how many frames ever had memory, as far as
+    /// they matter.
+    fn forget(&self) -> io::Result<u32> {
+        let arena = &self.engine.arena;
+        let mut past = 0;
+        arena.each_populated(|frame| {
+            for frame in past..=frame {
+                arena.meta(frame).unclaim();
+                arena.meta(frame).clear_found();
+            }
+            past = frame + 1;
+        })?;
+        Ok(past)
+    }
+
+    /// Makes the pools known, and finds what is in them.
+    fn find_pools(&mut self, recovered: &mut Recovered) {
+        let store = &self.engine.store;
+        self.directories.retain(|(info, _)| store.pool(info.id).pool(info.id) == Some(*info));
+        let clients = self.directories.iter().map(|(info, _)| (usize::from(info.client.0), ()));
+        let mut registry = Registry::new(Slab::from_iter(clients));
+        for (info, directory) in self.directories.drain(..) {
+            let pool = Pool::new(info.id, info.client, info.kind, info.pages, directory);
+            self.engine.add_pool(&mut registry, pool);
+        }
+        for pool in registry.pools() {
+            for object in 0..pool.directory.objects() {
+                let shard = Member::shard_of_object(pool.id, object, self.engine.shards.len());
+                self.engine.shards[shard].0.lock().find_object(pool, object, recovered);
+            }
+        }
+        *self.engine.registry.lock() = registry;
+    }
+
+    /// What tables take, and so what is left for frames; and frames that have to be at hand.
+    fn settle_account(&mut self) -> io::Result<()> {
+        let engine = &self.engine;
+        let registry = engine.registry.lock();
+        let mut tables: u64 = registry.pools().map(|pool| pool.directory.bytes()).sum();
+        if let (Some(log), Some(writeback)) = (engine.log(), &self.writeback) {
+            tables += log.segments().bytes() + writeback.bytes();
+        }
+        engine.tables.store(tables, Ordering::Release);
+        // It was in force, so it can be; and if not, nothing more is taken in until it is raised.
+        let _ = engine.apply_limit(&registry, engine.store.limit());
+        drop(registry);
+        for shard in &engine.shards {
+            shard.0.lock().fill_spare();
+        }
+        if let Some(writeback) = &mut self.writeback {
+            engine.fill_hand(writeback)?;
+            engine.log().expect("it is the log's").set_accepts(true);
+        }
+        Ok(())
+    }
+
+    /// Gives back what is left of pools that were being made or removed.
+    fn clear_away(&self) -> io::Result<()> {
+        let store = &self.engine.store;
+        for id in (0..POOLS_MAX as u16).map(PoolId) {
+            if store.pool(id).pool(id).is_none() {
+                store.clear_directory(id)?;
+                if !store.pool(id).is_vacant() {
+                    store.pool(id).remove();
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Engine {
+    /// Puts frames with zpages that were found alive into their queues, in the order in which they were there.
+    fn readmit(&self, frames: u32) {
+        let waits = |frame: u32| self.waits(frame);
+        // Not in any queue, and the oldest of all.
+        for frame in (0..frames).filter(|frame| waits(*frame)) {
+            if self.arena.meta(frame).is_held() {
+                self.readmit_frame(frame);
+            }
+        }
+        // In a queue apart, and older than all in the others.
+        for is_clean in [true, false] {
+            for frame in (0..frames).filter(|frame| waits(*frame)) {
+                let meta = self.arena.meta(frame);
+                if meta.lru.prev.load(Relaxed) == NIL && meta.clean().is_some() == is_clean {
+                    self.readmit_from(frame);
+                }
+            }
+        }
+        // Behind a place that was being changed.
+        for frame in (0..frames).filter(|frame| waits(*frame)) {
+            let mut first = frame;
+            while let Some(before) = self.before(first).filter(|before| *before != frame) {
+                first = before;
+            }
+            self.readmit_from(first);
+        }
+    }
+
+    /// Whether a frame has zpages that were found alive, and is in no queue yet.
+    fn waits(&self, frame: u32) -> bool {
+        let meta = self.arena.meta(frame);
+        !meta.is_claimed()
+            && matches!(meta.known_use(), Some(Use::Ephemeral | Use::Persistent))
+            && meta.found().0 != 0
+    }
+
+    fn readmit_from(&self, mut frame: u32) {
+        loop {
+            let next = self.after(frame);
+            self.readmit_frame(frame);
+            let Some(next) = next else { return };
+            frame = next;
+        }
+    }
+
+    /// The waiting frame behind a waiting one in its queue, if the links of both agree.
+    fn after(&self, frame: u32) -> Option<u32> {
+        let next = self.arena.meta(frame).lru.next.load(Relaxed);
+        let fits = |next: &u32| self.arena.meta(*next).lru.prev.load(Relaxed) == frame;
+        Some(next).filter(|next| self.arena.has(*next) && self.waits(*next)).filter(fits)
+    }
+
+    /// The same for the one before.
+    fn before(&self, frame: u32) -> Option<u32> {
+        let prev = self.arena.meta(frame).lru.prev.load(Relaxed);
+        let fits = |prev: &u32| self.arena.meta(*prev).lru.next.load(Relaxed) == frame;
+        Some(prev).filter(|prev| self.arena.has(*prev) && self.waits(*prev)).filter(fits)
+    }
+
+    fn readmit_frame(&self, frame: u32) {
+        let meta = self.arena.meta(frame);
+        let (alive, shard) = meta.found();
+        meta.claim();
+        self.shards[shard].0.lock().adopt(frame, alive);
+    }
+
+    /// Frames that something was found in are in use, and all others free; returns how many there are.
+    fn adopt_frames(&self) -> io::Result<u32> {
+        let mut adoption = self.arena.adopt();
+        let arena = &self.arena;
+        arena.each_populated(|frame| match arena.meta(frame).is_claimed() {
+            true => adoption.take_used(frame),
+            false => adoption.take_free(frame),
+        })?;
+        Ok(arena.allocated())
+    }
+}
+
+#[cfg(all(test, not(any(miri, feature = "shuttle"))))]
+mod tests;

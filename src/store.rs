@@ -1,0 +1,550 @@
+//! The store: one memory file with all that outlives the process.
+//!
+//! ```text
+//! 0            header        how large everything is: written once, checked before anything else is touched
+//! 4 KiB        records       the pool limit, the pools, the backing file
+//! 8 KiB        notes         what the daemon wants to know again: two copies
+//! 1 MiB        segments      of the backing file's log                        (crate::backing)
+//! 16 MiB       directories   one window for each pool that there can be       (crate::directory)
+//!              frame table                                                    (crate::arena)
+//!              arena
+//! ```
+//!
+//! Everything is at a place that follows from the header, and has memory only where it is in use. So who has the
+//! file has all of it: whatever is added later needs no other file. The file is passed on like any other, to a
+//! child or over a Unix socket.
+//!
+//! Bytes are in the order of the machine. A layout with another [`VERSION`] is refused; there is no other yet.
+//!
+//! Who may write what in it, is for the owners of the parts to say. One process at a time has an engine on a store;
+//! that is up to the caller.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use rapidhash::v3::rapidhash_v3;
+use zerocopy::little_endian::{U16, U32, U64};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+use crate::backing::{KEY_BYTES, SEGMENTS_BYTES_MAX};
+use crate::directory::Directory;
+use crate::durable::{DurableU64, crash_point};
+use crate::engine::POOLS_MAX;
+use crate::frame::{BUDDIES_MAX, FrameMeta, GRANULE, NIL};
+use crate::handle::{ClientId, PAGE_SIZE, POOL_PAGES_MAX, PoolId, PoolKind};
+use crate::region::{MemoryFile, Region};
+use crate::sync::Mutex;
+
+/// The layout that this code knows.
+const VERSION: u32 = 1;
+
+const MAGIC: [u8; 8] = *b"tmem\0mem";
+
+/// Most bytes of notes.
+pub const NOTES_BYTES_MAX: usize = NOTES_BYTES - size_of::<NotesHeader>();
+
+/// Bytes of one copy of the notes.
+const NOTES_BYTES: usize = 64 << 10;
+
+/// Bytes that are always in memory.
+pub(crate) const STORE_BYTES: u64 = RECORDS_AT + PAGE_SIZE as u64;
+
+const RECORDS_AT: u64 = PAGE_SIZE as u64;
+const NOTES_AT: u64 = RECORDS_AT + PAGE_SIZE as u64;
+const SEGMENTS_AT: u64 = 1 << 20;
+const DIRECTORIES_AT: u64 = 16 << 20;
+const DIRECTORY_BYTES_MAX: u64 = Directory::bytes_for(POOL_PAGES_MAX);
+const TABLE_AT: u64 = DIRECTORIES_AT + POOLS_MAX as u64 * DIRECTORY_BYTES_MAX;
+
+const _: () = assert!(size_of::<Records>() <= PAGE_SIZE);
+const _: () = assert!(NOTES_AT + 2 * NOTES_BYTES as u64 <= SEGMENTS_AT);
+const _: () = assert!(SEGMENTS_AT + SEGMENTS_BYTES_MAX <= DIRECTORIES_AT);
+const _: () = assert!(TABLE_AT.is_multiple_of(PAGE_SIZE as u64));
+
+/// Why an engine cannot go on from a store.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum AttachError {
+    /// Nothing was ever in it.
+    #[error("the memory file is empty: there is nothing to go on from")]
+    Empty,
+    /// It is not a store, or not all of one.
+    #[error("the memory file's header is damaged or none of tmem's: nothing in it can be used")]
+    Damaged,
+    /// It is of another version of tmem, or of one that was built otherwise.
+    #[error(
+        "the memory file has layout {found}, and this program knows {VERSION} only: go on with the program that made \
+         it"
+    )]
+    Layout {
+        /// What it has: version, bytes of a granule, and zpages of a frame.
+        found: String,
+    },
+    /// The kernel did not give what is needed to have it in memory.
+    #[error("cannot map the memory file: {source}")]
+    Memory {
+        /// The system call's error.
+        #[from]
+        source: io::Error,
+    },
+}
+
+/// Why notes were not taken.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum NotesError {
+    /// There is no room for so many.
+    #[error("notes of {bytes} bytes: there is room for {NOTES_BYTES_MAX}")]
+    Size {
+        /// What was asked for, in bytes.
+        bytes: usize,
+    },
+    /// The kernel gave no memory.
+    #[error("cannot get memory for notes: {source}")]
+    Memory {
+        /// The system call's error.
+        #[from]
+        source: io::Error,
+    },
+}
+
+/// How large everything in a store is.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) struct Geometry {
+    /// Frames that the arena has room for.
+    pub(crate) frames_max: u32,
+    /// Shards of the engine.
+    pub(crate) shards: u32,
+    /// The largest pool limit, in bytes.
+    pub(crate) limit_max: u64,
+}
+
+#[derive(Clone, Copy, FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned)]
+#[repr(C)]
+struct Header {
+    magic: [u8; 8],
+    version: U32,
+    granule: U16,
+    buddies: U16,
+    frames_max: U32,
+    shards: U32,
+    limit_max: U64,
+    /// Of all before it.
+    checksum: U64,
+}
+
+const HEADER_BYTES: usize = size_of::<Header>();
+
+#[derive(Clone, Copy, FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned)]
+#[repr(C)]
+struct NotesHeader {
+    /// Of all after it.
+    checksum: U64,
+    /// The larger one is the later one; zero if there never was one.
+    sequence: U64,
+    bytes: U64,
+}
+
+/// A pool, as a new process has to know it. All zeros is none.
+#[repr(C)]
+pub(crate) struct PoolRecord {
+    pages: DurableU64,
+    /// {client: 16, kind: 8, state: 8}.
+    word: DurableU64,
+}
+
+/// The backing file, as a new process has to know it. All zeros is none.
+#[repr(C)]
+pub(crate) struct LogRecord {
+    segments: DurableU64,
+    /// Whether there is a key: 1 or 0.
+    has_key: DurableU64,
+    key: [DurableU64; KEY_BYTES / 8],
+}
+
+#[repr(C)]
+struct Records {
+    /// The pool limit, in bytes.
+    limit: DurableU64,
+    log: LogRecord,
+    pools: [PoolRecord; POOLS_MAX],
+}
+
+/// A pool that there is.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[non_exhaustive]
+pub struct PoolInfo {
+    /// Its number.
+    pub id: PoolId,
+    /// Whose it is.
+    pub client: ClientId,
+    /// What it promises.
+    pub kind: PoolKind,
+    /// Its size, in pages.
+    pub pages: u64,
+}
+
+const VACANT: u64 = 0;
+const LIVE: u64 = 1;
+const CLOSING: u64 = 2;
+
+/// See the module's description.
+#[derive(Clone)]
+pub struct Store {
+    file: MemoryFile,
+    /// Header and records.
+    head: Arc<Region>,
+    /// Held while notes are read or written.
+    notes: Arc<Mutex<Region>>,
+}
+
+impl Store {
+    /// An empty store.
+    pub fn new() -> io::Result<Self> {
+        let store = Self::over(MemoryFile::new("tmem", TABLE_AT)?)?;
+        store.head.populate(0, store.head.bytes())?;
+        Ok(store)
+    }
+
+    /// The store in a memory file that another process made. Nothing in it is changed.
+    #[cfg(not(miri))]
+    pub fn from_file(file: std::os::fd::OwnedFd) -> Result<Self, AttachError> {
+        let file = MemoryFile::from_file(file);
+        if file.bytes()? < TABLE_AT {
+            return Err(AttachError::Damaged);
+        }
+        let store = Self::over(file)?;
+        match store.geometry() {
+            Err(AttachError::Empty) => Ok(store),
+            result => result.map(|_| store),
+        }
+    }
+
+    /// The memory file, to be passed on.
+    #[cfg(not(miri))]
+    pub fn file(&self) -> std::os::fd::BorrowedFd<'_> {
+        self.file.file()
+    }
+
+    fn over(file: MemoryFile) -> io::Result<Self> {
+        let head = Arc::new(Region::of(&file, 0, NOTES_AT as usize)?);
+        let notes = Region::of(&file, NOTES_AT, 2 * NOTES_BYTES)?;
+        Ok(Self { file, head, notes: Arc::new(Mutex::new(notes)) })
+    }
+
+    /// Whether no engine was ever made on it.
+    pub fn is_empty(&self) -> bool {
+        matches!(self.geometry(), Err(AttachError::Empty))
+    }
+
+    /// Makes an empty store one of this geometry.
+    ///
+    /// # Panics
+    ///
+    /// If it is not empty.
+    pub(crate) fn format(&self, geometry: Geometry) -> io::Result<()> {
+        assert!(self.is_empty(), "a store can be made once");
+        let Geometry { frames_max, shards, limit_max } = geometry;
+        assert!(frames_max > 0 && frames_max < NIL);
+        self.file.resize(Self::arena_at(frames_max) + u64::from(frames_max) * PAGE_SIZE as u64)?;
+        let mut header = Header {
+            magic: MAGIC,
+            version: U32::new(VERSION),
+            granule: U16::new(GRANULE as u16),
+            buddies: U16::new(BUDDIES_MAX as u16),
+            frames_max: U32::new(frames_max),
+            shards: U32::new(shards),
+            limit_max: U64::new(limit_max),
+            checksum: U64::ZERO,
+        };
+        header.checksum = U64::new(header.sum());
+        self.head.write(0, header.as_bytes());
+        Ok(())
+    }
+
+    /// How large everything is.
+    pub(crate) fn geometry(&self) -> Result<Geometry, AttachError> {
+        let mut bytes = [0; HEADER_BYTES];
+        self.head.read(0, &mut bytes);
+        if bytes == [0; HEADER_BYTES] {
+            return Err(AttachError::Empty);
+        }
+        let header: Header = zerocopy::transmute!(bytes);
+        if header.magic != MAGIC {
+            return Err(AttachError::Damaged);
+        }
+        // Before the checksum, which may be elsewhere in another version.
+        let layout = (header.version.get(), header.granule.get(), header.buddies.get());
+        if layout != (VERSION, GRANULE as u16, BUDDIES_MAX as u16) {
+            return Err(AttachError::Layout { found: format!("{layout:?}") });
+        }
+        let geometry = Geometry {
+            frames_max: header.frames_max.get(),
+            shards: header.shards.get(),
+            limit_max: header.limit_max.get(),
+        };
+        let is_sane = header.checksum.get() == header.sum()
+            && (1..NIL).contains(&geometry.frames_max)
+            && geometry.shards.is_power_of_two();
+        if is_sane { Ok(geometry) } else { Err(AttachError::Damaged) }
+    }
+
+    /// The frame table of an arena of so many frames.
+    pub(crate) fn table(&self, frames_max: u32) -> io::Result<Region> {
+        Region::of(&self.file, TABLE_AT, frames_max as usize * size_of::<FrameMeta>())
+    }
+
+    /// The frames of an arena of so many.
+    pub(crate) fn frames(&self, frames_max: u32) -> io::Result<Region> {
+        let at = Self::arena_at(frames_max);
+        Region::of(&self.file, at, frames_max as usize * PAGE_SIZE)
+    }
+
+    fn arena_at(frames_max: u32) -> u64 {
+        let table = u64::from(frames_max) * size_of::<FrameMeta>() as u64;
+        (TABLE_AT + table).next_multiple_of(PAGE_SIZE as u64)
+    }
+
+    /// Room for the directory of a pool.
+    pub(crate) fn directory(&self, pool: PoolId, bytes: u64) -> io::Result<Region> {
+        assert!(usize::from(pool.0) < POOLS_MAX && bytes <= DIRECTORY_BYTES_MAX);
+        let at = DIRECTORIES_AT + u64::from(pool.0) * DIRECTORY_BYTES_MAX;
+        Region::of(&self.file, at, bytes as usize)
+    }
+
+    /// Gives back all memory of a directory, for a pool that there is not.
+    pub(crate) fn clear_directory(&self, pool: PoolId) -> io::Result<()> {
+        let at = DIRECTORIES_AT + u64::from(pool.0) * DIRECTORY_BYTES_MAX;
+        crash_point();
+        self.file.punch(at, DIRECTORY_BYTES_MAX)
+    }
+
+    /// Room for the table of a log's segments.
+    pub(crate) fn segments(&self, bytes: u64) -> io::Result<Region> {
+        assert!(bytes <= SEGMENTS_BYTES_MAX);
+        Region::of(&self.file, SEGMENTS_AT, bytes as usize)
+    }
+
+    #[allow(unsafe_code)]
+    fn records(&self) -> &Records {
+        // SAFETY: the page was populated when the store was made, or belongs to one that was; it is made of
+        // atomics, for which every bit pattern is valid, and lives as long as the region.
+        unsafe { self.head.start().add(RECORDS_AT as usize).cast().as_ref() }
+    }
+
+    pub(crate) fn log(&self) -> &LogRecord {
+        &self.records().log
+    }
+
+    pub(crate) fn pool(&self, id: PoolId) -> &PoolRecord {
+        &self.records().pools[usize::from(id.0)]
+    }
+
+    pub(crate) fn limit(&self) -> u64 {
+        self.records().limit.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn set_limit(&self, bytes: u64) {
+        self.records().limit.store(bytes, Ordering::Release);
+    }
+
+    /// What was last noted, if anything was and it is whole.
+    pub fn notes(&self) -> Option<Vec<u8>> {
+        latest_notes(&self.notes.lock()).map(|(_, notes)| notes)
+    }
+
+    /// Notes this in place of what was noted before, at once: who dies meanwhile leaves the one or the other. It may
+    /// wait for memory, and is not for the I/O path.
+    pub fn set_notes(&self, notes: &[u8]) -> Result<(), NotesError> {
+        if notes.len() > NOTES_BYTES_MAX {
+            return Err(NotesError::Size { bytes: notes.len() });
+        }
+        let region = self.notes.lock();
+        region.populate(0, region.bytes())?;
+        let sequence = latest_notes(&region).map_or(0, |(sequence, _)| sequence) + 1;
+        let mut header = NotesHeader {
+            checksum: U64::ZERO,
+            sequence: U64::new(sequence),
+            bytes: U64::new(notes.len() as u64),
+        };
+        header.checksum = U64::new(header.sum(notes));
+        let at = notes_at(sequence);
+        region.write(at + size_of::<NotesHeader>(), notes);
+        region.write(at, header.as_bytes());
+        Ok(())
+    }
+}
+
+/// Where the notes of a sequence number are.
+fn notes_at(sequence: u64) -> usize {
+    (sequence % 2) as usize * NOTES_BYTES
+}
+
+/// The copy of the notes that is the latest, with its sequence number.
+fn latest_notes(region: &Region) -> Option<(u64, Vec<u8>)> {
+    let whole = |copy| {
+        let mut all = vec![0; NOTES_BYTES];
+        region.read(notes_at(copy), &mut all);
+        let (header, notes) = NotesHeader::read_from_prefix(&all).ok()?;
+        let notes = notes.get(..usize::try_from(header.bytes.get()).ok()?)?;
+        let is_whole = header.sequence != U64::ZERO && header.checksum.get() == header.sum(notes);
+        is_whole.then(|| (header.sequence.get(), notes.to_vec()))
+    };
+    (0..2).filter_map(whole).max_by_key(|(sequence, _)| *sequence)
+}
+
+impl Header {
+    fn sum(&self) -> u64 {
+        rapidhash_v3(&self.as_bytes()[..HEADER_BYTES - size_of::<U64>()])
+    }
+}
+
+impl NotesHeader {
+    fn sum(&self, notes: &[u8]) -> u64 {
+        let header = rapidhash_v3(&self.as_bytes()[size_of::<U64>()..]);
+        header ^ rapidhash_v3(notes).rotate_left(1)
+    }
+}
+
+impl PoolRecord {
+    /// Notes that there is this pool.
+    pub(crate) fn open(&self, client: ClientId, kind: PoolKind, pages: u64) {
+        self.pages.store(pages, Ordering::Release);
+        let word = u64::from(client.0) << 16 | (kind as u64) << 8 | LIVE;
+        self.word.store(word, Ordering::Release);
+    }
+
+    /// Notes that the pool is going: what is in it is of no use to anybody.
+    pub(crate) fn close(&self) {
+        let word = self.word.load(Ordering::Acquire) & !0xff;
+        self.word.store(word | CLOSING, Ordering::Release);
+    }
+
+    /// Notes that there is no such pool.
+    pub(crate) fn remove(&self) {
+        self.word.store(VACANT, Ordering::Release);
+    }
+
+    /// Whether there is a pool, or was one of which nothing is left but what has to be cleared away.
+    pub(crate) fn is_vacant(&self) -> bool {
+        self.word.load(Ordering::Acquire) == VACANT
+    }
+
+    /// The pool, if there is one.
+    pub(crate) fn pool(&self, id: PoolId) -> Option<PoolInfo> {
+        let word = self.word.load(Ordering::Acquire);
+        let pages = self.pages.load(Ordering::Acquire);
+        let kind = match word >> 8 & 0xff {
+            0 => PoolKind::Ephemeral,
+            _ => PoolKind::Persistent,
+        };
+        let is_sane = word & 0xff == LIVE && (1..=POOL_PAGES_MAX).contains(&pages);
+        is_sane.then_some(PoolInfo { id, client: ClientId((word >> 16) as u16), kind, pages })
+    }
+}
+
+impl LogRecord {
+    /// Notes that there is a backing file with so many segments.
+    pub(crate) fn open(&self, segments: u32, key: Option<&[u8; KEY_BYTES]>) {
+        self.has_key.store(u64::from(key.is_some()), Ordering::Release);
+        if let Some(key) = key {
+            for (word, bytes) in self.key.iter().zip(key.chunks_exact(8)) {
+                let bytes = bytes.try_into().expect("chunks of 8");
+                word.store(u64::from_le_bytes(bytes), Ordering::Release);
+            }
+        }
+        self.segments.store(segments.into(), Ordering::Release);
+    }
+
+    /// Segments of the backing file; 0 if there is none.
+    pub(crate) fn segments(&self) -> u32 {
+        self.segments.load(Ordering::Acquire) as u32
+    }
+
+    pub(crate) fn key(&self) -> Option<[u8; KEY_BYTES]> {
+        if self.has_key.load(Ordering::Acquire) == 0 {
+            return None;
+        }
+        let mut key = [0; KEY_BYTES];
+        for (word, bytes) in self.key.iter().zip(key.chunks_exact_mut(8)) {
+            bytes.copy_from_slice(&word.load(Ordering::Acquire).to_le_bytes());
+        }
+        Some(key)
+    }
+}
+
+#[cfg(all(test, not(miri)))]
+mod tests {
+    use super::*;
+
+    const GEOMETRY: Geometry = Geometry { frames_max: 100, shards: 4, limit_max: 1 << 20 };
+
+    fn again(store: &Store) -> Result<Store, AttachError> {
+        let file = store.file().try_clone_to_owned();
+        Store::from_file(file.expect("a file can be had twice"))
+    }
+
+    #[test]
+    fn a_store_is_found_again_in_its_file() {
+        let store = Store::new().unwrap();
+        assert!(again(&store).unwrap().is_empty());
+        store.format(GEOMETRY).unwrap();
+        store.set_limit(77);
+        store.pool(PoolId(3)).open(ClientId(5), PoolKind::Ephemeral, 9);
+        store.log().open(6, Some(&[7; KEY_BYTES]));
+        let again = again(&store).unwrap();
+        assert_eq!(again.geometry().unwrap(), GEOMETRY);
+        assert_eq!((again.limit(), again.log().segments()), (77, 6));
+        assert_eq!(again.log().key(), Some([7; KEY_BYTES]));
+        let (id, client) = (PoolId(3), ClientId(5));
+        let info = PoolInfo { id, client, kind: PoolKind::Ephemeral, pages: 9 };
+        assert_eq!(again.pool(id).pool(id), Some(info));
+        again.pool(id).close();
+        assert!(store.pool(id).pool(id).is_none() && !store.pool(id).is_vacant());
+        again.pool(id).remove();
+        assert!(store.pool(id).is_vacant());
+    }
+
+    #[test]
+    fn another_layout_is_refused_before_it_is_touched() {
+        let store = Store::new().unwrap();
+        store.format(GEOMETRY).unwrap();
+        store.head.write(8, &2u32.to_le_bytes());
+        let error = again(&store).err().unwrap();
+        assert!(error.to_string().contains("(2, "), "{error}");
+        store.head.write(8, &VERSION.to_le_bytes());
+        assert!(again(&store).is_ok());
+        // Whatever else changes is damage.
+        for at in [0, 16, 20, 24, HEADER_BYTES - 1] {
+            let mut byte = [0];
+            store.head.read(at, &mut byte);
+            store.head.write(at, &[byte[0] ^ 0x10]);
+            assert!(matches!(again(&store), Err(AttachError::Damaged)), "byte {at}");
+            store.head.write(at, &byte);
+        }
+        let other = rustix::fs::memfd_create("tmem-test", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+        assert!(matches!(Store::from_file(other), Err(AttachError::Damaged)));
+    }
+
+    #[test]
+    fn notes_are_the_last_ones_or_those_before() {
+        let store = Store::new().unwrap();
+        assert_eq!(store.notes(), None);
+        for text in ["one", "two", "", "four"] {
+            store.set_notes(text.as_bytes()).unwrap();
+            assert_eq!(again(&store).unwrap().notes(), Some(text.into()));
+        }
+        // A copy that was being written when its process died.
+        let (sequence, _) = latest_notes(&store.notes.lock()).unwrap();
+        let at = notes_at(sequence) + size_of::<NotesHeader>();
+        store.notes.lock().write(at, b"g");
+        assert_eq!(store.notes(), Some(Vec::new()));
+        store.set_notes(b"five").unwrap();
+        assert_eq!(store.notes(), Some(b"five".to_vec()));
+        let most = vec![1; NOTES_BYTES_MAX + 1];
+        assert!(matches!(store.set_notes(&most), Err(NotesError::Size { .. })));
+        store.set_notes(&most[1..]).unwrap();
+        assert_eq!(store.notes().unwrap().len(), NOTES_BYTES_MAX);
+    }
+}
