@@ -4,15 +4,17 @@
 //! ```text
 //! cargo run --release -p tmem-bench -- engine [--quick] [--json FILE] [--samples FILE]
 //! cargo run --release -p tmem-bench -- density [--quick] [--json FILE] [--samples FILE]
+//! cargo run --release -p tmem-bench -- attach [--gib N] [--quick] [--json FILE] [--samples FILE]
 //! tmem-bench pages [FOLDER]
 //! tmem-bench collect --suite device --platform uml --samples FILE.jsonl --output FILE.json
 //! tmem-bench page FOLDER
 //! ```
 //!
-//! The first two work on pages of real processes, which are gathered on the first run and kept in
+//! The first three work on pages of real processes, which are gathered on the first run and kept in
 //! `target/bench-pages`. They compare with zram only as root.
 
 mod aims;
+mod attach;
 mod bare;
 mod contenders;
 mod density;
@@ -49,6 +51,9 @@ const FULL: Effort = Effort { pages: usize::MAX, rounds: 9 };
 /// Rounds of `density`, each of which churns in another way.
 const DENSITY_ROUNDS: u64 = 5;
 
+/// Rounds of `attach`.
+const ATTACH_ROUNDS: usize = 9;
+
 /// Where the page set is.
 const PAGES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../target/bench-pages");
 
@@ -65,6 +70,14 @@ enum What {
     Engine(Common),
     /// Memory against kernel zram.
     Density(Common),
+    /// Time of going on from the memory of a process that has died.
+    Attach {
+        #[command(flatten)]
+        common: Common,
+        /// The pool limit, in GiB.
+        #[arg(long, default_value_t = 2)]
+        gib: u64,
+    },
     /// Gathers the page set, if there is none.
     Pages {
         /// Its folder.
@@ -154,6 +167,11 @@ fn main() -> Result<()> {
             let (figures, not_run) = density::run(&set.pages, rounds, common.limit << 20)?;
             density::print(&figures[0]);
             Ok(Measured { lines: density::lines(&figures), figures, not_run })
+        }),
+        What::Attach { common, gib } => report(&common, |set| {
+            let rounds = if common.quick { 3 } else { ATTACH_ROUNDS };
+            let lines = attach::run(&set.pages, rounds, gib)?;
+            Ok(Measured { figures: (), lines, not_run: Vec::new() })
         }),
         What::Pages { folder } => page_set(&folder, true).map(drop),
         What::Collect(collect) => {

@@ -72,6 +72,10 @@ pub struct Metric {
 
 pub const TIME_PER_PAGE: Metric =
     Metric { name: "time_per_page", unit: "ns", better: Better::Lower };
+pub const ATTACH_TIME: Metric =
+    Metric { name: "attach_per_gib", unit: "ms", better: Better::Lower };
+pub const PREPARE_TIME: Metric =
+    Metric { name: "prepare_per_gib", unit: "ms", better: Better::Lower };
 pub const BYTES_PER_BYTE: Metric =
     Metric { name: "bytes_per_byte", unit: "ratio", better: Better::Lower };
 
