@@ -15,11 +15,12 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use io_uring::{opcode, types};
-use tmem::{Engine, Health, Job, JobFailed, Writeback};
+use tmem::{Engine, Job, JobFailed, Writeback};
 
 use super::file::BackingFile;
-use super::shared::Backing;
+use super::shared::{Backing, Condition};
 use super::transfer::{Next, Transfer};
+use super::unanswered::Lookout;
 use crate::process;
 use crate::uring::Uring;
 
@@ -31,6 +32,9 @@ const END_LIMIT: Duration = Duration::from_secs(5);
 
 /// More jobs than the engine has under way at a time.
 const JOBS_MAX: usize = 16;
+
+/// How often reads that fail are told of, in nanoseconds.
+const TELL_PERIOD: u64 = 60_000_000_000;
 
 /// Marks the completion of the watch of who wakes the thread; a job's is its unit.
 const WOKEN: u64 = u64::MAX;
@@ -113,6 +117,8 @@ struct Loop<'a> {
     /// Jobs under way, by unit.
     jobs: [Option<(Job, Transfer)>; JOBS_MAX],
     began: Instant,
+    lookout: Lookout,
+    failed_reads: FailedReads,
 }
 
 impl<'a> Loop<'a> {
@@ -125,7 +131,8 @@ impl<'a> Loop<'a> {
     ) -> Self {
         let file = backing.file().expect("the file is there before what writes to it");
         let (jobs, began) = ([None; JOBS_MAX], Instant::now());
-        Self { engine, backing, stop, file, uring, writeback, jobs, began }
+        let (lookout, failed_reads) = (Lookout::default(), FailedReads::default());
+        Self { engine, backing, stop, file, uring, writeback, jobs, began, lookout, failed_reads }
     }
 
     /// Drives it until it is to stop.
@@ -205,24 +212,34 @@ impl<'a> Loop<'a> {
         self.writeback.ended(self.engine, unit, outcome, self.now());
     }
 
-    /// Says how the file fares, when that has changed.
-    fn report(&self) {
-        let health = self.writeback.health();
-        if !self.backing.note(health) {
-            return;
-        }
+    /// Says how the file fares, when that has changed, and that reads failed.
+    fn report(&mut self) {
+        let now = self.now();
+        let is_read_late = self.lookout.sees_late(self.backing.unanswered(), now);
+        let condition = Condition::of(self.writeback.health(), is_read_late);
         let errno = self.backing.errno();
-        match health {
-            Health::Good => process::note(format_args!("the backing file works again")),
-            Health::Failing => process::note(format_args!(
-                "the backing file fails (error {errno}): pages stay in memory, and it is tried again later"
-            )),
-            Health::Spent => process::note(format_args!(
-                "as much was written to the backing file as may be in a day: pages stay in memory until it is over"
-            )),
-            Health::Late => process::note(format_args!(
-                "the backing file does not answer: pages stay in memory until it does"
-            )),
+        if self.backing.note(condition) {
+            match condition {
+                Condition::Good => process::note(format_args!("the backing file works again")),
+                Condition::Failing => process::note(format_args!(
+                    "the backing file fails (error {errno}): pages stay in memory, and it is tried again later"
+                )),
+                Condition::Spent => process::note(format_args!(
+                    "as much was written to the backing file as may be in a day: pages stay in memory until it is over"
+                )),
+                Condition::Late => process::note(format_args!(
+                    "the backing file does not answer: pages stay in memory until it does"
+                )),
+                Condition::LateReads => process::note(format_args!(
+                    "the backing file does not answer: whoever needs a page that is on it waits until it does"
+                )),
+            }
+        }
+        if let Some(count) = self.failed_reads.news(self.backing.failed_reads(), now) {
+            process::note(format_args!(
+                "{count} blocks of the backing file could not be read (last error {errno}): whoever needs a page \
+                 that is there gets an error"
+            ));
         }
     }
 
@@ -233,6 +250,25 @@ impl<'a> Loop<'a> {
         while self.jobs.iter().any(Option::is_some) && began.elapsed() < END_LIMIT {
             self.wait(END_LIMIT / 10);
         }
+    }
+}
+
+/// Reads that failed, as far as they were told of: not each, for there may be any number.
+#[derive(Default)]
+struct FailedReads {
+    told: u64,
+    next_at: u64,
+}
+
+impl FailedReads {
+    /// How many to tell of now, of so many that there were in all.
+    fn news(&mut self, all: u64, now: u64) -> Option<u64> {
+        let new = all - self.told;
+        if new == 0 || now < self.next_at {
+            return None;
+        }
+        (self.told, self.next_at) = (all, now + TELL_PERIOD);
+        Some(new)
     }
 }
 
@@ -309,6 +345,17 @@ pub(crate) mod tests {
                 std::thread::sleep(Duration::from_millis(1));
             }
         }
+    }
+
+    #[test]
+    fn reads_that_fail_are_told_of_at_once_and_then_together() {
+        let mut failed = FailedReads::default();
+        assert_eq!(failed.news(0, 0), None);
+        assert_eq!(failed.news(2, 10), Some(2));
+        assert_eq!(failed.news(2, 10 + TELL_PERIOD), None);
+        assert_eq!(failed.news(5, 20 + TELL_PERIOD), Some(3));
+        assert_eq!(failed.news(9, 19 + 2 * TELL_PERIOD), None);
+        assert_eq!(failed.news(9, 20 + 2 * TELL_PERIOD), Some(4));
     }
 
     #[test]

@@ -20,6 +20,7 @@ use tmem::{Backed, Engine, PAGE_SIZE, Page};
 
 use super::shared::Backing;
 use super::transfer::{Next, Transfer};
+use super::unanswered::Began;
 
 /// Reads that a thread has under way at most.
 pub const FETCHES_MAX: usize = IMAGES;
@@ -67,6 +68,8 @@ struct Run {
     blocks: usize,
     transfer: Transfer,
     failed: Option<Errno>,
+    /// When it began, while it has no answer.
+    began: Option<Began>,
     /// Which use of their segment blocks are of that were read ahead, if any were.
     ahead: Option<u64>,
 }
@@ -74,11 +77,18 @@ struct Run {
 impl Run {
     fn new(start: u64, blocks: usize, ahead: Option<u64>) -> Self {
         let transfer = Transfer::new(start, blocks * PAGE_SIZE);
-        Self { start, blocks, transfer, failed: None, ahead }
+        Self { start, blocks, transfer, failed: None, began: None, ahead }
     }
 
     fn end(&self) -> u64 {
         self.start + self.blocks as u64 * BLOCK_BYTES
+    }
+
+    /// Nobody waits for the answer any more.
+    fn answered(&mut self, backing: &Backing) {
+        if let Some(began) = self.began.take() {
+            backing.unanswered().ended(began);
+        }
     }
 
     /// Whether a block is there, once it is over and kept.
@@ -194,6 +204,7 @@ impl<W: Copy + Eq> Fetches<W> {
         self.ahead = (range.end, times);
         self.assign(run, range.clone(), alone, None);
         self.runs[run] = Run::new(range.start, blocks, ahead);
+        self.runs[run].began = Some(self.backing.unanswered().began());
         Some((run, Some(self.entry(run))))
     }
 
@@ -229,13 +240,17 @@ impl<W: Copy + Eq> Fetches<W> {
 
     /// A read has completed with this.
     pub fn ended(&mut self, run: usize, result: i32) -> Ended {
-        match self.runs[run].transfer.ended(result) {
-            Next::Again => return Ended::Again,
-            Next::Done => {}
+        let next = self.runs[run].transfer.ended(result);
+        if next == Next::Again {
+            return Ended::Again;
+        }
+        self.runs[run].answered(&self.backing);
+        match next {
+            Next::Again | Next::Done => {}
             // One bad block is no reason to be without its neighbours.
             Next::Failed(_) if self.runs[run].blocks > 1 => self.separate(run),
             Next::Failed(errno) => {
-                self.backing.failed(errno.raw_os_error());
+                self.backing.failed_read(errno.raw_os_error());
                 self.runs[run].failed = Some(errno);
             }
         }
@@ -356,6 +371,7 @@ fn mask(first: usize, count: usize) -> u64 {
 impl<W> Drop for Fetches<W> {
     /// What the kernel still writes stays where it is.
     fn drop(&mut self) {
+        self.runs.iter_mut().for_each(|run| run.answered(&self.backing));
         for run in self.kept.into_iter().flatten() {
             self.free |= mask(run, self.runs[run].blocks);
         }
@@ -409,7 +425,13 @@ impl Images {
 
 #[cfg(test)]
 mod tests {
+    use tempfile::TempDir;
+    use tmem::{BACKING_BYTES_MIN, Got, Handle, Writeback};
+
+    use super::super::file::{BackingFile, BackingSpec, FILE_BYTES_MIN};
     use super::*;
+    use crate::device::BlockDevice;
+    use crate::device::tests::{engine, noise};
 
     #[test]
     fn images_are_taken_together_and_come_back() {
@@ -424,5 +446,174 @@ mod tests {
         let rest: Vec<_> = std::iter::from_fn(|| fetches.take_images(8)).collect();
         assert_eq!(rest, [23, 31, 39, 47, 55]);
         assert_eq!((fetches.take_images(1), fetches.take_images(1)), (Some(63), None));
+    }
+
+    /// A device of which more is on a backing file than in memory. It was written there by the test itself.
+    struct Filled {
+        device: BlockDevice,
+        queue: tmem::Queue,
+        backing: Arc<Backing>,
+        writeback: Writeback,
+        _home: TempDir,
+    }
+
+    /// Pages of that device, a block each.
+    const PAGES: u64 = 4096;
+
+    /// Blocks of a segment of the log.
+    const SEGMENT: usize = 256;
+
+    impl Filled {
+        /// With pages of `contents`.
+        fn new(contents: impl Fn(u64) -> Page) -> Self {
+            let home = tempfile::tempdir().unwrap();
+            let (path, bytes) = (home.path().join("backing"), FILE_BYTES_MIN + BACKING_BYTES_MIN);
+            let spec = BackingSpec { path, bytes: Some(bytes), encrypt: true, force: false };
+            let mut file = BackingFile::open(&spec, &[]).unwrap();
+            file.keep();
+            let engine = engine(8 << 20);
+            let writeback = engine.attach_backing(file.bytes(), Some(&[7; 32])).unwrap();
+            let backing = Arc::new(Backing::new().unwrap());
+            backing.set_file(file);
+            let device = BlockDevice::new(engine, PAGES).unwrap();
+            let queue = device.queue();
+            let mut filled = Self { device, queue, backing, writeback, _home: home };
+            for page in 0..PAGES {
+                let (handle, contents) = (filled.handle(page), contents(page));
+                while filled.device.engine().supply().unwrap().more {}
+                filled.device.engine().put(&mut filled.queue, handle, &contents).unwrap();
+                filled.write();
+            }
+            filled
+        }
+
+        fn handle(&self, page: u64) -> Handle {
+            Handle::from_page(self.device.pool(), page)
+        }
+
+        /// Does all that is to be written.
+        fn write(&mut self) {
+            let file = self.backing.file().unwrap();
+            while let Some(job) = self.writeback.next(self.device.engine(), 0) {
+                assert!(job.is_write, "there is nothing to clean");
+                let buffer = self.writeback.buffer(job.unit);
+                // SAFETY: the job's buffer has so many bytes, and is ours until it has ended.
+                let bytes = unsafe { std::slice::from_raw_parts(buffer.as_ptr(), job.bytes) };
+                let written = rustix::io::pwrite(file.fd(), bytes, file.start() + job.offset);
+                assert_eq!(written, Ok(job.bytes));
+                self.writeback.ended(self.device.engine(), job.unit, Ok(()), 0);
+            }
+        }
+
+        /// Pages that are on the file, in the order of the log.
+        fn backed(&mut self) -> Vec<(u64, Backed)> {
+            let mut page = [0; PAGE_SIZE];
+            let mut get = |at| {
+                let handle = self.handle(at);
+                match self.device.engine().get(&mut self.queue, handle, &mut page) {
+                    Ok(Got::Backed(backed)) => Some((at, backed)),
+                    got => {
+                        assert_eq!(got, Ok(Got::Hit));
+                        None
+                    }
+                }
+            };
+            let mut all: Vec<_> = (0..PAGES).filter_map(&mut get).collect();
+            all.sort_by_key(|(_, backed)| backed.offset());
+            all
+        }
+
+        /// What is in the first segment that was written, a page a block. It is not where the log begins.
+        fn segment(&mut self) -> Vec<Backed> {
+            let all = self.backed().into_iter().map(|(_, backed)| backed);
+            let blocks: Vec<_> = all.take(SEGMENT).collect();
+            let first = blocks[0].offset();
+            assert!(first >= STRIDE_BLOCKS * 2 * BLOCK_BYTES);
+            for (n, backed) in (0..).zip(&blocks) {
+                assert_eq!(backed.offset(), first + n * BLOCK_BYTES);
+            }
+            assert_eq!(self.device.engine().blocks_behind(blocks[0]), SEGMENT as u32 - 1);
+            blocks
+        }
+    }
+
+    fn raw(page: u64) -> Page {
+        noise(1, page + 1).try_into().unwrap()
+    }
+
+    /// Wants blocks, and begins a read of them: its number, and how many blocks it has.
+    fn begin(
+        fetches: &mut Fetches<usize>,
+        engine: &Engine,
+        wanted: &[Backed],
+    ) -> Option<(usize, usize)> {
+        for (n, backed) in wanted.iter().enumerate() {
+            fetches.want(n, *backed, Instant::now());
+        }
+        fetches.release(|_| true);
+        let (run, entry) = fetches.begin(engine)?;
+        assert!(entry.is_some(), "it was read before");
+        Some((run, fetches.runs[run].blocks))
+    }
+
+    /// A read ends, and its pages are taken: how many there were.
+    fn end(fetches: &mut Fetches<usize>, run: usize) -> usize {
+        let bytes = (fetches.runs[run].blocks * PAGE_SIZE) as i32;
+        assert_eq!(fetches.ended(run, bytes), Ended::Over);
+        std::iter::from_fn(|| fetches.take(run)).count()
+    }
+
+    #[test]
+    fn what_waits_for_images_does_not_read_on_by_that() {
+        let mut filled = Filled::new(raw);
+        let blocks = filled.segment();
+        let engine = filled.device.engine();
+        let mut fetches = Fetches::new(Arc::clone(&filled.backing), 100);
+        // All images, by reads that are far from each other.
+        let reads: Vec<_> = (0..IMAGES / 8)
+            .map(|n| begin(&mut fetches, engine, &blocks[24 * n..][..8]).unwrap())
+            .collect();
+        assert!(reads.iter().all(|(_, blocks)| *blocks == 8));
+        // One more reads on from the last, and would be of twice as much.
+        assert_eq!(begin(&mut fetches, engine, &blocks[24 * 7 + 8..][..1]), None);
+        for _ in 0..10 {
+            assert!(fetches.begin(engine).is_none());
+        }
+        assert_eq!(end(&mut fetches, reads[0].0), 8);
+        assert!(fetches.begin(engine).is_none(), "there is room for eight");
+        assert_eq!(end(&mut fetches, reads[1].0), 8);
+        let (run, entry) = fetches.begin(engine).unwrap();
+        assert!(entry.is_some());
+        assert_eq!(fetches.runs[run].blocks, 16, "it has been looked at ten times");
+    }
+
+    #[test]
+    fn reads_without_an_answer_are_counted_until_nobody_waits_for_them() {
+        let mut filled = Filled::new(raw);
+        let blocks = filled.segment();
+        let (engine, backing) = (filled.device.engine(), &filled.backing);
+        let mut fetches = Fetches::new(Arc::clone(backing), 100);
+        let [first, second, third] =
+            [0, 50, 100].map(|at| begin(&mut fetches, engine, &blocks[at..][..2]).unwrap().0);
+        assert_eq!(backing.unanswered().count(), 3);
+        // A part of an answer is none.
+        assert_eq!(fetches.ended(first, PAGE_SIZE as i32), Ended::Again);
+        assert_eq!(backing.unanswered().count(), 3);
+        assert_eq!(fetches.ended(first, PAGE_SIZE as i32), Ended::Over);
+        assert_eq!(backing.unanswered().count(), 2);
+        assert_eq!(std::iter::from_fn(|| fetches.take(first)).count(), 2);
+        // One that fails is answered, and its blocks are read each.
+        assert_eq!(fetches.ended(second, -libc::EIO), Ended::Over);
+        assert_eq!((backing.unanswered().count(), backing.failed_reads()), (1, 0));
+        assert!(fetches.take(second).is_none());
+        let (alone, _) = fetches.begin(engine).unwrap();
+        assert_eq!((backing.unanswered().count(), fetches.runs[alone].blocks), (2, 1));
+        assert_eq!(fetches.ended(alone, -libc::EIO), Ended::Over);
+        assert!(fetches.take(alone).unwrap().image.is_err());
+        assert_eq!((backing.unanswered().count(), backing.failed_reads()), (1, 1));
+        assert_eq!(backing.errno(), libc::EIO);
+        assert_ne!(alone, third);
+        drop(fetches);
+        assert_eq!(backing.unanswered().count(), 0);
     }
 }

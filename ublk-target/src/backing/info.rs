@@ -16,7 +16,8 @@ pub struct BackingInfo {
 pub struct BackingStats {
     /// Its path.
     pub path: String,
-    /// `ok`; `failing`: what was written last failed, and it is left alone for a while; `slow`: it does not answer; `spent`: as much was written as may be in a day.
+    /// `ok`; `failing`: what was written last failed, and it is left alone for a while; `slow`: it does not answer a
+    /// write or a read; `spent`: as much was written as may be in a day.
     pub state: String,
     /// The number of the last error; 0 if there was none.
     pub last_errno: i32,

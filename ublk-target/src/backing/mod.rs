@@ -13,6 +13,7 @@ pub mod file;
 mod info;
 mod shared;
 mod transfer;
+mod unanswered;
 
 pub use change::{Age, Permille, Quota, ValueError, WritebackChange};
 pub use driver::Driver;

@@ -2,27 +2,75 @@
 
 use std::io;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicI32, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
 
 use tmem::Health;
 
 use super::file::BackingFile;
 use super::info::BackingStats;
+use super::unanswered::Unanswered;
 use crate::waker::Waker;
 
 /// See the module's description. It is there from the start, and the file comes later if at all.
 pub struct Backing {
     file: OnceLock<BackingFile>,
     waker: Waker,
-    health: AtomicU32,
+    /// A [`Condition`].
+    condition: AtomicU32,
     errno: AtomicI32,
+    unanswered: Unanswered,
+    failed_reads: AtomicU64,
+}
+
+/// How a file fares, as it is told.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[repr(u32)]
+pub(super) enum Condition {
+    /// It does what it is asked to.
+    Good,
+    /// It failed, and is left alone for a while.
+    Failing,
+    /// What was written is not answered.
+    Late,
+    /// What is read is not answered.
+    LateReads,
+    /// As much was written as may be in a day.
+    Spent,
+}
+
+impl Condition {
+    /// By what the engine has met with, and whether reads are late.
+    pub(super) fn of(health: Health, is_read_late: bool) -> Self {
+        match health {
+            Health::Late => Self::Late,
+            _ if is_read_late => Self::LateReads,
+            Health::Failing => Self::Failing,
+            Health::Spent => Self::Spent,
+            Health::Good => Self::Good,
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Good => "ok",
+            Self::Failing => "failing",
+            Self::Late | Self::LateReads => "slow",
+            Self::Spent => "spent",
+        }
+    }
 }
 
 impl Backing {
     /// There is no file yet.
     pub fn new() -> io::Result<Self> {
-        let (health, errno) = (AtomicU32::new(0), AtomicI32::new(0));
-        Ok(Self { file: OnceLock::new(), waker: Waker::new()?, health, errno })
+        Ok(Self {
+            file: OnceLock::new(),
+            waker: Waker::new()?,
+            condition: AtomicU32::new(Condition::Good as u32),
+            errno: AtomicI32::new(0),
+            unanswered: Unanswered::new(),
+            failed_reads: AtomicU64::new(0),
+        })
     }
 
     /// The file.
@@ -38,14 +86,11 @@ impl Backing {
     /// How the file fares.
     pub fn stats(&self) -> Option<BackingStats> {
         let file = self.file()?;
-        let state = match self.health.load(Ordering::Relaxed) {
-            FAILING => "failing",
-            LATE => "slow",
-            SPENT => "spent",
-            _ => "ok",
-        };
-        let last_errno = self.errno();
-        Some(BackingStats { path: file.info().path, state: state.to_owned(), last_errno })
+        let told = self.condition.load(Ordering::Relaxed);
+        let is_it = |condition: &Condition| *condition as u32 == told;
+        let condition = CONDITIONS.into_iter().find(is_it).expect("one that was noted");
+        let (path, state) = (file.info().path, condition.name().to_owned());
+        Some(BackingStats { path, state, last_errno: self.errno() })
     }
 
     /// From now on this is the file.
@@ -62,27 +107,35 @@ impl Backing {
         self.errno.load(Ordering::Relaxed)
     }
 
-    /// Notes an I/O that failed.
+    /// Notes a write, or a read of the cleaner, that failed.
     pub(super) fn failed(&self, errno: i32) {
         self.errno.store(errno, Ordering::Relaxed);
     }
 
+    /// Notes a read for a page that failed.
+    pub(super) fn failed_read(&self, errno: i32) {
+        self.failed(errno);
+        self.failed_reads.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How many of these there were.
+    pub(super) fn failed_reads(&self) -> u64 {
+        self.failed_reads.load(Ordering::Relaxed)
+    }
+
+    /// Reads that have no answer yet.
+    pub(super) fn unanswered(&self) -> &Unanswered {
+        &self.unanswered
+    }
+
     /// Notes how the file fares; false if that was known.
-    pub(super) fn note(&self, health: Health) -> bool {
-        let health = match health {
-            Health::Good => GOOD,
-            Health::Failing => FAILING,
-            Health::Late => LATE,
-            Health::Spent => SPENT,
-        };
-        self.health.swap(health, Ordering::Relaxed) != health
+    pub(super) fn note(&self, condition: Condition) -> bool {
+        self.condition.swap(condition as u32, Ordering::Relaxed) != condition as u32
     }
 }
 
-const GOOD: u32 = 0;
-const FAILING: u32 = 1;
-const LATE: u32 = 2;
-const SPENT: u32 = 3;
+const CONDITIONS: [Condition; 5] =
+    [Condition::Good, Condition::Failing, Condition::Late, Condition::LateReads, Condition::Spent];
 
 #[cfg(test)]
 mod tests {
@@ -92,8 +145,18 @@ mod tests {
     fn a_change_is_told_once() {
         let backing = Backing::new().unwrap();
         assert!(backing.stats().is_none());
-        let told = [Health::Good, Health::Failing, Health::Failing, Health::Late, Health::Good]
-            .map(|health| backing.note(health));
+        let healths = [Health::Good, Health::Failing, Health::Failing, Health::Late, Health::Good];
+        let told = healths.map(|health| backing.note(Condition::of(health, false)));
         assert_eq!(told, [false, true, false, true, true]);
+    }
+
+    #[test]
+    fn a_read_without_an_answer_is_told_before_what_failed_and_after_a_write_without() {
+        let conditions = [Health::Good, Health::Failing, Health::Spent, Health::Late]
+            .map(|health| [false, true].map(|is_late| Condition::of(health, is_late)));
+        use Condition::*;
+        let reads = [[Good, LateReads], [Failing, LateReads], [Spent, LateReads], [Late, Late]];
+        assert_eq!(conditions, reads);
+        assert_eq!(CONDITIONS.map(Condition::name), ["ok", "failing", "slow", "slow", "spent"]);
     }
 }

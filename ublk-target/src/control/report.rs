@@ -13,8 +13,8 @@
 //! device. In a device, `mem_used_total` is its share of the daemon's `mem_used_total`, divided by
 //! what each holds (`compr_data_size`, and a frame of slots for each of `obj_count`), rounded down;
 //! `mem_limit` and `mem_used_max` are those of the shared pool. What the total counts, it counts
-//! for devices that were removed as well. It also has `backing_path`, `backing_state` (`ok`, `failing` or
-//! `slow`) and `backing_errno` (of the last error, or 0), which are null without a backing file.
+//! for devices that were removed as well. It also has `backing_path`, `backing_state` (`ok`, `failing`,
+//! `slow`, or `spent`) and `backing_errno` (of the last error, or 0), which are null without a backing file.
 
 use serde::Serialize;
 use serde_json::Value;
