@@ -1,14 +1,16 @@
 //! What is in a file before it becomes the backing file, and what says afterwards that it is one.
 //!
 //! ```text
-//! 0                    1 MiB
-//! +--------+----------+---------------- - - -+
-//! | header | nothing  | the engine's log     |
-//! +--------+----------+---------------- - - -+
+//! 0                    1 MiB                            the last MiB
+//! +--------+----------+---------------- - - -+ - - - - +---------+
+//! | header | nothing  | the engine's log     | less    | nothing |
+//! +--------+----------+---------------- - - -+ - - - - +---------+
 //! ```
 //!
-//! File systems, RAID and partition tables have their marks in the first and in the last MiB. So a file that
-//! has nothing there is taken for an empty one, and of one that is overwritten these parts are erased.
+//! File systems, RAID and partition tables have their marks in the first and in the last MiB: of those at the end there are
+//! many (RAID of metadata 0.90 and 1.0, DDF, that of mainboards, the second copy of a GPT). So a file that
+//! has nothing there is taken for an empty one, and of one that is overwritten these parts are erased. And nothing of ours
+//! but the header is there ever: whatever else is, somebody has put it there since, and whoever that was the file is his.
 
 use std::fs::File;
 use std::io;
@@ -22,13 +24,18 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 /// Bytes in front of the log.
 pub const HEADER_BYTES: u64 = 1 << 20;
 
+/// Bytes behind the log, at least.
+pub const END_BYTES: u64 = MARKS_BYTES;
+
 /// Bytes at each end of a file where others have their marks.
 const MARKS_BYTES: u64 = 1 << 20;
+
+const _: () = assert!(HEADER_BYTES >= MARKS_BYTES && END_BYTES >= MARKS_BYTES);
 
 const PAGE_BYTES: u64 = PAGE_SIZE as u64;
 
 const MAGIC: [u8; 8] = *b"tmemlog\0";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// The first page of a backing file. Where magic and checksum are is for every version the same.
 #[repr(C)]
@@ -63,17 +70,17 @@ pub fn examine(file: &File, bytes: u64) -> io::Result<Contents> {
     let mut memory = Aligned::zeros(MARKS_BYTES + PAGE_BYTES);
     let memory = memory.bytes();
     let head = read(file, 0, bytes.min(MARKS_BYTES), memory)?;
-    // Behind our header nothing is written before the log. Some leave the first page as it is (RAID members of
-    // metadata 1.2 do, and caches), so that it says nothing of what came after us.
-    if is_header(head) && is_zero(&head[PAGE_SIZE..]) {
-        return Ok(Contents::Ours);
-    }
-    if !is_zero(head) {
+    // Some leave the first page as it is (RAID members of metadata 1.2 do, and caches), so that it says nothing of what
+    // came after us.
+    let (is_ours, rest) = if is_header(head) { (true, &head[PAGE_SIZE..]) } else { (false, head) };
+    if !is_zero(rest) {
         return Ok(Contents::Foreign);
     }
     let tail = tail_start(bytes);
-    let is_blank = is_zero(read(file, tail, bytes - tail, memory)?);
-    Ok(if is_blank { Contents::Blank } else { Contents::Foreign })
+    if !is_zero(read(file, tail, bytes - tail, memory)?) {
+        return Ok(Contents::Foreign);
+    }
+    Ok(if is_ours { Contents::Ours } else { Contents::Blank })
 }
 
 /// Erases what tells what was in a file of `bytes` bytes, which are whole sectors, lest anybody take it for
@@ -176,7 +183,7 @@ mod tests {
         let mut page = [0; PAGE_SIZE];
         file.read_exact_at(&mut page, 0).unwrap();
         assert_eq!(page[..8], *b"tmemlog\0");
-        assert_eq!(page[8..16], [1, 0, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(page[8..16], [2, 0, 0, 0, 0, 0, 0, 0]);
         assert_eq!(page[16..32], [0, 0, 16, 0, 0, 0, 0, 0, 0, 0, 48, 0, 0, 0, 0, 0]);
         for at in [0, 8, 24, 2000, PAGE_SIZE - 1] {
             let mut changed = page;
@@ -184,7 +191,7 @@ mod tests {
             assert!(!is_header(&changed), "{at}");
         }
         // A later version may have other fields.
-        page[8] = 2;
+        page[8] = 3;
         page[40] = 7;
         let sum = checksum(&page).to_le_bytes();
         page[PAGE_SIZE - 8..].copy_from_slice(&sum);
@@ -226,11 +233,31 @@ mod tests {
 
     #[test]
     fn somebody_elses_mark_behind_a_header_of_ours_is_found() {
-        let file = tempfile::tempfile().unwrap();
-        file.set_len(4 << 20).unwrap();
-        write_header(&file, 3 << 20).unwrap();
-        assert_eq!(examine(&file, 4 << 20).unwrap(), Contents::Ours);
-        file.write_all_at(&[0xfc, 0x4e, 0x2b, 0xa9], 4096).unwrap();
-        assert_eq!(examine(&file, 4 << 20).unwrap(), Contents::Foreign);
+        let bytes: u64 = (20 << 20) + 512;
+        let sectors = bytes / 512;
+        let marks: [(&str, u64, &[u8]); 8] = [
+            ("RAID 1.2, bcache", 4096, &[0xfc, 0x4e, 0x2b, 0xa9]),
+            ("RAID 1.0", ((sectors - 16) & !7) * 512, &[0xfc, 0x4e, 0x2b, 0xa9]),
+            ("RAID 0.90", (bytes & !0xffff) - 0x1_0000, &[0xfc, 0x4e, 0x2b, 0xa9]),
+            ("DDF", bytes - 512, &[0xde, 0x11, 0xde, 0x11]),
+            ("DDF, elsewhere", bytes - 257 * 512, &[0xde, 0x11, 0xde, 0x11]),
+            ("IMSM", bytes - 1024, b"Intel Raid ISM Cfg Sig. "),
+            ("a GPT's copy", bytes - 512, b"EFI PART"),
+            ("ZFS", (bytes & !0x3_ffff) - 0x8_0000 + 0x2_0000, &[0x0c, 0xb1, 0xba]),
+        ];
+        for (whose, at, mark) in marks {
+            let file = tempfile::tempfile().unwrap();
+            file.set_len(bytes).unwrap();
+            let log_bytes = 18 << 20;
+            write_header(&file, log_bytes).unwrap();
+            // What the log leaves is no mark.
+            file.write_all_at(&[7; 4096], HEADER_BYTES).unwrap();
+            file.write_all_at(&[7; 4096], HEADER_BYTES + log_bytes - PAGE_BYTES).unwrap();
+            assert_eq!(examine(&file, bytes).unwrap(), Contents::Ours);
+            file.write_all_at(mark, at).unwrap();
+            assert_eq!(examine(&file, bytes).unwrap(), Contents::Foreign, "{whose}");
+            erase(&file, bytes).unwrap();
+            assert_eq!(examine(&file, bytes).unwrap(), Contents::Blank, "{whose}");
+        }
     }
 }

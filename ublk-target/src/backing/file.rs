@@ -17,14 +17,14 @@ use rustix::fs::{
 use rustix::io::Errno;
 use tmem::{BACKING_BYTES_MIN, PAGE_SIZE};
 
-use super::contents::{self, Contents, HEADER_BYTES};
+use super::contents::{self, Contents, END_BYTES, HEADER_BYTES};
 use super::info::BackingInfo;
-use crate::exit::{Exit, Failure};
+use super::refusal::{BackingFileError, Refusal};
+use super::relatives::{Relatives, SYSFS};
 use crate::program;
-use crate::size::Human;
 
-/// Smallest backing file, in bytes, its header included.
-pub const FILE_BYTES_MIN: u64 = HEADER_BYTES + BACKING_BYTES_MIN;
+/// Smallest backing file, in bytes, what is around its log included.
+pub const FILE_BYTES_MIN: u64 = HEADER_BYTES + BACKING_BYTES_MIN + END_BYTES;
 
 /// Largest backing file, in bytes: what a file can have at all.
 pub const FILE_BYTES_MAX: u64 = i64::MAX as u64;
@@ -40,7 +40,7 @@ const IN_MEMORY: [FsWord; 2] = [0x0102_1994, 0x8584_58f6];
 pub struct BackingSpec {
     /// Its absolute path.
     pub path: PathBuf,
-    /// Its size in bytes, header included. Without one it is what is there, which then has to be there.
+    /// Its size in bytes, all included. Without one it is what is there, which then has to be there.
     pub bytes: Option<u64>,
     /// Whether what is written is encrypted.
     pub encrypt: bool,
@@ -56,130 +56,6 @@ impl BackingSpec {
             false => Err(Refusal::Relative),
         };
         checked.map_err(|refusal| BackingFileError { path: self.path.clone(), refusal })
-    }
-}
-
-/// Why a file is not used as backing file.
-#[derive(Debug, thiserror::Error)]
-#[error("cannot use {} as backing file: {refusal}", path.display())]
-pub struct BackingFileError {
-    /// The file.
-    pub path: PathBuf,
-    /// What is wrong with it.
-    pub refusal: Refusal,
-}
-
-/// What is wrong with a backing file.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum Refusal {
-    /// Nobody knows how large to make it.
-    #[error("there is no such file; to have it made, give its size as well")]
-    Absent,
-    /// A relative path would depend on where the daemon runs.
-    #[error("the path is not absolute: begin it with '/'")]
-    Relative,
-    /// A size that is of no use.
-    #[error(
-        "its size of {bytes} bytes is out of bounds: use {FILE_BYTES_MIN} bytes ({}) to {FILE_BYTES_MAX} \
-         bytes",
-        Human(FILE_BYTES_MIN)
-    )]
-    Size {
-        /// The size.
-        bytes: u64,
-    },
-    /// A device does not grow.
-    #[error("it has {has} bytes, and {bytes} were asked for: ask for less, or give no size")]
-    Larger {
-        /// What was asked for.
-        bytes: u64,
-        /// What it has.
-        has: u64,
-    },
-    /// A kind of file that has no blocks.
-    #[error("it is {0}: use a block device or a regular file")]
-    Kind(&'static str),
-    /// The device has sectors that are larger than what is written at a time.
-    #[error("its sectors are {bytes} bytes, and pages are {PAGE_SIZE}: use another device")]
-    Sectors {
-        /// Bytes of a sector.
-        bytes: u32,
-    },
-    /// It is in memory itself.
-    #[error(
-        "its file system is in memory, which pages would not leave: use a block device, or a file on a disk"
-    )]
-    InMemory,
-    /// It is on a device that is served by the same daemon.
-    #[error("it is, or is on, a device of this daemon, whose pages would be written to themselves")]
-    Own,
-    /// Writes would go through the page cache.
-    #[error(
-        "its file system knows no direct I/O, and without it what is written takes the memory that it is to \
-         free: use a block device, or a file on ext4, xfs or btrfs"
-    )]
-    NoDirect,
-    /// Its room may be gone when it is needed.
-    #[error(
-        "its file system cannot reserve room for it: use a block device, or a file on ext4, xfs or btrfs"
-    )]
-    NoReserve,
-    /// The file system has not so much room.
-    #[error("there is no room for {bytes} bytes ({source}): use a smaller size, or make room")]
-    NoRoom {
-        /// The size.
-        bytes: u64,
-        /// What the file system said.
-        source: io::Error,
-    },
-    /// Somebody has the device for himself.
-    #[error("it is mounted, swapped on, or part of another device: see `lsblk`")]
-    InUse,
-    /// Somebody has locked the file.
-    #[error("another process uses it")]
-    Locked,
-    /// There is something in it.
-    #[error(
-        "it holds {found}: erase it with `wipefs -a {}` (or otherwise), or use --force, by which what is \
-         there is lost",
-        path.display()
-    )]
-    Foreign {
-        /// What.
-        found: String,
-        /// The file.
-        path: PathBuf,
-    },
-    /// A system call failed.
-    #[error("cannot {action}: {source}")]
-    Io {
-        /// What was tried.
-        action: &'static str,
-        /// The error.
-        source: io::Error,
-    },
-}
-
-impl From<BackingFileError> for Failure {
-    fn from(error: BackingFileError) -> Self {
-        Failure::new(error.refusal.code(), error)
-    }
-}
-
-impl Refusal {
-    /// How a command ends for this.
-    pub fn code(&self) -> Exit {
-        match self {
-            Self::Size { .. } | Self::Larger { .. } | Self::NoRoom { .. } => Exit::Size,
-            Self::InUse | Self::Locked => Exit::InUse,
-            Self::Foreign { .. } => Exit::Foreign,
-            Self::Io { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
-                Exit::Permission
-            }
-            Self::Io { .. } => Exit::Failure,
-            _ => Exit::Usage,
-        }
     }
 }
 
@@ -237,7 +113,7 @@ impl BackingFile {
     /// What is told of it.
     pub fn info(&self) -> BackingInfo {
         let path = self.path.to_string_lossy().into_owned();
-        BackingInfo { path, bytes: self.start() + self.bytes() }
+        BackingInfo { path, bytes: self.start() + self.bytes() + END_BYTES }
     }
 }
 
@@ -301,6 +177,9 @@ fn take(spec: &BackingSpec, named: OwnedFd, own: &[u64]) -> Result<BackingFile, 
         return Err(Refusal::Larger { bytes, has });
     }
     check_file_bytes(bytes)?;
+    if is_device {
+        check_relatives(spec, metadata.rdev())?;
+    }
     let contents = contents::examine(&file, has).map_err(io_failed("read it"))?;
     if contents == Contents::Foreign && !spec.force {
         return Err(Refusal::Foreign { found: describe(&spec.path), path: spec.path.clone() });
@@ -323,7 +202,7 @@ fn finish(
     is_device: bool,
     bytes: u64,
 ) -> Result<BackingFile, Refusal> {
-    let log_bytes = (bytes - HEADER_BYTES) / SEGMENT_BYTES * SEGMENT_BYTES;
+    let log_bytes = (bytes - HEADER_BYTES - END_BYTES) / SEGMENT_BYTES * SEGMENT_BYTES;
     contents::write_header(&file, log_bytes).map_err(io_failed("write to it"))?;
     let (path, made) = (spec.path.clone(), Made(None));
     Ok(BackingFile { file, path, is_device, bytes: log_bytes, made })
@@ -382,6 +261,20 @@ fn check_place(file: &File, metadata: &Metadata, own: &[u64]) -> Result<(), Refu
         if IN_MEMORY.contains(&system.f_type) {
             return Err(Refusal::InMemory);
         }
+    }
+    Ok(())
+}
+
+/// Refuses a device that others are made of, and one with partitions, unless they are to be lost.
+fn check_relatives(spec: &BackingSpec, device: u64) -> Result<(), Refusal> {
+    let found = Relatives::of(Path::new(SYSFS), device);
+    let Relatives { holders, partitions } = found.map_err(io_failed("look for its partitions"))?;
+    if !holders.is_empty() {
+        return Err(Refusal::InUse);
+    }
+    if !partitions.is_empty() && !spec.force {
+        let found = format!("partitions ({})", partitions.join(", "));
+        return Err(Refusal::Foreign { found, path: spec.path.clone() });
     }
     Ok(())
 }
@@ -471,6 +364,7 @@ mod tests {
     use tempfile::TempDir;
 
     use super::*;
+    use crate::exit::{Exit, Failure};
 
     const MIB: u64 = 1 << 20;
 
@@ -516,7 +410,7 @@ mod tests {
         let Some(home) = home("a_file_is_made_with_all_its_room") else { return };
         let path = home.path().join("log");
         let backing = open_at(&path, Some(20 * MIB + 5)).unwrap();
-        assert_eq!((backing.start(), backing.bytes()), (MIB, 19 * MIB));
+        assert_eq!((backing.start(), backing.bytes()), (MIB, 18 * MIB));
         assert_eq!((backing.path(), backing.is_device()), (&*path, false));
         let info = backing.info();
         assert_eq!((info.path.as_str(), info.bytes), (path.to_str().unwrap(), 20 * MIB));
@@ -538,9 +432,9 @@ mod tests {
         let path = home.path().join("log");
         drop(open_at(&path, Some(20 * MIB)).unwrap());
         let file = File::options().write(true).open(&path).unwrap();
-        file.write_all_at(&[7; 4096], 20 * MIB - 4096).unwrap();
+        file.write_all_at(&[7; 4096], 19 * MIB - 4096).unwrap();
         for (asked, log, file) in
-            [(None, 19, 20), (Some(16), 15, 20), (Some(24), 23, 24), (None, 23, 24)]
+            [(None, 18, 20), (Some(16), 14, 20), (Some(24), 22, 24), (None, 22, 24)]
         {
             let backing = open_at(&path, asked.map(|mib| mib * MIB)).unwrap();
             assert_eq!(backing.bytes(), log * MIB, "{asked:?}");
@@ -556,7 +450,7 @@ mod tests {
         {
             let path = home.path().join(name);
             blank(&path, has);
-            assert_eq!(open_at(&path, asked).unwrap().bytes(), 19 * MIB);
+            assert_eq!(open_at(&path, asked).unwrap().bytes(), 18 * MIB);
             let metadata = fs::metadata(&path).unwrap();
             assert!(metadata.blocks() * 512 >= 20 * MIB, "{name}: {}", metadata.blocks());
         }
@@ -587,6 +481,27 @@ mod tests {
         }
     }
 
+    /// Also in what was a backing file before.
+    #[test]
+    fn a_raid_made_of_an_earlier_ones_file_is_left_alone() {
+        let Some(home) = home("a_raid_made_of_an_earlier_ones_file_is_left_alone") else { return };
+        let path = home.path().join("log");
+        drop(open_at(&path, Some(20 * MIB)).unwrap());
+        let file = File::options().read(true).write(true).open(&path).unwrap();
+        // Metadata 1.0, which is all at the end.
+        file.write_all_at(&[0xfc, 0x4e, 0x2b, 0xa9, 1, 0, 0, 0], 20 * MIB - 8192).unwrap();
+        for asked in [None, Some(16 * MIB), Some(24 * MIB)] {
+            assert!(matches!(refusal(&path, asked), Refusal::Foreign { .. }), "{asked:?}");
+        }
+        assert_eq!(fs::metadata(&path).unwrap().len(), 20 * MIB);
+        let by_force = BackingSpec { force: true, ..spec(&path, None) };
+        drop(BackingFile::open(&by_force, &[]).unwrap());
+        let mut mark = [1; 8];
+        file.read_exact_at(&mut mark, 20 * MIB - 8192).unwrap();
+        assert_eq!(mark, [0; 8]);
+        open_at(&path, None).unwrap();
+    }
+
     #[test]
     fn by_force_it_is_taken_and_its_marks_are_erased() {
         let Some(home) = home("by_force_it_is_taken_and_its_marks_are_erased") else { return };
@@ -597,11 +512,11 @@ mod tests {
             file.write_all_at(&[9], at).unwrap();
         }
         let by_force = BackingSpec { force: true, ..spec(&path, None) };
-        assert_eq!(BackingFile::open(&by_force, &[]).unwrap().bytes(), 18 * MIB);
+        assert_eq!(BackingFile::open(&by_force, &[]).unwrap().bytes(), 17 * MIB);
         let has = fs::read(&path).unwrap();
         let left: Vec<_> = (4096..has.len()).filter(|&at| has[at] != 0).collect();
         assert_eq!(left, [10 << 20]);
-        assert_eq!(open_at(&path, None).unwrap().bytes(), 18 * MIB);
+        assert_eq!(open_at(&path, None).unwrap().bytes(), 17 * MIB);
     }
 
     #[test]
@@ -763,11 +678,11 @@ mod tests {
         };
         let path = device.path();
         let backing = open_at(path, None).unwrap();
-        assert_eq!((backing.bytes(), backing.is_device()), (19 * MIB, true));
+        assert_eq!((backing.bytes(), backing.is_device()), (18 * MIB, true));
         let error = open_at(path, None).unwrap_err();
         assert!(matches!(error.refusal, Refusal::InUse), "{error}");
         drop(backing);
-        assert_eq!(open_at(path, Some(16 * MIB)).unwrap().bytes(), 15 * MIB);
+        assert_eq!(open_at(path, Some(16 * MIB)).unwrap().bytes(), 14 * MIB);
         let larger = refusal(path, Some(21 * MIB));
         assert!(matches!(larger, Refusal::Larger { has, .. } if has == 20 * MIB + 512), "{larger}");
         let own = [path.metadata().unwrap().rdev()];

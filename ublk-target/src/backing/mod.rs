@@ -11,6 +11,8 @@ mod driver;
 mod fetch;
 pub mod file;
 mod info;
+mod refusal;
+mod relatives;
 mod shared;
 mod transfer;
 mod unanswered;
@@ -20,6 +22,7 @@ pub use driver::Driver;
 #[cfg(test)]
 pub(crate) use driver::tests::attach;
 pub use fetch::{Ended, FETCHES_MAX, Fetched, Fetches};
-pub use file::{BackingFile, BackingFileError, BackingSpec, Refusal, check_file_bytes};
+pub use file::{BackingFile, BackingSpec, check_file_bytes};
 pub use info::{BackingInfo, BackingStats};
+pub use refusal::{BackingFileError, Refusal};
 pub use shared::Backing;
