@@ -14,7 +14,7 @@ use crate::engine::{Engine, Got, POOLS_MAX, Padded};
 use crate::error::{GetError, PutError};
 use crate::handle::{Handle, PAGE_SIZE, POOL_PAGES_MAX, Page, PoolId};
 use crate::queue::Queue;
-use crate::readback::Backed;
+use crate::readback::{Backed, Image};
 use crate::sync::{AtomicU64, Ordering, yield_now};
 
 /// What is done with a batch's pages.
@@ -163,7 +163,7 @@ impl Batches {
         engine.carry_out(queue, &claim).step(batch, claim)
     }
 
-    /// The block that a step has named was read into `image`, which is of no use afterwards. The page may have been
+    /// The block that a step has named was read into `image`. The page may have been
     /// moved meanwhile, and the answer then be another block.
     ///
     /// # Panics
@@ -175,7 +175,7 @@ impl Batches {
         queue: &mut Queue,
         tag: usize,
         (page, backed): (u32, Backed),
-        image: &mut Page,
+        image: Image<'_>,
     ) -> Step {
         let batch = &self.board.batches[tag].0;
         let claim = batch.resume(page);
@@ -369,7 +369,7 @@ impl Engine {
     }
 
     /// Gets a page that was taken from the block that it is in.
-    fn land(&self, queue: &mut Queue, claim: &Claim, backed: Backed, image: &mut Page) -> Carried {
+    fn land(&self, queue: &mut Queue, claim: &Claim, backed: Backed, image: Image<'_>) -> Carried {
         assert_eq!(claim.what().way, Way::Get, "what is put is not read");
         // SAFETY: as above.
         let page = unsafe { claim.page().as_mut() };

@@ -92,7 +92,7 @@ pub use handle::{
 };
 pub use histogram::Latency;
 pub use queue::Queue;
-pub use readback::Backed;
+pub use readback::{Backed, Image, Opened};
 pub use recovery::{Attached, Prepared, Recovered};
 pub use runs::Holding;
 pub use stats::{

@@ -5,7 +5,7 @@
 //! ([`Engine::recall`]). Meanwhile the page may have been rewritten, flushed or moved: then the block is of no
 //! use, which is found out before anything of it is believed, and the answer is that of a new get.
 
-use crate::backing::{Found, Log, SEGMENT_BLOCKS, is_low};
+use crate::backing::{BlockKey, Found, Log, SEGMENT_BLOCKS, is_low};
 use crate::engine::{Engine, Got};
 use crate::error::{GetError, PutError, UpdateError};
 use crate::frame::{Extent, GRANULE};
@@ -40,6 +40,32 @@ impl Backed {
             unreachable!("it is made of slots that point at the log")
         };
         block
+    }
+}
+
+/// A block that was read. It is opened when a page of it is first got, and is as it was before it was sealed then, for
+/// its other pages.
+pub struct Image<'a> {
+    bytes: &'a mut Page,
+    opened: &'a mut Opened,
+}
+
+/// Whether the image of a block has been opened, and for which one. Anew for each time that an image is read.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Opened(Option<BlockKey>);
+
+impl<'a> Image<'a> {
+    /// A block in `bytes`, and what is kept of it from page to page.
+    pub fn new(bytes: &'a mut Page, opened: &'a mut Opened) -> Self {
+        Self { bytes, opened }
+    }
+
+    /// What is in a block, or was before it was sealed; none if it is not what was written.
+    fn open(self, log: &Log, key: &BlockKey) -> Option<&'a Page> {
+        if self.opened.0 != Some(*key) {
+            self.opened.0 = log.unseal(key, self.bytes).then_some(*key);
+        }
+        self.opened.0.is_some().then_some(self.bytes)
     }
 }
 
@@ -90,7 +116,7 @@ impl Engine {
         is_there
     }
 
-    /// Gets a page from the block that a get has named, read into `image`, which is of no use afterwards. It
+    /// Gets a page from the block that a get has named, read into `image`. It
     /// may name another one, because the page has been moved meanwhile. A page that is got a second time is
     /// used, and comes back to memory, if there is room.
     pub fn get_backed(
@@ -98,7 +124,7 @@ impl Engine {
         queue: &mut Queue,
         handle: Handle,
         backed: Backed,
-        image: &mut Page,
+        image: Image<'_>,
         page: &mut Page,
     ) -> Result<Got, GetError> {
         let found = self.shard(handle).find_backed(handle, backed);
@@ -124,14 +150,13 @@ impl Engine {
         if is_written { SEGMENT_BLOCKS - 1 - at } else { 0 }
     }
 
-    /// Takes a page into memory from the block that a get has named, read into `image`, which is of no
-    /// use afterwards. It is the same page all the while, and an operation on it that comes between
+    /// Takes a page into memory from the block that a get has named, read into `image`. It is the same page all the while, and an operation on it that comes between
     /// wins.
     pub fn recall(
         &self,
         handle: Handle,
         backed: Backed,
-        image: &mut Page,
+        image: Image<'_>,
     ) -> Result<(), UpdateError> {
         let found = self.shard(handle).find_backed(handle, backed);
         let Some(found) = found else { return Ok(()) };
@@ -149,12 +174,9 @@ impl Engine {
     }
 
     /// The zpage that was looked for in an image; none if it is not what was written.
-    fn open<'a>(&self, found: &Found, image: &'a mut Page) -> Option<Zpage<'a>> {
+    fn open<'a>(&self, found: &Found, image: Image<'a>) -> Option<Zpage<'a>> {
         let log = self.log().expect("a page is in the log, so there is one");
-        if !log.unseal(&found.key, image) {
-            return None;
-        }
-        Zpage::at(image, found.extent, found.raw)
+        Zpage::at(image.open(log, &found.key)?, found.extent, found.raw)
     }
 
     /// Takes a page that was read into memory. True if it is there, or no longer is what was read.

@@ -25,8 +25,8 @@ use std::thread;
 
 use backing::{TABLES, carry_out};
 use tmem::{
-    BACKING_BYTES_MIN, ClientId, Config, Engine, GetError, Got, Handle, OBJECT_PAGES, PAGE_SIZE,
-    Page, PoolId, PoolKind, PutError, Queue, Writeback, WritebackSettings,
+    BACKING_BYTES_MIN, ClientId, Config, Engine, GetError, Got, Handle, Image, OBJECT_PAGES,
+    Opened, PAGE_SIZE, Page, PoolId, PoolKind, PutError, Queue, Writeback, WritebackSettings,
 };
 
 /// How long a scenario is.
@@ -233,7 +233,13 @@ impl Scenario {
             let at = backed.offset() as usize;
             let mut image: Page = self.file.lock().unwrap()[at..at + PAGE_SIZE].try_into().unwrap();
             thread::yield_now();
-            got = self.engine.get_backed(queue, handle, backed, &mut image, &mut out)?;
+            got = self.engine.get_backed(
+                queue,
+                handle,
+                backed,
+                Image::new(&mut image, &mut Opened::default()),
+                &mut out,
+            )?;
         }
         match got {
             Got::Backed(_) => unreachable!("it was read"),

@@ -15,8 +15,8 @@ use std::ptr::NonNull;
 
 use backing::{TABLES, carry_out};
 use tmem::{
-    BACKING_BYTES_MIN, Batches, ClientId, Config, Engine, Got, Handle, OBJECT_PAGES, PAGE_SIZE,
-    Page, PoolId, PoolKind, Queue, Step, Way,
+    BACKING_BYTES_MIN, Batches, ClientId, Config, Engine, Got, Handle, Image, OBJECT_PAGES, Opened,
+    PAGE_SIZE, Page, PoolId, PoolKind, Queue, Step, Way,
 };
 
 struct Counting;
@@ -184,8 +184,13 @@ fn writeback_does_not_allocate() {
         let handle = Handle::from_page(path.swap, round * 3 % PAGES);
         if let Ok(Got::Backed(backed)) = path.engine.get(&mut path.queue, handle, &mut page) {
             image.copy_from_slice(&file[backed.offset() as usize..][..PAGE_SIZE]);
-            let got =
-                path.engine.get_backed(&mut path.queue, handle, backed, &mut image, &mut page);
+            let got = path.engine.get_backed(
+                &mut path.queue,
+                handle,
+                backed,
+                Image::new(&mut image, &mut Opened::default()),
+                &mut page,
+            );
             assert_eq!(got, Ok(Got::Hit));
         }
     }

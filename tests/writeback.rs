@@ -19,9 +19,9 @@ use std::collections::BTreeMap;
 use backing::{TABLES, carry_out};
 use contents::Contents;
 use tmem::{
-    BACKING_BYTES_MIN, Backed, ClientId, Config, Engine, GetError, Got, Handle, Health, Job,
-    JobFailed, KEY_BYTES, PAGE_SIZE, Page, PoolId, PoolKind, PutError, Queue, Stats, UpdateError,
-    Writeback, WritebackSettings,
+    BACKING_BYTES_MIN, Backed, ClientId, Config, Engine, GetError, Got, Handle, Health, Image, Job,
+    JobFailed, KEY_BYTES, Opened, PAGE_SIZE, Page, PoolId, PoolKind, PutError, Queue, Stats,
+    UpdateError, Writeback, WritebackSettings,
 };
 
 /// Random numbers that replay.
@@ -280,8 +280,13 @@ impl Sim {
         let Read { handle, mut backed, mut image } = self.reads.swap_remove(at);
         let mut page = [0; PAGE_SIZE];
         loop {
-            let got =
-                self.engine.get_backed(&mut self.queue, handle, backed, &mut image, &mut page);
+            let got = self.engine.get_backed(
+                &mut self.queue,
+                handle,
+                backed,
+                Image::new(&mut image, &mut Opened::default()),
+                &mut page,
+            );
             let Ok(Got::Backed(moved)) = got else {
                 return self.compare(handle, got, &page);
             };
@@ -334,7 +339,8 @@ impl Sim {
                 Err(error) => panic!("{error}"),
             };
             let mut image = self.file.block(backed);
-            match self.engine.recall(handle, backed, &mut image) {
+            match self.engine.recall(handle, backed, Image::new(&mut image, &mut Opened::default()))
+            {
                 Ok(()) => {}
                 Err(UpdateError::Put(PutError::Full | PutError::Starved)) => return,
                 Err(UpdateError::Get(error)) => {
@@ -361,7 +367,7 @@ impl Sim {
             self.put();
             self.end_job();
         }
-        match self.engine.recall(handle, backed, &mut image) {
+        match self.engine.recall(handle, backed, Image::new(&mut image, &mut Opened::default())) {
             Ok(()) | Err(UpdateError::Put(PutError::Full | PutError::Starved)) => {}
             Err(UpdateError::Get(error)) => self.compare(handle, Err(error), &page),
             Err(error) => panic!("{error}"),
@@ -744,7 +750,13 @@ fn a_page_that_is_read_twice_is_in_memory_again_if_there_is_room() {
         Got::Backed(backed) => {
             let mut image = sim.file.block(backed);
             let (engine, queue) = (&sim.engine, &mut sim.queue);
-            let got = engine.get_backed(queue, handle, backed, &mut image, &mut page);
+            let got = engine.get_backed(
+                queue,
+                handle,
+                backed,
+                Image::new(&mut image, &mut Opened::default()),
+                &mut page,
+            );
             assert_eq!(got, Ok(Got::Hit));
             true
         }

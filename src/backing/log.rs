@@ -316,7 +316,7 @@ pub(crate) struct Found {
 }
 
 /// What opens the image of one block, in one use of it.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) struct BlockKey {
     place: Place,
     tag: [u8; super::block::TAG_BYTES],

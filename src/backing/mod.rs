@@ -31,7 +31,7 @@ mod writeback;
 pub(crate) use attach::LOG_BYTES_MIN;
 pub use attach::{BACKING_BYTES_MIN, BackingError};
 pub(crate) use block::{BLOCKS_PER_FRAME, BlockMeta};
-pub(crate) use log::{Found, Log};
+pub(crate) use log::{BlockKey, Found, Log};
 pub(crate) use policy::{Dials, is_low};
 pub use seal::KEY_BYTES;
 pub(crate) use segments::{SEGMENT_BLOCKS, SEGMENT_FRAMES, SEGMENTS_BYTES_MAX, Segments};

@@ -326,7 +326,11 @@ impl Sim {
         let updated = loop {
             match self.engine.update(&mut self.queue, handle, edit) {
                 Err(UpdateError::Backed(backed)) => {
-                    let recalled = self.engine.recall(handle, backed, &mut block(&file, backed));
+                    let recalled = self.engine.recall(
+                        handle,
+                        backed,
+                        Image::new(&mut block(&file, backed), &mut Opened::default()),
+                    );
                     if recalled.is_err() {
                         break false;
                     }
@@ -387,7 +391,13 @@ fn block(file: &[u8], backed: Backed) -> Page {
 fn get(engine: &Engine, queue: &mut Queue, at: Handle, file: &[u8], page: &mut Page) -> Held {
     let mut got = engine.get(queue, at, page);
     while let Ok(Got::Backed(backed)) = got {
-        got = engine.get_backed(queue, at, backed, &mut block(file, backed), page);
+        got = engine.get_backed(
+            queue,
+            at,
+            backed,
+            Image::new(&mut block(file, backed), &mut Opened::default()),
+            page,
+        );
     }
     match got {
         Ok(Got::Hit) => Held::Page(Box::new(*page)),

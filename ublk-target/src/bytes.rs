@@ -8,7 +8,9 @@
 use std::ops::Range;
 
 use rustix::io::Errno;
-use tmem::{Backed, GetError, Got, Handle, Holding, PAGE_SIZE, Page, PutError, Queue, UpdateError};
+use tmem::{
+    Backed, GetError, Got, Handle, Holding, Image, PAGE_SIZE, Page, PutError, Queue, UpdateError,
+};
 
 use crate::device::BlockDevice;
 
@@ -83,15 +85,14 @@ impl BlockDevice {
         get_part(part, target, |page| self.engine().get(queue, handle, page))
     }
 
-    /// Goes on with [`BlockDevice::read_part`] when the block that it has named was read into `image`, which is of
-    /// no use afterwards, or could not be read. The page may have been moved meanwhile, and the answer then be
+    /// Goes on with [`BlockDevice::read_part`] when the block that it has named was read into `image`, or could not be read. The page may have been moved meanwhile, and the answer then be
     /// another block.
     pub fn land_part(
         &self,
         queue: &mut Queue,
         part: &Part,
         backed: Backed,
-        image: Option<&mut Page>,
+        image: Option<Image<'_>>,
         target: &mut [u8],
     ) -> Result<Option<Backed>, Errno> {
         let (engine, handle) = (self.engine(), self.handle_of(part.page));
@@ -105,9 +106,9 @@ impl BlockDevice {
     }
 
     /// Takes the page of a part into memory, from the block that storing has named ([`Stored::Backed`]): the
-    /// block was read into `image`, which is of no use afterwards, or could not be read. When it is done, storing
+    /// block was read into `image`, or could not be read. When it is done, storing
     /// is to be tried again.
-    pub fn recall_at(&self, part: &Part, backed: Backed, image: Option<&mut Page>) -> Stored {
+    pub fn recall_at(&self, part: &Part, backed: Backed, image: Option<Image<'_>>) -> Stored {
         let (engine, handle) = (self.engine(), self.handle_of(part.page));
         match image {
             Some(image) => stored(engine.recall(handle, backed, image)),

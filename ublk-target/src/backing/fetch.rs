@@ -2,31 +2,28 @@
 //!
 //! What is wanted is noted first, and read when the request that it is for has nothing else to do: so
 //! neighbours in the log come in one read. Who reads on in the order of the log, as a swapoff does, gets more with each
-//! read, and finds there what it wants next. The images of what is read are locked memory of the thread's own. Reads
+//! read, and finds there what it wants next. What is read is in memory of the thread's own ([`super::images`]). Reads
 //! go through the thread's ring, which is its business: [`Fetches::begin`] says what to queue there, and
 //! [`Fetches::ended`] is told how that went.
 //!
-//! Nothing here allocates after [`Fetches::new`]. This file has `unsafe` for the images that the kernel writes.
+//! Nothing here allocates after [`Fetches::new`].
 
 use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd};
-use std::ptr::NonNull;
 use std::sync::Arc;
 use std::time::Instant;
 
 use io_uring::{opcode, squeue, types};
 use rustix::io::Errno;
-use tmem::{Backed, Engine, PAGE_SIZE, Page};
+use tmem::{Backed, Engine, Image, PAGE_SIZE};
 
+use super::images::{IMAGES, Images};
 use super::shared::Backing;
 use super::transfer::{Next, Transfer};
 use super::unanswered::Began;
 
 /// Reads that a thread has under way at most.
 pub const FETCHES_MAX: usize = IMAGES;
-
-/// Images: a bit each of a word.
-const IMAGES: usize = u64::BITS as usize;
 
 /// Blocks that one read has at most: what the kernel reads ahead when it swaps in, uncompressed.
 const RUN_BLOCKS: u64 = 8;
@@ -50,8 +47,6 @@ pub struct Fetches<W> {
     backing: Arc<Backing>,
     wanted: Vec<Wanted<W>>,
     images: Images,
-    /// A bit for each image that is free.
-    free: u64,
     /// By their first image.
     runs: [Run; IMAGES],
     /// Reads that are over, whose images are kept; the newest first.
@@ -125,8 +120,8 @@ pub struct Fetched<W> {
     pub backed: Backed,
     /// Since when.
     pub since: Instant,
-    /// The block.
-    pub image: Result<Page, Errno>,
+    /// The block: [`Fetches::image`], until the next is taken.
+    pub image: Result<usize, Errno>,
 }
 
 /// What comes after a read.
@@ -145,7 +140,6 @@ impl<W: Copy + Eq> Fetches<W> {
             backing,
             wanted: Vec::with_capacity(most),
             images: Images::new(),
-            free: u64::MAX,
             runs: [Run::new(0, 0, None); IMAGES],
             kept: [None; KEPT],
             ahead: (0, 0),
@@ -196,9 +190,9 @@ impl<W: Copy + Eq> Fetches<W> {
             ahead = widen(engine, backed, times, &mut range);
         }
         let blocks = ((range.end - range.start) / BLOCK_BYTES) as usize;
-        let run = self.take_images(blocks).or_else(|| {
+        let run = self.images.take(blocks).or_else(|| {
             self.forget_kept();
-            self.take_images(blocks)
+            self.images.take(blocks)
         })?;
         // Only now: what waits for images is looked at again, and does not read on by that.
         self.ahead = (range.end, times);
@@ -245,6 +239,7 @@ impl<W: Copy + Eq> Fetches<W> {
             return Ended::Again;
         }
         self.runs[run].answered(&self.backing);
+        self.images.are_read(run, self.runs[run].blocks);
         match next {
             Next::Again | Next::Done => {}
             // One bad block is no reason to be without its neighbours.
@@ -267,8 +262,13 @@ impl<W: Copy + Eq> Fetches<W> {
         let Wanted { who, backed, since, .. } = self.wanted.swap_remove(at);
         let Run { start, failed, .. } = self.runs[run];
         let n = ((backed.offset() - start) / BLOCK_BYTES) as usize;
-        let image = failed.map_or_else(|| Ok(self.images.copy(run + n)), Err);
+        let image = failed.map_or(Ok(run + n), Err);
         Some(Fetched { who, backed, since, image })
+    }
+
+    /// What was read for a page.
+    pub fn image(&mut self, image: usize) -> Image<'_> {
+        self.images.image(image)
     }
 
     /// Gives up whatever is wanted, one after another: says whose it was.
@@ -306,7 +306,7 @@ impl<W: Copy + Eq> Fetches<W> {
         }
         let Run { transfer, ahead, .. } = self.runs[run];
         if ahead.is_none() || transfer.left() > 0 {
-            self.free |= mask(run, self.runs[run].blocks);
+            self.images.give_back(run, self.runs[run].blocks);
             return;
         }
         let oldest = self.kept[KEPT - 1];
@@ -325,16 +325,8 @@ impl<W: Copy + Eq> Fetches<W> {
         if let Some(run) = run {
             let is_in_use = |wanted: &Wanted<W>| wanted.state == State::Reading(run);
             assert!(!self.wanted.iter().any(is_in_use), "pages of a kept read were not taken");
-            self.free |= mask(run, self.runs[run].blocks);
+            self.images.give_back(run, self.runs[run].blocks);
         }
-    }
-
-    /// Neighbouring images that are free.
-    fn take_images(&mut self, count: usize) -> Option<usize> {
-        let starts = (1..count).fold(self.free, |starts, n| starts & self.free >> n);
-        let first = (starts != 0).then(|| starts.trailing_zeros() as usize)?;
-        self.free &= !mask(first, count);
-        Some(first)
     }
 
     /// Lets the blocks of a read that failed be read one by one.
@@ -362,91 +354,22 @@ fn widen(engine: &Engine, first: Backed, times: u32, range: &mut Range<u64>) -> 
     is_widened.then(|| first.sequence())
 }
 
-/// A bit for each of so many images.
-fn mask(first: usize, count: usize) -> u64 {
-    debug_assert!((1..IMAGES).contains(&count) && first + count <= IMAGES);
-    ((1 << count) - 1) << first
-}
-
 impl<W> Drop for Fetches<W> {
-    /// What the kernel still writes stays where it is.
+    /// What the kernel still reads nobody waits for.
     fn drop(&mut self) {
         self.runs.iter_mut().for_each(|run| run.answered(&self.backing));
-        for run in self.kept.into_iter().flatten() {
-            self.free |= mask(run, self.runs[run].blocks);
-        }
-        if self.free == u64::MAX {
-            self.images.free();
-        }
-    }
-}
-
-/// Memory for blocks, page aligned. (All memory of the daemon is locked.)
-struct Images {
-    start: NonNull<Page>,
-}
-
-// SAFETY: the memory is this value's alone, but for reads under way, which it is told of.
-unsafe impl Send for Images {}
-
-#[repr(C, align(4096))]
-#[derive(Clone)]
-struct Aligned(Page);
-
-impl Images {
-    fn new() -> Self {
-        let images: Box<[Aligned]> = vec![Aligned([0; PAGE_SIZE]); IMAGES].into();
-        let start = NonNull::new(Box::into_raw(images).cast()).expect("a box is somewhere");
-        Self { start }
-    }
-
-    /// So many bytes behind the start of an image.
-    fn at(&self, image: usize, bytes: usize) -> NonNull<u8> {
-        let offset = image * PAGE_SIZE + bytes;
-        assert!(offset < IMAGES * PAGE_SIZE, "beyond the images");
-        // SAFETY: there is so much memory.
-        unsafe { self.start.cast::<u8>().add(offset) }
-    }
-
-    /// An image that nobody writes.
-    fn copy(&self, image: usize) -> Page {
-        // SAFETY: it is there and was initialised; the kernel has done with it, for its read is over.
-        unsafe { self.at(image, 0).cast::<Page>().read() }
-    }
-
-    /// Frees the memory. For the owner's drop, when no read is under way.
-    fn free(&mut self) {
-        let images =
-            std::ptr::slice_from_raw_parts_mut(self.start.as_ptr().cast::<Aligned>(), IMAGES);
-        // SAFETY: it was made of such a box, and is freed once.
-        drop(unsafe { Box::from_raw(images) });
     }
 }
 
 #[cfg(test)]
 mod tests {
     use tempfile::TempDir;
-    use tmem::{BACKING_BYTES_MIN, Got, Handle, Writeback};
+    use tmem::{BACKING_BYTES_MIN, Got, Handle, Page, Writeback};
 
     use super::super::file::{BackingFile, BackingSpec, FILE_BYTES_MIN};
     use super::*;
     use crate::device::BlockDevice;
     use crate::device::tests::{engine, noise};
-
-    #[test]
-    fn images_are_taken_together_and_come_back() {
-        let mut fetches = Fetches::<u32>::new(Arc::new(Backing::new().unwrap()), 1);
-        assert_eq!(fetches.take_images(8), Some(0));
-        assert_eq!(fetches.take_images(1), Some(8));
-        assert_eq!(fetches.take_images(8), Some(9));
-        fetches.free |= mask(0, 8);
-        assert_eq!(fetches.take_images(3), Some(0));
-        assert_eq!(fetches.take_images(6), Some(17));
-        assert_eq!(fetches.take_images(5), Some(3));
-        let rest: Vec<_> = std::iter::from_fn(|| fetches.take_images(8)).collect();
-        assert_eq!(rest, [23, 31, 39, 47, 55]);
-        assert_eq!((fetches.take_images(1), fetches.take_images(1)), (Some(63), None));
-    }
 
     /// A device of which more is on a backing file than in memory. It was written there by the test itself.
     struct Filled {
@@ -457,15 +380,12 @@ mod tests {
         _home: TempDir,
     }
 
-    /// Pages of that device, a block each.
-    const PAGES: u64 = 4096;
-
     /// Blocks of a segment of the log.
     const SEGMENT: usize = 256;
 
     impl Filled {
-        /// With pages of `contents`.
-        fn new(contents: impl Fn(u64) -> Page) -> Self {
+        /// With so many pages of `contents`.
+        fn new(pages: u64, contents: impl Fn(u64) -> Page) -> Self {
             let home = tempfile::tempdir().unwrap();
             let (path, bytes) = (home.path().join("backing"), FILE_BYTES_MIN + BACKING_BYTES_MIN);
             let spec = BackingSpec { path, bytes: Some(bytes), encrypt: true, force: false };
@@ -475,10 +395,10 @@ mod tests {
             let writeback = engine.attach_backing(file.bytes(), Some(&[7; 32])).unwrap();
             let backing = Arc::new(Backing::new().unwrap());
             backing.set_file(file);
-            let device = BlockDevice::new(engine, PAGES).unwrap();
+            let device = BlockDevice::new(engine, pages).unwrap();
             let queue = device.queue();
             let mut filled = Self { device, queue, backing, writeback, _home: home };
-            for page in 0..PAGES {
+            for page in 0..pages {
                 let (handle, contents) = (filled.handle(page), contents(page));
                 while filled.device.engine().supply().unwrap().more {}
                 filled.device.engine().put(&mut filled.queue, handle, &contents).unwrap();
@@ -492,6 +412,7 @@ mod tests {
         }
 
         /// Does all that is to be written.
+        #[allow(unsafe_code)]
         fn write(&mut self) {
             let file = self.backing.file().unwrap();
             while let Some(job) = self.writeback.next(self.device.engine(), 0) {
@@ -507,7 +428,7 @@ mod tests {
 
         /// Pages that are on the file, in the order of the log.
         fn backed(&mut self) -> Vec<(u64, Backed)> {
-            let mut page = [0; PAGE_SIZE];
+            let (mut page, pages) = ([0; PAGE_SIZE], self.device.bytes() / BLOCK_BYTES);
             let mut get = |at| {
                 let handle = self.handle(at);
                 match self.device.engine().get(&mut self.queue, handle, &mut page) {
@@ -518,7 +439,7 @@ mod tests {
                     }
                 }
             };
-            let mut all: Vec<_> = (0..PAGES).filter_map(&mut get).collect();
+            let mut all: Vec<_> = (0..pages).filter_map(&mut get).collect();
             all.sort_by_key(|(_, backed)| backed.offset());
             all
         }
@@ -556,6 +477,25 @@ mod tests {
         Some((run, fetches.runs[run].blocks))
     }
 
+    /// Reads what a read is to read.
+    #[allow(unsafe_code)]
+    fn carry_out(fetches: &mut Fetches<usize>, run: usize) {
+        let bytes = fetches.runs[run].blocks * PAGE_SIZE;
+        let start = fetches.images.at(run, 0).as_ptr();
+        // SAFETY: so many images are the read's, and nobody else's until it has ended.
+        let target = unsafe { std::slice::from_raw_parts_mut(start, bytes) };
+        let file = fetches.backing.file().unwrap();
+        let read = rustix::io::pread(file.fd(), target, file.start() + fetches.runs[run].start);
+        assert_eq!(fetches.ended(run, read.unwrap() as i32), Ended::Over);
+    }
+
+    /// What is in an image at the moment.
+    #[allow(unsafe_code)]
+    fn look(fetches: &Fetches<usize>, image: usize) -> Page {
+        // SAFETY: it is not being read.
+        unsafe { *fetches.images.at(image, 0).cast::<Page>().as_ref() }
+    }
+
     /// A read ends, and its pages are taken: how many there were.
     fn end(fetches: &mut Fetches<usize>, run: usize) -> usize {
         let bytes = (fetches.runs[run].blocks * PAGE_SIZE) as i32;
@@ -565,7 +505,7 @@ mod tests {
 
     #[test]
     fn what_waits_for_images_does_not_read_on_by_that() {
-        let mut filled = Filled::new(raw);
+        let mut filled = Filled::new(4096, raw);
         let blocks = filled.segment();
         let engine = filled.device.engine();
         let mut fetches = Fetches::new(Arc::clone(&filled.backing), 100);
@@ -589,7 +529,7 @@ mod tests {
 
     #[test]
     fn reads_without_an_answer_are_counted_until_nobody_waits_for_them() {
-        let mut filled = Filled::new(raw);
+        let mut filled = Filled::new(4096, raw);
         let blocks = filled.segment();
         let (engine, backing) = (filled.device.engine(), &filled.backing);
         let mut fetches = Fetches::new(Arc::clone(backing), 100);
@@ -615,5 +555,70 @@ mod tests {
         assert_ne!(alone, third);
         drop(fetches);
         assert_eq!(backing.unanswered().count(), 0);
+    }
+
+    /// A page that compresses to a third.
+    fn third(page: u64) -> Page {
+        let mut third = raw(page);
+        third[1200..].fill(0);
+        third
+    }
+
+    /// What is opened is no longer what was sealed: if it was opened once more, that would be found.
+    #[test]
+    fn a_block_is_opened_once_for_all_of_its_pages() {
+        let mut filled = Filled::new(8192, third);
+        let mut all = filled.backed();
+        // A segment that is being written is not read ahead.
+        let is_sealed = |backed: &Backed| {
+            let behind = filled.device.engine().blocks_behind(*backed);
+            behind > 0 || backed.offset() / BLOCK_BYTES % SEGMENT as u64 == SEGMENT as u64 - 1
+        };
+        all.retain(|(_, backed)| is_sealed(backed));
+        let page_of = |n: usize| all[n].0;
+        let mut fetches = Fetches::new(Arc::clone(&filled.backing), 100);
+        // In the order of the log, one by one: so most of it is read ahead.
+        let (mut reads, mut opened) = (0, 0);
+        let mut before: Option<(u64, usize, Page)> = None;
+        for (n, (page, backed)) in all.iter().enumerate() {
+            fetches.want(n, *backed, Instant::now());
+            fetches.release(|_| true);
+            let (run, entry) = fetches.begin(filled.device.engine()).unwrap();
+            if entry.is_some() {
+                carry_out(&mut fetches, run);
+                (reads, before) = (reads + 1, None);
+            }
+            let Fetched { who, image, .. } = fetches.take(run).unwrap();
+            let image = image.unwrap();
+            assert_eq!(page_of(who), *page);
+            let sealed = look(&fetches, image);
+            let is_same = before.as_ref().is_some_and(|(at, ..)| *at == backed.offset());
+            if is_same {
+                let (_, was, plain) = before.as_ref().unwrap();
+                assert!(*was == image && *plain == sealed);
+            }
+            let handle = filled.handle(*page);
+            let mut target = [0; PAGE_SIZE];
+            let got = filled.device.engine().get_backed(
+                &mut filled.queue,
+                handle,
+                *backed,
+                fetches.image(image),
+                &mut target,
+            );
+            assert_eq!(got, Ok(Got::Hit));
+            assert!(target == third(*page), "page {page}");
+            let plain = look(&fetches, image);
+            assert_eq!(plain == sealed, is_same);
+            opened += usize::from(!is_same);
+            before = Some((backed.offset(), image, plain));
+            assert!(fetches.take(run).is_none());
+        }
+        let mut blocks: Vec<_> = all.iter().map(|(_, backed)| backed.offset()).collect();
+        blocks.dedup();
+        assert!(reads * 16 < blocks.len(), "{reads} reads of {} blocks", blocks.len());
+        // Once more for the blocks that were in two reads, of which there are few.
+        assert!((blocks.len()..blocks.len() + reads).contains(&opened), "{opened} times");
+        assert!(opened * 2 < all.len(), "a block has several pages");
     }
 }

@@ -7,9 +7,10 @@ mod change;
 mod contents;
 #[allow(unsafe_code)]
 mod driver;
-#[allow(unsafe_code)]
 mod fetch;
 pub mod file;
+#[allow(unsafe_code)]
+mod images;
 mod info;
 mod refusal;
 mod relatives;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
-use tmem::{Backed, Page};
+use tmem::{Backed, Image};
 
 use super::buffer::{Inbox, Outbox};
 use super::exports::Exports;
@@ -86,8 +86,7 @@ impl Protocol {
         self.wants.are_left()
     }
 
-    /// The block of a page that was wanted was read into `image`, which is of no use afterwards, or could not
-    /// be read; `took` is how long that took from the moment that it was wanted. Returns where to read it, if it
+    /// The block of a page that was wanted was read into `image`, or could not be read; `took` is how long that took from the moment that it was wanted. Returns where to read it, if it
     /// is wanted still: it has been moved meanwhile. Touches nothing of what is being sent.
     ///
     /// # Panics
@@ -96,7 +95,7 @@ impl Protocol {
     pub fn landed(
         &mut self,
         want: usize,
-        image: Option<&mut Page>,
+        image: Option<Image<'_>>,
         took: Duration,
     ) -> Option<Backed> {
         let Phase::Session(session) = &self.phase else {

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use io_uring::squeue::Entry;
 use io_uring::{opcode, types};
-use tmem::{Backed, Page};
+use tmem::{Backed, Image};
 
 use super::protocol::Protocol;
 use crate::backing::Fetches;
@@ -167,7 +167,7 @@ impl Link {
     pub fn landed(
         &mut self,
         want: usize,
-        image: Option<&mut Page>,
+        image: Option<Image<'_>>,
         took: Duration,
     ) -> Option<Backed> {
         self.protocol.landed(want, image, took)

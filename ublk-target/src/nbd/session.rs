@@ -9,7 +9,7 @@
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
-use tmem::{Holding, OBJECT_PAGES, PAGE_SIZE, Page};
+use tmem::{Holding, Image, OBJECT_PAGES, PAGE_SIZE};
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::buffer::{DATA_BYTES, Inbox, Outbox};
@@ -213,7 +213,7 @@ impl Session {
         worker: usize,
         outbox: &mut Outbox,
         want: &Want,
-        image: Option<&mut Page>,
+        image: Option<Image<'_>>,
         took: Duration,
     ) -> Stored {
         let device = self.export().device();

@@ -209,9 +209,10 @@ impl Worker {
     /// Hands over the pages whose blocks a read has brought, or has not.
     fn land_all(&mut self, read: usize) {
         while let Some(fetched) = self.fetches.take(read) {
-            let Fetched { who: (slot, want), since, mut image, .. } = fetched;
-            let image = image.as_mut().ok();
-            if let Some(backed) = self.waiting(slot).landed(want, image, since.elapsed()) {
+            let Fetched { who: (slot, want), since, image, .. } = fetched;
+            let image = image.ok().map(|image| self.fetches.image(image));
+            let link = waiting(&mut self.places, slot);
+            if let Some(backed) = link.landed(want, image, since.elapsed()) {
                 // It has been moved meanwhile.
                 self.fetches.want((slot, want), backed, since);
             }
@@ -222,14 +223,8 @@ impl Worker {
     /// answer.
     fn give_up_fetches(&mut self) {
         while let Some((slot, want)) = self.fetches.give_up() {
-            self.waiting(slot).give_up(want);
+            waiting(&mut self.places, slot).give_up(want);
         }
-    }
-
-    /// The connection at a place that something is read for.
-    fn waiting(&mut self, slot: usize) -> &mut Link {
-        let place = self.places[slot].as_mut();
-        &mut place.expect("a connection stays while something is read for it").link
     }
 
     /// Takes in connections that have come.
@@ -257,6 +252,12 @@ impl Worker {
         let _ = self.context.retired.try_send(place.link);
         self.ring.signal(self.context.retired_wake.as_raw_fd(), Token::Ignored);
     }
+}
+
+/// The connection at a place that something is read for.
+fn waiting(places: &mut [Option<Place>], slot: usize) -> &mut Link {
+    let place = places[slot].as_mut();
+    &mut place.expect("a connection stays while something is read for it").link
 }
 
 impl Place {

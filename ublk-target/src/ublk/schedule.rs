@@ -337,7 +337,10 @@ impl Schedule {
         let Fetched { who: (tag, page), backed, since, image } = fetched;
         let (engine, queue) = (self.device.engine(), &mut self.engine_queue);
         let step = match image {
-            Ok(mut image) => self.buffers.landed(engine, queue, tag, (page, backed), &mut image),
+            Ok(image) => {
+                let image = self.fetches.image(image);
+                self.buffers.landed(engine, queue, tag, (page, backed), image)
+            }
             Err(_) => self.buffers.not_landed(engine, queue, tag, (page, backed)),
         };
         match step {

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tmem::{BACKING_BYTES_MIN, Backed, Config, Engine, PAGE_SIZE, Page, Writeback};
+use tmem::{BACKING_BYTES_MIN, Backed, Config, Engine, Image, Opened, PAGE_SIZE, Page, Writeback};
 use tmem_ublk_target::bytes::{Part, Stored};
 use tmem_ublk_target::device::{BlockDevice, IoStats};
 use tmem_ublk_target::nbd::{Export, Exports, Progress, Protocol};
@@ -199,7 +199,11 @@ impl Talk {
     fn land(&mut self, (want, backed): (usize, Backed)) -> Option<Backed> {
         self.landed += 1;
         let mut image = self.block(backed);
-        self.protocol.landed(want, Some(&mut image), Duration::from_micros(70))
+        self.protocol.landed(
+            want,
+            Some(Image::new(&mut image, &mut Opened::default())),
+            Duration::from_micros(70),
+        )
     }
 
     /// It cannot be read.
@@ -405,7 +409,14 @@ fn a_write_to_a_page_that_is_written_meanwhile_changes_what_it_is_then() {
             talk.put(5, 9000);
         }
         let took = Duration::from_micros(70);
-        assert_eq!(talk.protocol.landed(wants[0].0, Some(&mut image), took), None);
+        assert_eq!(
+            talk.protocol.landed(
+                wants[0].0,
+                Some(Image::new(&mut image, &mut Opened::default())),
+                took
+            ),
+            None
+        );
         assert_eq!(talk.error(), 0);
         assert_eq!(talk.landed, usize::from(is_moved));
         talk.plain[5 * PAGE_SIZE + 10..][..3].copy_from_slice(b"new");
