@@ -248,9 +248,8 @@ impl Log {
 
     /// Gives back the frames of free segments, but for `keep` of them. For the thread that opens segments.
     pub(crate) fn trim(&self, keep: usize) {
-        let free = (0..self.segments.count()).filter(|segment| self.segments.is_free(*segment));
-        let with_frames = free.filter_map(|at| Some((at, self.segments.frames(at)?)));
-        for (segment, frames) in with_frames.skip(keep) {
+        for segment in self.segments.free_with_frames().skip(keep) {
+            let frames = self.segments.frames(segment).expect("it has some");
             self.segments.set_frames(segment, None);
             frames.into_iter().for_each(|frame| self.give_back(frame));
         }

@@ -14,6 +14,7 @@
 //! knows of neither.
 
 mod attach;
+mod bits;
 mod block;
 mod cleaner;
 #[allow(unsafe_code)]

@@ -73,6 +73,11 @@ impl Dials {
         self.keep_copies.store(settings.keep_copies.into(), Ordering::Release);
     }
 
+    /// The low watermark in thousandths: asked for after each put.
+    fn low_permille(&self) -> u32 {
+        self.watermarks.load(Ordering::Acquire) as u32
+    }
+
     fn get(&self) -> WritebackSettings {
         let some = |of: &AtomicU64| Some(of.load(Ordering::Acquire)).filter(|value| *value != 0);
         let watermarks = self.watermarks.load(Ordering::Acquire);
@@ -279,7 +284,7 @@ fn left(engine: &Engine) -> u32 {
 
 /// The low watermark, in frames.
 fn low(engine: &Engine) -> u32 {
-    part(engine, engine.writeback_settings().low_permille).max(LOW_MIN)
+    part(engine, engine.dials.low_permille()).max(LOW_MIN)
 }
 
 /// Thousandths of the pool limit, in frames.

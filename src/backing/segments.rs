@@ -12,8 +12,11 @@
 //!
 //! One thread has segments *in hand*: it fills or cleans them. Everybody else may only make what is in
 //! one of them dead, under the lock of the shard whose zpage that was; who does so to the last live one
-//! of a sealed segment has freed it by that, and need do nothing for it. So state and live granules are
+//! of a sealed segment has freed it by that, and need do nothing for it but to say so. So state and live granules are
 //! one word. Entries are memory that outlives the process.
+//!
+//! Which segments are free, and of which how much is dead, is in sets ([`Bits`]) beside the entries, which say nothing
+//! that these do not: so neither a free segment nor the one to clean is looked for among all of them.
 
 use std::io;
 use std::sync::atomic::{AtomicU64 as Word, Ordering};
@@ -25,6 +28,7 @@ use crate::region::Region;
 use crate::store::Store;
 use crate::sync::schedule_point;
 
+use super::bits::Bits;
 use super::block::BLOCKS_PER_FRAME;
 
 /// Blocks of a segment: 1 MiB.
@@ -33,7 +37,7 @@ pub(crate) const SEGMENT_BLOCKS: u32 = 256;
 /// Bytes of a segment.
 pub(crate) const SEGMENT_BYTES: u64 = SEGMENT_BLOCKS as u64 * PAGE_SIZE as u64;
 
-/// Segments that a log can have, 256 GiB: they are looked through for the one to clean.
+/// Segments that a log can have, 256 GiB.
 pub(crate) const SEGMENTS_MAX: u32 = 1 << 18;
 
 /// Bytes of the largest table.
@@ -51,6 +55,15 @@ const LIVE: u64 = IN_HAND - 1;
 /// A segment is worth cleaning when at least this part of what is used up of it is dead. So no more than so many
 /// bytes are written for each that comes, and when no segment is worth it the log is full.
 const DEAD_PART: u64 = 12;
+
+/// Sealed segments are told apart by how many such parts of what is used up of them are dead.
+const CLASSES: u64 = 2 * DEAD_PART;
+
+/// Segments of a class that are looked at for the one to clean.
+const CHOICES: u32 = 16;
+
+/// The lowest class that is worth it.
+const CLASS_MIN: u64 = CLASSES / DEAD_PART;
 
 const _: () = assert!(PAGE_SIZE.is_multiple_of(META_BYTES));
 
@@ -76,6 +89,13 @@ pub(crate) struct Segments {
     free: Word,
     live: Word,
     sequence: Word,
+    /// Free segments without frames for entries,
+    bare: Bits,
+    /// and with such.
+    framed: Bits,
+    /// Sealed segments by class, from [`CLASS_MIN`] on. One may also be in others, or not be sealed any more: it is looked
+    /// at when it is found.
+    classes: Box<[Bits]>,
 }
 
 impl Segments {
@@ -93,7 +113,9 @@ impl Segments {
         assert!(count > 0 && count <= SEGMENTS_MAX);
         let table = store.segments(u64::from(count) * META_BYTES as u64)?;
         let (free, live, sequence) = (Word::new(count.into()), Word::new(0), Word::new(0));
-        Ok(Self { table, count, free, live, sequence })
+        let (bare, framed) = (Bits::new(count, true), Bits::new(count, false));
+        let classes = (CLASS_MIN..CLASSES).map(|_| Bits::new(count, false)).collect();
+        Ok(Self { table, count, free, live, sequence, bare, framed, classes })
     }
 
     /// Makes the table be at hand: see [`Region::bring_in`].
@@ -113,6 +135,11 @@ impl Segments {
             }
             let word = if frames.is_some() { IN_HAND } else { 0 };
             meta.word.store(word, Ordering::Release);
+            // As if each had been opened; which set it belongs to, closing it says.
+            match frames.is_some() {
+                true => self.bare.remove(segment),
+                false => self.bare.add(segment),
+            }
             self.free.fetch_sub(u64::from(frames.is_some()), Ordering::AcqRel);
         }
     }
@@ -132,9 +159,10 @@ impl Segments {
         self.live.load(Ordering::Acquire)
     }
 
-    /// Bytes of memory that the table takes.
+    /// Bytes of memory that the table and the sets take.
     pub(crate) fn bytes(&self) -> u64 {
-        self.table.bytes() as u64
+        let sets = self.classes.iter().chain([&self.bare, &self.framed]);
+        self.table.bytes() as u64 + sets.map(Bits::bytes).sum::<u64>()
     }
 
     pub(crate) fn is_locked(&self) -> bool {
@@ -166,25 +194,32 @@ impl Segments {
         for (at, kept) in self.meta(segment).frames.iter().enumerate() {
             kept.store(frames.map_or(0, |frames| frames[at] + 1), Ordering::Release);
         }
+        if self.is_free(segment) {
+            let (from, to) = match frames {
+                Some(_) => (&self.bare, &self.framed),
+                None => (&self.framed, &self.bare),
+            };
+            from.remove(segment);
+            to.add(segment);
+        }
     }
 
     /// A free segment that has frames for its entries, or one that has none, looked for from number `from`
     /// on and then round. It stays free until it is opened.
     pub(crate) fn find_free(&self, from: u32, with_frames: bool) -> Option<u32> {
-        if self.free() == 0 {
-            return None;
-        }
-        let fits = |segment: &u32| {
-            self.is_free(*segment) && self.frames(*segment).is_some() == with_frames
-        };
-        (from..self.count).chain(0..from).find(fits)
+        let set = if with_frames { &self.framed } else { &self.bare };
+        set.next(from).or_else(|| set.next(0))
     }
 
     /// Whether a free segment other than this one has frames.
     pub(crate) fn has_other_with_frames(&self, one: u32) -> bool {
-        (0..self.count).any(|segment| {
-            segment != one && self.is_free(segment) && self.frames(segment).is_some()
-        })
+        let first = self.framed.next(0);
+        first.filter(|first| *first != one).or_else(|| self.framed.next(one + 1)).is_some()
+    }
+
+    /// Free segments that have frames, in order. Each may have lost them when the next is asked for.
+    pub(crate) fn free_with_frames(&self) -> impl Iterator<Item = u32> {
+        std::iter::successors(self.framed.next(0), |last| self.framed.next(last + 1))
     }
 
     /// Takes a free segment in hand.
@@ -192,6 +227,8 @@ impl Segments {
         let meta = self.meta(segment);
         let opened = meta.word.compare_exchange(0, IN_HAND, Ordering::AcqRel, Ordering::Relaxed);
         assert!(opened.is_ok(), "segment {segment} is opened and not free");
+        self.bare.remove(segment);
+        self.framed.remove(segment);
         self.free.fetch_sub(1, Ordering::AcqRel);
         let sequence = self.sequence.fetch_add(1, Ordering::AcqRel) + 1;
         meta.sequence.store(sequence, Ordering::Release);
@@ -222,7 +259,9 @@ impl Segments {
         assert_ne!(before & IN_HAND, 0, "segment {segment} is not in hand");
         let is_free = before == IN_HAND;
         if is_free {
-            self.free.fetch_add(1, Ordering::AcqRel);
+            self.freed(segment);
+        } else if let Some(class) = self.class(segment, before & LIVE) {
+            self.classes[class].add(segment);
         }
         is_free
     }
@@ -250,8 +289,32 @@ impl Segments {
         assert!(before & LIVE >= granules, "segment {segment} has less than nothing live");
         if before == granules {
             schedule_point();
-            self.free.fetch_add(1, Ordering::AcqRel);
+            self.freed(segment);
+        } else if before & IN_HAND == 0
+            && let Some(class) = self.class(segment, before - granules)
+            && self.class(segment, before) != Some(class)
+        {
+            schedule_point();
+            self.classes[class].add(segment);
         }
+    }
+
+    /// Makes known that a segment is free.
+    fn freed(&self, segment: u32) {
+        let has_frames = self.frames(segment).is_some();
+        if has_frames { &self.framed } else { &self.bare }.add(segment);
+        // Only now, so that as many are found as are counted.
+        self.free.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// The class of a segment with so many live granules, as the place of its set; none if it is not worth cleaning.
+    fn class(&self, segment: u32, live: u64) -> Option<usize> {
+        let meta = self.meta(segment);
+        let used = u64::from(meta.used.load(Ordering::Acquire));
+        // What is used up may have been lost with a process that died, and then less than what lives.
+        let class = (used.saturating_sub(live) * CLASSES).checked_div(used)?;
+        let is_worth_it = class >= CLASS_MIN && meta.spoiled.load(Ordering::Acquire) == 0;
+        is_worth_it.then(|| (class - CLASS_MIN) as usize)
     }
 
     /// Granules of a segment's live zpages; none if it is free or in hand.
@@ -260,17 +323,34 @@ impl Segments {
         (word != 0 && word & IN_HAND == 0).then_some(word)
     }
 
-    /// The sealed segment of which the least is alive, so that cleaning it costs least and gives most; none
+    /// A sealed segment of which hardly more is alive than of any other, so that cleaning it costs least and gives most; none
     /// if none is worth it. One whose cleaning has failed never is.
     pub(crate) fn emptiest(&self) -> Option<u32> {
-        let part_alive = |segment: u32| {
-            let (live, meta) = (self.sealed_live(segment)?, self.meta(segment));
-            let used = u64::from(meta.used.load(Ordering::Acquire));
-            let is_worth_it =
-                (used - live) * DEAD_PART >= used && meta.spoiled.load(Ordering::Acquire) == 0;
-            is_worth_it.then(|| ((live << 32) / used, segment))
-        };
-        (0..self.count).filter_map(part_alive).min().map(|(_, segment)| segment)
+        let sets = self.classes.iter().enumerate().rev();
+        sets.filter_map(|(class, set)| self.emptiest_of(class, set)).next()
+    }
+
+    /// The emptiest of the first few of a class.
+    fn emptiest_of(&self, class: usize, set: &Bits) -> Option<u32> {
+        let (mut from, mut choices, mut best) = (0, 0, None);
+        while choices < CHOICES
+            && let Some(segment) = set.next(from)
+        {
+            from = segment + 1;
+            let live = self.sealed_live(segment);
+            // What has died since may have put it above.
+            match live.filter(|live| self.class(segment, *live) >= Some(class)) {
+                Some(live) => {
+                    choices += 1;
+                    let used = u64::from(self.meta(segment).used.load(Ordering::Acquire));
+                    let this = ((live << 32) / used, segment);
+                    best = Some(best.map_or(this, |best: (u64, u32)| best.min(this)));
+                }
+                // It is in the set where it belongs, or will be when it is let go.
+                None => set.remove(segment),
+            }
+        }
+        best.map(|(_, segment)| segment)
     }
 
     /// Notes that a segment in hand could not be cleaned: not all that is alive in it could be read.
@@ -299,6 +379,7 @@ mod tests {
         let segments = Segments::new(&Store::new().unwrap(), 3).unwrap();
         segments.open(1);
         assert_eq!((segments.free(), segments.sealed_live(1)), (2, None));
+        segments.use_up(1, 300);
         segments.enliven(1, 300);
         segments.deaden(1, 100);
         segments.close(1);
@@ -317,6 +398,7 @@ mod tests {
     fn what_is_in_hand_is_not_free_though_nothing_in_it_lives() {
         let segments = Segments::new(&Store::new().unwrap(), 2).unwrap();
         segments.open(0);
+        segments.use_up(0, 5);
         segments.enliven(0, 5);
         segments.close(0);
         assert!(segments.take(0));
@@ -347,6 +429,36 @@ mod tests {
         assert_eq!(segments.frames(1), None);
     }
 
+    /// What is in the sets is made anew from the entries.
+    #[test]
+    fn free_ones_and_the_emptiest_are_found_after_recovery() {
+        let store = Store::new().unwrap();
+        let segments = Segments::new(&store, 4).unwrap();
+        for (segment, live) in [(0, 500), (1, 300), (3, 0)] {
+            segments.open(segment);
+            segments.set_frames(segment, Some([7, 8]));
+            segments.use_up(segment, 600);
+            segments.enliven(segment, live);
+            segments.close(segment);
+        }
+        let found = |segments: &Segments| {
+            let free = [false, true].map(|framed| segments.find_free(0, framed));
+            (segments.free(), free, segments.emptiest())
+        };
+        let before = found(&segments);
+        assert_eq!(before, (2, [Some(2), Some(3)], Some(1)));
+        let again = Segments::of_store(&store, 4).unwrap();
+        again.recover(|frame| frame < 9);
+        for (segment, live) in [(0, 500), (1, 300)] {
+            again.enliven(segment, live);
+        }
+        assert_eq!(again.free(), 1);
+        for segment in [0, 1, 3] {
+            again.close(segment);
+        }
+        assert_eq!(found(&again), before);
+    }
+
     #[test]
     fn the_emptiest_is_cleaned_unless_that_failed() {
         let segments = Segments::new(&Store::new().unwrap(), 4).unwrap();
@@ -358,6 +470,7 @@ mod tests {
             segments.close(segment);
         }
         assert_eq!(segments.emptiest(), Some(1));
+        assert_eq!(segments.emptiest(), Some(1), "it was looked for only");
         assert!(segments.take(1));
         assert_eq!(segments.emptiest(), Some(0));
         segments.spoil(1);
@@ -372,6 +485,46 @@ mod tests {
         segments.enliven(1, 11);
         segments.close(1);
         assert_eq!(segments.emptiest(), Some(1));
+    }
+
+    /// All that a log can have, of which one is free, or worth cleaning.
+    #[test]
+    fn one_of_all_there_can_be_is_found_in_a_few_steps() {
+        let segments = Segments::new(&Store::new().unwrap(), SEGMENTS_MAX).unwrap();
+        for segment in 0..SEGMENTS_MAX {
+            segments.open(segment);
+            segments.set_frames(segment, Some([7, 8]));
+            segments.use_up(segment, 600);
+            segments.enliven(segment, 600);
+            segments.close(segment);
+        }
+        let looks = || segments.classes.iter().map(Bits::looks).sum::<u64>();
+        for segment in [0, 77, SEGMENTS_MAX / 2, SEGMENTS_MAX - 1] {
+            looks();
+            // What is left of the one before is taken out of each set, once.
+            assert_eq!(segments.emptiest(), None);
+            assert!(looks() <= 10 * CLASSES);
+            assert_eq!(segments.emptiest(), None);
+            assert!(looks() <= 3 * CLASSES);
+            // It goes through all classes, a granule at a time.
+            (0..500).for_each(|_| segments.deaden(segment, 1));
+            looks();
+            assert_eq!(segments.emptiest(), Some(segment));
+            assert!(looks() <= 3 * CLASSES);
+            segments.deaden(segment, 100);
+            segments.framed.looks();
+            assert_eq!(segments.find_free(SEGMENTS_MAX / 3, true), Some(segment));
+            assert!(segments.framed.looks() <= 10);
+            assert_eq!(segments.find_free(0, false), None);
+            assert!(segments.bare.looks() <= 6);
+            assert!(!segments.has_other_with_frames(segment));
+            assert!(segments.free_with_frames().eq([segment]));
+            assert!(segments.framed.looks() <= 20);
+            segments.open(segment);
+            segments.use_up(segment, 600);
+            segments.enliven(segment, 600);
+            segments.close(segment);
+        }
     }
 
     #[test]
