@@ -42,6 +42,8 @@ pub(crate) struct Arena {
     stack: Stack,
     allocated: AtomicU64,
     limit: AtomicU64,
+    /// Frames that can be had by evicting what is ephemeral in them.
+    evictable: AtomicU64,
     /// Frames from this number on never had memory. Changes only under `backing`.
     top: AtomicU64,
     backing: Mutex<Backing>,
@@ -108,6 +110,7 @@ impl Arena {
             stack: Stack { head: AtomicU64::new(u64::from(NIL)), free: AtomicU64::new(0) },
             allocated: AtomicU64::new(0),
             limit: AtomicU64::new(u64::from(limit)),
+            evictable: AtomicU64::new(0),
             top: AtomicU64::new(0),
             backing: Mutex::new(Backing { holes: NIL }),
         })
@@ -129,6 +132,21 @@ impl Arena {
     /// Frames on the free stack. Exact when nobody pops or pushes.
     pub(crate) fn free(&self) -> u32 {
         self.stack.free.load(Ordering::Acquire) as u32
+    }
+
+    /// Frames that can be had by evicting what is ephemeral in them.
+    pub(crate) fn evictable(&self) -> u32 {
+        self.evictable.load(Ordering::Acquire) as u32
+    }
+
+    /// Counts one that there is from now on,
+    pub(crate) fn add_evictable(&self) {
+        self.evictable.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// or is no more.
+    pub(crate) fn sub_evictable(&self) {
+        self.evictable.fetch_sub(1, Ordering::AcqRel);
     }
 
     pub(crate) fn limit(&self) -> u32 {

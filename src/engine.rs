@@ -508,12 +508,17 @@ mod tests {
             let stats = small.engine.stats();
             assert!(stats.eph.evicted_pageframes > 100, "{stats:?}");
             assert_eq!(stats.eph.closed_pageframes, 1);
+            let evictable = u64::from(small.engine.arena.evictable());
+            assert_eq!(evictable, stats.eph.pageframes - 1, "one is closed");
             let mut page = [0; PAGE_SIZE];
             let handle = Handle::from_page(small.pool, 4);
             // A corrupt page of a cache has vanished.
             assert_eq!(small.engine.get(&mut small.queue, handle, &mut page), Ok(Got::Miss));
             let stats = small.engine.stats();
             assert_eq!((stats.pools.corrupt_gets, stats.eph.closed_pageframes), (1, 0));
+            assert_eq!(u64::from(small.engine.arena.evictable()), stats.eph.pageframes);
+            small.engine.flush_range(small.pool, 0, pages - 1);
+            assert_eq!(small.engine.arena.evictable(), 1);
             assert_eq!(small.get(pages - 1), Ok(partly_noise(3000, pages - 1)));
         }
     }

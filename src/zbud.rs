@@ -194,6 +194,9 @@ impl Zbud {
             }
         }
         assert!(buddies.count() > 0, "frame {frame} is taken in with nothing alive");
+        if self.class == Use::Ephemeral {
+            arena.add_evictable();
+        }
         self.counters.pageframes += 1;
         self.counters.zpages += buddies.count() as u64;
         self.counters.zbytes += (buddies.used_granules() * GRANULE) as u64;
@@ -276,6 +279,9 @@ impl Zbud {
             self.counters.clean_pageframes -= 1;
         } else if listed {
             self.queue(raw).remove(arena, placed.frame);
+            if self.class == Use::Ephemeral {
+                arena.sub_evictable();
+            }
         } else {
             self.counters.closed_pageframes -= 1;
         }
@@ -451,6 +457,9 @@ impl Zbud {
             self.unbin(arena, frame, &meta.layout.buddies());
         }
         self.queue(raw).remove(arena, frame);
+        if self.class == Use::Ephemeral {
+            arena.sub_evictable();
+        }
         meta.close();
         self.counters.closed_pageframes += 1;
     }
@@ -480,6 +489,9 @@ impl Zbud {
 
     fn take_over(&mut self, arena: &Arena, frame: u32) {
         arena.meta(frame).reset(self.class);
+        if self.class == Use::Ephemeral {
+            arena.add_evictable();
+        }
         self.counters.pageframes += 1;
         self.counters.unbuddied_count += 1;
     }

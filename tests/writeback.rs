@@ -805,6 +805,39 @@ fn frames_go_where_the_arena_cannot_grow() {
     sim.end();
 }
 
+/// What is ephemeral goes first, for nothing is lost and nothing written by that.
+#[test]
+fn frames_of_a_cache_are_room() {
+    let mut sim = half_full();
+    let cache = sim.engine.create_pool(sim.client, PoolKind::Ephemeral, 512).unwrap();
+    for page in 0..512 {
+        while sim.engine.supply().unwrap().more {}
+        let contents = Contents::Random(page as u32).page();
+        let handle = Handle::from_page(cache, page);
+        sim.engine.put(&mut sim.queue, handle, &contents).unwrap();
+    }
+    let ephemeral = |sim: &Sim| sim.engine.stats().frames.frames_ephemeral;
+    let most = ephemeral(&sim);
+    assert!(most > 150 && sim.engine.stats().frames.frames_free < 8, "{:?}", sim.engine.stats());
+    let settings = WritebackSettings { low_permille: 60, ..Default::default() };
+    sim.engine.set_writeback_settings(&settings).unwrap();
+    sim.now += SECOND;
+    assert!(!sim.engine.writeback_wanted());
+    assert_eq!(written(&mut sim), 0);
+    fill(&mut sim, 200..340);
+    assert!(ephemeral(&sim) < most - 130, "the cache has made room");
+    sim.now += SECOND;
+    assert!(!sim.engine.writeback_wanted());
+    assert_eq!(written(&mut sim), 0);
+    // Little is left of it.
+    fill(&mut sim, 340..385);
+    assert!(sim.engine.writeback_wanted());
+    assert!(written(&mut sim) > 0);
+    assert!(ephemeral(&sim) > 0);
+    sim.engine.destroy_pool(cache).unwrap();
+    sim.end();
+}
+
 #[test]
 fn an_age_that_is_set_to_none_is_none() {
     let mut sim = half_full();

@@ -1,7 +1,7 @@
 //! What goes to the backing file, and when: the part that somebody may want otherwise.
 //!
 //! Frames go ahead of demand: when less than the low watermark is left of the pool limit, until as much as the
-//! high watermark is; when there has been no free frame for a while, whatever the pool limit; and where an age is set,
+//! high watermark is (frames of ephemeral pools count as left, for they can be taken at once); when there has been no free frame for a while, whatever the pool limit; and where an age is set,
 //! when they have not been used for so long. How much is written is
 //! limited by the second and by the day, where that is set: then frames wait, and when the day's part is used up,
 //! the pool is as one without a backing file. So it is for a while after a write that failed, twice as long
@@ -268,18 +268,18 @@ pub(crate) fn is_low(engine: &Engine) -> bool {
 
 /// Whether no frame is to be had at the moment, whatever the pool limit.
 fn is_dry(engine: &Engine) -> bool {
-    engine.arena.free() == 0 && clean(engine) == 0
+    engine.arena.free() == 0 && at_once(engine) == 0
 }
 
-/// Frames that have a copy in the log.
-fn clean(engine: &Engine) -> u32 {
-    engine.log().map_or(0, Log::clean) as u32
+/// Frames in use that can be had without any I/O: those that have a copy in the log, and those of which all may vanish.
+fn at_once(engine: &Engine) -> u32 {
+    engine.log().map_or(0, Log::clean) as u32 + engine.arena.evictable()
 }
 
 /// Frames that are left below the pool limit, or can be had at once.
 fn left(engine: &Engine) -> u32 {
     let in_use = engine.arena.allocated().saturating_sub(engine.arena.free());
-    engine.arena.limit().saturating_sub(in_use.saturating_sub(clean(engine)))
+    engine.arena.limit().saturating_sub(in_use.saturating_sub(at_once(engine)))
 }
 
 /// The low watermark, in frames.

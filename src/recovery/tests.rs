@@ -521,6 +521,8 @@ impl Next {
             + frames.frames_reserve
             + frames.frames_log;
         assert_eq!(frames.frames_allocated, accounted, "{what}: {frames:?}");
+        let evictable = u64::from(self.engine.arena.evictable());
+        assert_eq!(evictable, stats.eph.pageframes - stats.eph.closed_pageframes, "{what}");
         let pools = stats.pools;
         assert_eq!(pools.zpages, stats.eph.zpages + stats.pers.zpages, "{what}");
         assert_eq!(pools.compr_data_size, stats.eph.zbytes + stats.pers.zbytes, "{what}");
