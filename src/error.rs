@@ -20,6 +20,21 @@ pub enum ConfigError {
         /// The least that works, in bytes.
         minimum: u64,
     },
+    /// The pool limit leaves little beside what has to be known of pages on the backing file, which is there as long as
+    /// these are.
+    #[error(
+        "pool limit of {limit} bytes leaves too little beside {entries} bytes of what is known of pages on the backing \
+         file: set it to at least {minimum}, or have fewer pages there (swap off or remove a device, or discard what \
+         is not used of it)"
+    )]
+    LimitBelowLog {
+        /// What was asked for, in bytes.
+        limit: u64,
+        /// What is known of the pages there takes, in bytes.
+        entries: u64,
+        /// The least that works now, in bytes.
+        minimum: u64,
+    },
     /// The pool limit is above what the engine was built to address.
     #[error("pool limit of {limit} bytes is above the maximum of {maximum} bytes")]
     LimitAboveMaximum {

@@ -9,8 +9,8 @@
 //! ephemeral frames are evicted for it.
 
 use crate::arena::STEP_FRAMES;
-use crate::backing::LOG_BYTES_MIN;
-use crate::engine::{Config, Engine};
+use crate::backing::{ENTRIES_LEAST, LOG_BYTES_MIN, Log};
+use crate::engine::{Config, Engine, FRAME_COST};
 use crate::error::ConfigError;
 use crate::registry::Registry;
 use crate::shard::Shard;
@@ -98,9 +98,31 @@ impl Engine {
     }
 
     /// Sets the pool limit, in bytes. Growth stops there at once; what is above it leaves as pages
-    /// leave.
+    /// leave. A lower limit is refused of which what is known of the backing file's pages would be more than half.
     pub fn set_limit(&self, limit: u64) -> Result<(), ConfigError> {
-        self.apply_limit(&self.registry.lock(), limit)
+        let registry = self.registry.lock();
+        let minimum = self.limit_for_log();
+        if limit < minimum && limit < self.limit() {
+            let entries = self.log().map_or(0, Log::frames) * FRAME_COST;
+            return Err(ConfigError::LimitBelowLog { limit, entries, minimum });
+        }
+        self.apply_limit(&registry, limit)
+    }
+
+    /// The least pool limit that is twice as much as the frames with what is known of the backing file's pages; 0 if
+    /// there are few of them.
+    fn limit_for_log(&self) -> u64 {
+        let entries = self.log().map_or(0, Log::frames);
+        let frames = (2 * entries).saturating_sub(self.config.shards as u64 + 2);
+        match entries > ENTRIES_LEAST {
+            true => self.reserve() + frames * FRAME_COST,
+            false => 0,
+        }
+    }
+
+    /// What frames for pages come on top of, in bytes.
+    fn reserve(&self) -> u64 {
+        Config::limit_min(self.config.shards) + self.tables.load(Ordering::Acquire)
     }
 
     /// The registry is locked, so that limit and tables do not change meanwhile.
@@ -119,11 +141,9 @@ impl Engine {
         self.limit.load(Ordering::Acquire)
     }
 
-    /// The smallest pool limit that the pools there are leave room for, in bytes.
+    /// The smallest pool limit that the pools there are leave room for, and the backing file's pages, in bytes.
     pub fn limit_min(&self) -> u64 {
-        Config::limit_min(self.config.shards)
-            + self.tables.load(Ordering::Acquire)
-            + self.log_least()
+        (self.reserve() + self.log_least()).max(self.limit_for_log())
     }
 
     /// What a log cannot do without, in bytes, if there is one.

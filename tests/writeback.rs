@@ -19,9 +19,9 @@ use std::collections::BTreeMap;
 use backing::{TABLES, carry_out};
 use contents::Contents;
 use tmem::{
-    BACKING_BYTES_MIN, Backed, ClientId, Config, Engine, GetError, Got, Handle, Health, Image, Job,
-    JobFailed, KEY_BYTES, Opened, PAGE_SIZE, Page, PoolId, PoolKind, PutError, Queue, Stats,
-    UpdateError, Writeback, WritebackSettings,
+    BACKING_BYTES_MIN, Backed, ClientId, Config, ConfigError, Engine, GetError, Got, Handle,
+    Health, Image, Job, JobFailed, KEY_BYTES, Opened, PAGE_SIZE, Page, PoolId, PoolKind, PutError,
+    Queue, Stats, UpdateError, Writeback, WritebackSettings,
 };
 
 /// Random numbers that replay.
@@ -939,6 +939,57 @@ fn a_pool_larger_than_its_log_is_not_refused_while_there_is_room() {
     let stats = runs(profile, 3);
     assert!(total(&stats, |stats| stats.pools.bd_writes) > 500);
     assert_eq!(total(&stats, |stats| stats.pools.failed_puts), 0);
+}
+
+/// Entries of blocks are there until all in their segment is dead.
+#[test]
+fn a_limit_that_leaves_little_beside_what_is_known_of_the_log_is_refused() {
+    let profile = Profile { frames: 400, pages: 12_000, shards: 1, encrypts: false, ..CALM };
+    let mut sim = Sim::with_file(profile, 1, 50 << 20);
+    for page in 0..10_000 {
+        assert!(put_when_there_is_room(&mut sim, page, 0), "page {page}");
+    }
+    let entries = sim.engine.stats().frames.frames_log;
+    assert!(entries > 70, "{entries}");
+    let (limit, few) = (sim.engine.limit(), sim.engine.limit() - 330 * 4128);
+    let refused = sim.engine.set_limit(few);
+    let Err(ConfigError::LimitBelowLog { entries: bytes, minimum, .. }) = &refused else {
+        panic!("{refused:?}")
+    };
+    assert_eq!(*bytes, entries * 4128);
+    assert_eq!((*minimum, sim.engine.limit()), (sim.engine.limit_min(), limit));
+    assert!(refused.as_ref().unwrap_err().to_string().contains("swap off"), "{refused:?}");
+    assert!(sim.engine.set_limit(*minimum - 1).is_err());
+    sim.engine.set_limit(*minimum).unwrap();
+    // It can always be raised, and when pages have gone from there be lowered.
+    sim.engine.set_limit(*minimum + 4128).unwrap();
+    sim.engine.flush_range(sim.pool, 0, 9000);
+    sim.map.retain(|page, _| *page >= 9000);
+    sim.writeback.settle();
+    sim.engine.set_limit(few).unwrap();
+    sim.end();
+}
+
+/// The log was made for a pool of four times as much.
+#[test]
+fn entries_take_no_more_than_half_of_a_pool_whose_limit_was_lowered() {
+    let profile = Profile { frames: 400, pages: 12_000, shards: 1, encrypts: false, ..CALM };
+    let mut sim = Sim::with_file(profile, 1, 50 << 20);
+    let frames = 100;
+    sim.engine.set_limit(sim.engine.limit() - (profile.frames - frames) * 4128).unwrap();
+    while sim.engine.supply().unwrap().more {}
+    let held = (0..12_000).take_while(|page| put_when_there_is_room(&mut sim, *page, 0)).count();
+    let stats = sim.engine.stats();
+    assert!(stats.frames.frames_log <= (frames + 8) / 2, "{stats:?}");
+    assert!(held as u64 > (frames / 2 - 10) / 2 * 256, "{held} pages");
+    assert!(stats.log.log_segments_free > 20, "{stats:?}");
+    // All the same, what is written anew has room as soon as something else has gone.
+    sim.engine.flush_range(sim.pool, 0, 1024);
+    sim.map.retain(|page, _| *page >= 1024);
+    // As the thread does that drives it, each second.
+    written(&mut sim);
+    (0..500).for_each(|page| assert!(put_when_there_is_room(&mut sim, page, 1), "page {page}"));
+    sim.end();
 }
 
 /// A segment is used up, and nothing that was written to it has freed a frame yet.

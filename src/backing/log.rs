@@ -235,6 +235,13 @@ impl Log {
         (first..first + SEGMENT_BLOCKS).for_each(|block| self.entry(block).layout.clear());
     }
 
+    /// Whether entries may take frames for one segment more: half of what the pool limit allows is the most, and `least`
+    /// they may always have. (It comes to that only if the limit was lowered, for a log is made with less.)
+    pub(crate) fn may_grow(&self, least: u64) -> bool {
+        let most = u64::from(self.arena.limit() / 2).max(least);
+        self.frames() + SEGMENT_FRAMES as u64 <= most
+    }
+
     /// Counts a frame of the arena that is kept for entries.
     pub(crate) fn count_frame(&self) {
         self.frames.fetch_add(1, Ordering::AcqRel);

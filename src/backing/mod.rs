@@ -37,4 +37,5 @@ pub(crate) use policy::{Dials, is_low};
 pub use seal::KEY_BYTES;
 pub(crate) use segments::{SEGMENT_BLOCKS, SEGMENT_FRAMES, SEGMENTS_BYTES_MAX, Segments};
 pub use settings::{SettingsError, WritebackSettings};
+pub(crate) use writeback::ENTRIES_LEAST;
 pub use writeback::{Health, Job, JobFailed, Writeback};

@@ -48,6 +48,10 @@ const LATE: u64 = 3_000_000_000;
 /// The fewest segments that it works with.
 pub(crate) const SEGMENTS_MIN: u32 = 2 * CLEAN_BELOW;
 
+/// Frames with entries that there may be in any pool: for the smallest file, and in hand.
+pub(crate) const ENTRIES_LEAST: u64 =
+    SEGMENTS_MIN as u64 * SEGMENT_FRAMES as u64 + HAND_FRAMES as u64;
+
 /// What is to be done with the backing file.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Job {
@@ -321,7 +325,7 @@ impl Writeback {
             |one: &u32| self.hand.len() >= SEGMENT_FRAMES || segments.has_other_with_frames(*one);
         let with_frames = segments.find_free(from, true).filter(leaves_one);
         with_frames.or_else(|| match self.hand.len() {
-            HAND_FRAMES => segments.find_free(from, false),
+            HAND_FRAMES if self.log.may_grow(ENTRIES_LEAST) => segments.find_free(from, false),
             _ => None,
         })
     }
