@@ -15,6 +15,7 @@ mod exports;
 mod kernel;
 mod negotiation;
 mod protocol;
+mod reply;
 mod request;
 mod ring;
 mod server;
