@@ -32,9 +32,16 @@ use crate::durable::crash;
 use crate::engine::FRAME_COST;
 use crate::*;
 
-const PAGES: u64 = 1200;
+const PAGES: u64 = 2400;
 const FRAMES: u64 = 90;
 const SHARDS: usize = 2;
+
+/// Pages that the log is filled with at first, so that it has to be cleaned soon.
+const FILLED: u64 = 2000;
+
+/// Of so many steps, it may die in the first ones: so it does more than there would be time for.
+const PERIOD: u64 = 100;
+const MORTAL: u64 = 5;
 
 /// How often each place in the code is tried for each operation, and one in how many of the other moments.
 const EACH: u32 = 6;
@@ -99,14 +106,45 @@ impl Map {
             || self.also.get(&name).is_some_and(|also| also.contains(found))
             || is_ephemeral && *found == Held::Nothing
     }
+}
 
-    /// The file as the dead process leaves it: what was being written may be anything.
-    fn file_left(&self) -> Vec<u8> {
-        let mut file = self.file.clone();
-        for job in self.jobs.iter().filter(|job| job.is_write) {
-            file[job.offset as usize..][..job.bytes].fill(0x5a);
+/// The file as a dead process leaves it, and as the next one changes it.
+struct Left<'a> {
+    file: &'a [u8],
+    changed: BTreeMap<usize, Page>,
+}
+
+impl<'a> Left<'a> {
+    /// What was being written may be anything.
+    fn of(map: &'a Map) -> Self {
+        let mut left = Self { file: &map.file, changed: BTreeMap::new() };
+        for job in map.jobs.iter().filter(|job| job.is_write) {
+            left.write(job.offset, &vec![0x5a; job.bytes]);
         }
-        file
+        left
+    }
+
+    fn read(&self, offset: u64, bytes: usize) -> Vec<u8> {
+        let block = |at| {
+            let changed = self.changed.get(&at).map(|page| &page[..]);
+            changed.unwrap_or(&self.file[at..at + PAGE_SIZE])
+        };
+        (offset as usize..offset as usize + bytes)
+            .step_by(PAGE_SIZE)
+            .flat_map(block)
+            .copied()
+            .collect()
+    }
+
+    fn write(&mut self, offset: u64, bytes: &[u8]) {
+        let offsets = (offset as usize..).step_by(PAGE_SIZE);
+        for (at, block) in offsets.zip(bytes.chunks_exact(PAGE_SIZE)) {
+            self.changed.insert(at, block.try_into().unwrap());
+        }
+    }
+
+    fn block(&self, backed: Backed) -> Page {
+        self.read(backed.offset(), PAGE_SIZE).try_into().unwrap()
     }
 }
 
@@ -143,6 +181,7 @@ struct Sim {
     writeback: Option<Writeback>,
     map: Rc<RefCell<Map>>,
     operation: Rc<Cell<&'static str>>,
+    is_mortal: Rc<Cell<bool>>,
     crashes: Rc<Cell<u64>>,
     now: u64,
 }
@@ -174,46 +213,70 @@ impl Sim {
             writeback,
             map: Rc::new(RefCell::new(map)),
             operation: Rc::new(Cell::new("")),
+            is_mortal: Rc::default(),
             crashes: Rc::default(),
             now: 0,
         }
     }
 
-    /// Takes so many steps, and has the process die now and then; returns how often.
-    fn run(mut self, steps: u64) -> u64 {
+    /// Takes so many steps, and has the process die now and then; returns how often, and what was done.
+    fn run(mut self, steps: u64) -> (u64, Stats) {
         let chooser = Chooser::new(EACH, OTHERS, self.rng.clone());
         let inner = Chooser::new(EACH_IN_RECOVERY, OTHERS_IN_RECOVERY, self.rng.clone());
         let (mut chooser, inner) = (chooser, Rc::new(RefCell::new(inner)));
         let file = self.engine.store().file().try_clone_to_owned().unwrap();
         let (map, operation) = (Rc::clone(&self.map), Rc::clone(&self.operation));
-        let crashes = Rc::clone(&self.crashes);
+        let (crashes, is_mortal) = (Rc::clone(&self.crashes), Rc::clone(&self.is_mortal));
         let mut seed = self.rng.next();
         crash::watch(move |place| {
-            if chooser.takes(operation.get(), place) {
+            if is_mortal.get() && chooser.takes(operation.get(), place) {
                 crashes.set(crashes.get() + 1);
                 seed = seed.wrapping_add(1);
                 let what = format!("{} at {place}", operation.get());
                 go_on(file.as_fd(), &map, Some(&inner), Rng(seed), &what);
             }
         });
-        for _ in 0..steps {
+        self.fill();
+        for step in 0..steps {
+            self.is_mortal.set(step % PERIOD < MORTAL);
             self.step();
         }
         crash::unwatch();
         let file = self.engine.store().file();
         go_on(file, &self.map, None, self.rng.clone(), "the end");
-        self.crashes.get()
+        (self.crashes.get(), self.engine.stats())
+    }
+
+    /// Fills most of the log.
+    fn fill(&mut self) {
+        if self.writeback.is_none() {
+            return;
+        }
+        for page in 0..FILLED {
+            let id = self.map.borrow().pools[0].expect("it was made");
+            let (name, contents) = ((0, page), Contents::Random(page as u32).page());
+            // Where it is full already, it is full enough.
+            for _ in 0..20 {
+                if matches!(self.map.borrow().held(name), Held::Page(_)) {
+                    break;
+                }
+                self.put_page(name, Handle::from_page(id, page), contents);
+                // Longer than it rests after a failure.
+                self.now += 100_000_000;
+                (0..4).for_each(|_| self.write_back());
+            }
+        }
     }
 
     fn step(&mut self) {
         match self.rng.below(100) {
-            0..45 => self.put(),
-            45..55 => self.get(),
-            55..60 => self.flush(),
-            60..62 => self.lose(),
-            62..66 => self.update(),
-            66..84 => self.write_back(),
-            84..94 => {
+            0..50 => self.put(),
+            50..58 => self.get(),
+            58..62 => self.flush(),
+            62..63 => self.lose(),
+            63..66 => self.update(),
+            66..90 => self.write_back(),
+            90..94 => {
                 self.operation.set("supply");
                 self.engine.supply().unwrap();
             }
@@ -232,9 +295,9 @@ impl Sim {
         let pool = self.rng.below(3) as usize;
         let id = self.map.borrow().pools[pool].expect("between two steps all are there");
         // Most in one place, so that objects fill, and empty.
-        let page = match self.rng.one_in(3) {
-            true => self.rng.below(PAGES),
-            false => self.rng.below(80),
+        let page = match self.rng.one_in(4) {
+            true => self.rng.below(80),
+            false => self.rng.below(PAGES),
         };
         ((pool, page), Handle::from_page(id, page))
     }
@@ -243,7 +306,7 @@ impl Sim {
         let seed = self.rng.next() as u32;
         let contents = match self.rng.below(10) {
             0 => Contents::Same(seed),
-            1 => Contents::Random(seed),
+            1..4 => Contents::Random(seed),
             _ => Contents::Mixed { seed, noise: self.rng.below(2500) as usize },
         };
         contents.page()
@@ -274,6 +337,10 @@ impl Sim {
 
     fn put(&mut self) {
         let ((name, handle), page) = (self.name(), self.contents());
+        self.put_page(name, handle, page);
+    }
+
+    fn put_page(&mut self, name: Name, handle: Handle, page: Page) {
         let held = Held::Page(Box::new(page));
         self.begin("put", [(name, held.clone()), (name, self.lost(name))]);
         let now = match self.engine.put(&mut self.queue, handle, &page) {
@@ -289,15 +356,17 @@ impl Sim {
         let (name, handle) = self.name();
         let mut page = [0; PAGE_SIZE];
         self.begin("get", [(name, Held::Nothing)].into_iter().filter(|_| name.0 == 2));
-        let file = self.map.borrow().file.clone();
-        let found = get(&self.engine, &mut self.queue, handle, &file, &mut page);
-        assert!(self.map.borrow().may_be(name, &found), "{name:?}");
+        let map = self.map.borrow();
+        let block = |backed| block(&map.file, backed);
+        let found = get(&self.engine, &mut self.queue, handle, block, &mut page);
+        assert!(map.may_be(name, &found), "{name:?}");
+        drop(map);
         self.end((name.0 == 2).then_some((name, Held::Nothing)));
     }
 
     fn flush(&mut self) {
         let ((pool, page), handle) = self.name();
-        let count = if self.rng.one_in(10) { self.rng.below(PAGES) } else { 1 };
+        let count = if self.rng.one_in(100) { self.rng.below(PAGES) } else { 1 };
         let pages = || (page..PAGES.min(page + count)).map(|page| ((pool, page), Held::Nothing));
         self.begin("flush", pages());
         self.engine.flush_range(handle.pool, page, count);
@@ -321,16 +390,14 @@ impl Sim {
         after[at..at + 90].fill(fill);
         let after = Held::Page(after);
         self.begin("update", [(name, after.clone())]);
-        let file = self.map.borrow().file.clone();
+        let map = self.map.borrow();
         let edit = |page: &mut Page| page[at..at + 90].fill(fill);
         let updated = loop {
             match self.engine.update(&mut self.queue, handle, edit) {
                 Err(UpdateError::Backed(backed)) => {
-                    let recalled = self.engine.recall(
-                        handle,
-                        backed,
-                        Image::new(&mut block(&file, backed), &mut Opened::default()),
-                    );
+                    let (mut block, mut opened) = (block(&map.file, backed), Opened::default());
+                    let image = Image::new(&mut block, &mut opened);
+                    let recalled = self.engine.recall(handle, backed, image);
                     if recalled.is_err() {
                         break false;
                     }
@@ -338,6 +405,7 @@ impl Sim {
                 updated => break updated.is_ok(),
             }
         };
+        drop(map);
         self.end(updated.then_some((name, after)));
     }
 
@@ -368,7 +436,7 @@ impl Sim {
     }
 
     fn remake(&mut self) {
-        if !self.rng.one_in(8) {
+        if !self.rng.one_in(40) {
             return;
         }
         let pool = self.rng.below(3) as usize;
@@ -388,16 +456,18 @@ fn block(file: &[u8], backed: Backed) -> Page {
     file[backed.offset() as usize..][..PAGE_SIZE].try_into().unwrap()
 }
 
-fn get(engine: &Engine, queue: &mut Queue, at: Handle, file: &[u8], page: &mut Page) -> Held {
+/// Gets a page; `block` reads blocks of the file.
+fn get(
+    engine: &Engine,
+    queue: &mut Queue,
+    at: Handle,
+    block: impl Fn(Backed) -> Page,
+    page: &mut Page,
+) -> Held {
     let mut got = engine.get(queue, at, page);
     while let Ok(Got::Backed(backed)) = got {
-        got = engine.get_backed(
-            queue,
-            at,
-            backed,
-            Image::new(&mut block(file, backed), &mut Opened::default()),
-            page,
-        );
+        let (mut block, mut opened) = (block(backed), Opened::default());
+        got = engine.get_backed(queue, at, backed, Image::new(&mut block, &mut opened), page);
     }
     match got {
         Ok(Got::Hit) => Held::Page(Box::new(*page)),
@@ -454,17 +524,17 @@ fn go_on(
 }
 
 /// The process that goes on.
-struct Next {
+struct Next<'a> {
     engine: Engine,
     queue: Queue,
     writeback: Option<Writeback>,
-    file: Vec<u8>,
+    file: Left<'a>,
     pools: Vec<Option<PoolId>>,
     rng: Rng,
 }
 
-impl Next {
-    fn new(attached: Attached, map: &Map, rng: Rng) -> Self {
+impl<'a> Next<'a> {
+    fn new(attached: Attached, map: &'a Map, rng: Rng) -> Self {
         let Attached { engine, writeback, recovered } = attached;
         assert_eq!(recovered.damaged, 0);
         let there: Vec<_> = engine.pools();
@@ -477,7 +547,7 @@ impl Next {
         let pools: Vec<_> = pools.collect();
         assert!(there.len() - pools.iter().flatten().count() <= 1, "a pool too many");
         let queue = engine.queue(there[0].client);
-        Self { engine, queue, writeback, file: map.file_left(), pools, rng }
+        Self { engine, queue, writeback, file: Left::of(map), pools, rng }
     }
 
     fn check(mut self, map: &Map, what: &str) {
@@ -497,7 +567,8 @@ impl Next {
         for name in names.collect::<std::collections::BTreeSet<_>>() {
             let Some(id) = self.pools[name.0] else { continue };
             let handle = Handle::from_page(id, name.1);
-            let found = get(&self.engine, &mut self.queue, handle, &self.file, &mut page);
+            let block = |backed| self.file.block(backed);
+            let found = get(&self.engine, &mut self.queue, handle, block, &mut page);
             assert!(map.may_be(name, &found), "{what}: page {name:?}, {:?}", {
                 match &found {
                     Held::Nothing => "nothing",
@@ -559,7 +630,8 @@ impl Next {
         let mut page = [0; PAGE_SIZE];
         for (name, held) in held {
             let handle = Handle::from_page(self.pools[name.0].unwrap(), name.1);
-            let found = get(&self.engine, &mut self.queue, handle, &self.file, &mut page);
+            let block = |backed| self.file.block(backed);
+            let found = get(&self.engine, &mut self.queue, handle, block, &mut page);
             assert!(found == *held, "{what}: page {name:?} later");
         }
     }
@@ -568,7 +640,9 @@ impl Next {
         let Some(writeback) = &mut self.writeback else { return };
         while let Some(job) = writeback.next(&self.engine, *now) {
             *now += 1_000_000;
-            carry_out(writeback, job, &mut self.file, job.bytes);
+            let mut bytes = self.file.read(job.offset, job.bytes);
+            carry_out(writeback, Job { offset: 0, ..job }, &mut bytes, job.bytes);
+            self.file.write(job.offset, &bytes);
             writeback.ended(&self.engine, job.unit, Ok(()), *now);
         }
     }
@@ -602,27 +676,42 @@ impl Next {
     }
 }
 
-fn runs(with_log: bool, keep_copies: bool, seeds: u64, steps: u64, least: u64) {
+fn runs(with_log: bool, keep_copies: bool, seeds: u64, steps: u64) -> Vec<Stats> {
     let number = |name| std::env::var(name).ok().map(|value| value.parse::<u64>().unwrap());
     let steps = number("TMEM_STEPS").unwrap_or(steps);
-    for seed in number("TMEM_SEED").map_or(0..seeds, |seed| seed..seed + 1) {
-        let crashes = Sim::new(seed, with_log, keep_copies).run(steps);
-        println!("seed {seed}, {steps} steps, died {crashes} times");
-        assert!(crashes > least, "{crashes}");
-    }
+    let run = |seed| {
+        let (crashes, stats) = Sim::new(seed, with_log, keep_copies).run(steps);
+        println!("seed {seed}, {steps} steps, died {crashes} times; {stats:?}");
+        assert!(crashes > 100, "{crashes}");
+        stats
+    };
+    number("TMEM_SEED").map_or(0..seeds, |seed| seed..seed + 1).map(run).collect()
+}
+
+/// Fails unless this was done: else nobody died while it was.
+fn check_done(stats: &[Stats], what: &str, of: impl Fn(&Stats) -> u64) {
+    assert!(stats.iter().map(of).sum::<u64>() > 10, "{what} was hardly ever done");
 }
 
 #[test]
 fn a_process_may_die_at_any_moment() {
-    runs(false, false, 2, 600, 300);
+    let stats = runs(false, false, 2, 4_000);
+    check_done(&stats, "compacting", |stats| stats.pers.compacted_pageframes);
+    check_done(&stats, "evicting", |stats| stats.eph.evicted_pageframes);
+    check_done(&stats, "losing", |stats| stats.pools.failed_puts);
 }
 
 #[test]
 fn a_process_that_writes_back_may_die_at_any_moment() {
-    runs(true, false, 2, 600, 300);
+    let stats = runs(true, false, 2, 4_000);
+    check_done(&stats, "writing", |stats| stats.pers.evicted_pageframes);
+    check_done(&stats, "failing", |stats| stats.log.log_failed_jobs);
+    check_done(&stats, "cleaning", |stats| stats.log.log_cleaned_segments);
 }
 
 #[test]
 fn a_process_that_keeps_copies_may_die_at_any_moment() {
-    runs(true, true, 2, 600, 300);
+    let stats = runs(true, true, 2, 4_000);
+    check_done(&stats, "evicting", |stats| stats.pers.evicted_pageframes);
+    check_done(&stats, "cleaning", |stats| stats.log.log_cleaned_segments);
 }
