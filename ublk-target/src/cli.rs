@@ -14,7 +14,7 @@ use crate::daemon::{DaemonError, FrontEnd, check_name};
 use crate::exit;
 use crate::nbd::NbdAddress;
 use crate::output;
-use crate::size::{Size, SizeError};
+use crate::size::{Size, SizeError, split_option};
 use crate::table;
 
 /// Transcendent memory: compressed swap in user space.
@@ -66,6 +66,8 @@ pub enum Command {
         #[arg(long)]
         force: bool,
     },
+    /// Show the configuration as it is in force, every key and where it was said
+    Config(ConfigArgs),
     /// Check whether this machine is fit for tmem, and say what to do where it is not
     Doctor(DoctorArgs),
 }
@@ -73,7 +75,7 @@ pub enum Command {
 /// What `tmem set` can set, for its help.
 const SETTINGS: &str = "\
 Settings:
-  pool-limit=SIZE           memory that pages may take: a size, or a percentage of RAM
+  pool-limit=SIZE           memory that pages may take: a size like 4G or 25%, or arithmetic like min(ram/2, 8G)
   backing=PATH[,size=SIZE]  file or block device for pages that are not used; a file that is not there
                             is made, if a size is given
   writeback-low=PERCENT     writing begins when less of the pool limit is left free,
@@ -86,7 +88,8 @@ Settings:
 /// Options of `tmem run`.
 #[derive(Args, Debug, Default)]
 pub struct RunArgs {
-    /// Memory that pages may take: a size, or a percentage of RAM [default: 50%]
+    /// Memory that pages may take: a size like 4G or 25% (of RAM), or arithmetic like min(ram/2, 8G)
+    /// [default: 50%]
     #[arg(long, value_name = "SIZE")]
     pub pool_limit: Option<Size>,
     /// Make a swap device; may be given again. Takes the place of the file's swap devices
@@ -114,7 +117,8 @@ pub struct RunArgs {
     /// Use a backing file or device that holds something else, which is lost
     #[arg(long)]
     pub force: bool,
-    /// Read settings from a TOML file; the command line wins over it
+    /// Read settings from this TOML file and no other; the command line wins over it [default:
+    /// tmem.toml and tmem.toml.d/*.toml in /etc/tmem, /run/tmem, /usr/local/lib/tmem and /usr/lib/tmem]
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
     /// Run even without locked memory or the I/O flusher flag: for trials only, may deadlock
@@ -127,7 +131,7 @@ pub struct RunArgs {
 pub enum AddCommand {
     /// Add a swap device, and print its name, its node and its size in bytes
     Swap {
-        /// Its size: bytes, a size like 4G, or a percentage of RAM
+        /// Its size: bytes, a size like 4G or 25% (of RAM), or arithmetic like min(ram/2, 8G)
         #[arg(long)]
         size: Size,
         /// Its name; the daemon finds one if none is given
@@ -161,6 +165,17 @@ pub struct TableArgs {
         conflicts_with_all = ["bytes", "noheadings", "output", "output_all", "raw"]
     )]
     pub json: bool,
+}
+
+/// Options of `tmem config`.
+#[derive(Args, Debug)]
+pub struct ConfigArgs {
+    /// Read this TOML file and no other
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Read the files of the system whose root directory this is
+    #[arg(long, value_name = "DIR", default_value = "/", conflicts_with = "config")]
+    pub root: PathBuf,
 }
 
 /// Options of `tmem doctor`.
@@ -201,10 +216,7 @@ impl FromStr for SwapArg {
     type Err = SwapArgError;
 
     fn from_str(text: &str) -> Result<Self, SwapArgError> {
-        let (size, option) = match text.split_once(',') {
-            Some((size, option)) => (size, Some(option)),
-            None => (text, None),
-        };
+        let (size, option) = split_option(text);
         let size = size.parse()?;
         let Some(option) = option else {
             return Ok(Self { size, name: None });
@@ -335,20 +347,30 @@ mod tests {
         let cli = parse(line).unwrap();
         assert_eq!(cli.socket(), PathBuf::from("/x"));
         let Command::Run(args) = cli.command else { panic!("not run") };
-        assert_eq!(args.pool_limit, Some(Size::RamShare(2500)));
-        assert_eq!(args.swap[0], SwapArg { size: Size::Bytes(4 << 30), name: None });
+        assert_eq!(args.pool_limit, Some("25%".parse().unwrap()));
+        assert_eq!(args.swap[0], SwapArg { size: "4G".parse().unwrap(), name: None });
         assert_eq!(args.swap[1].name.as_deref(), Some("b"));
         assert!(args.swapon && !args.best_effort);
+    }
+
+    #[test]
+    fn a_size_may_have_commas_of_its_own() {
+        let cli = parse("tmem run --swap min(ram/2,8G),name=b").unwrap();
+        let Command::Run(args) = cli.command else { panic!("not run") };
+        let (size, name) = ("min(ram/2,8G)".parse().unwrap(), Some("b".to_owned()));
+        assert_eq!(args.swap, [SwapArg { size, name }]);
     }
 
     #[test]
     fn a_backing_file_is_a_path_and_perhaps_a_size() {
         for (text, path, size) in [
             ("/dev/sdb", "/dev/sdb", None),
-            ("/var/a,b,size=64G", "/var/a,b", Some(Size::Bytes(64 << 30))),
-            ("/a,size=1G,size=25%", "/a,size=1G", Some(Size::RamShare(2500))),
+            ("/var/a,b,size=64G", "/var/a,b", Some("64G")),
+            ("/a,size=1G,size=25%", "/a,size=1G", Some("25%")),
+            ("/a,size=max(ram,1G)", "/a", Some("max(ram,1G)")),
             ("/a,sizes=1G", "/a,sizes=1G", None),
         ] {
+            let size = size.map(|size| size.parse().unwrap());
             let arg = BackingArg { path: path.into(), size };
             let cli = parse(&format!("tmem run --backing {text} --force")).unwrap();
             let Command::Run(args) = cli.command else { panic!("not run") };
@@ -388,6 +410,7 @@ mod tests {
     fn wrong_words_say_what_is_right() {
         for (line, hint) in [
             ("tmem run --swap 4X", "is not a size"),
+            ("tmem run --swap 4G/0", "divides by zero"),
             ("tmem run --swap 4G,nam=b", "name=NAME"),
             ("tmem run --swap 4G,name=", "cannot name a device"),
             ("tmem set swappiness=1", "these can be set: pool-limit, backing, writeback-low, "),

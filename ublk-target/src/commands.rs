@@ -1,16 +1,17 @@
-//! The commands that ask a running daemon, and the one that looks at the machine.
+//! The commands that ask a running daemon, and those that look at the machine and its configuration.
 
 use std::io::{self, Write};
 use std::path::Path;
 
 use crate::backing::BackingSpec;
-use crate::cli::{AddCommand, BackingArg, Cli, Command, DoctorArgs, RunArgs, Setting};
+use crate::cli::{AddCommand, BackingArg, Cli, Command, ConfigArgs, DoctorArgs, RunArgs, Setting};
+use crate::config::{Files, Machine};
 use crate::control::Client;
 use crate::daemon::check_swap_bytes;
 use crate::doctor;
 use crate::exit::{Exit, Failure};
 use crate::output;
-use crate::size::ram_bytes;
+use crate::size::{SizeError, ram_bytes};
 
 /// Carries out the command line, with `run` for the daemon. What a command has to say goes to
 /// `out`; how it ended is returned.
@@ -23,7 +24,7 @@ pub fn execute(
     match &cli.command {
         Command::Run(args) => run(args, cli.control.as_deref(), out)?,
         Command::Add(AddCommand::Swap { size, name }) => {
-            let bytes = size.bytes(ram_bytes());
+            let bytes = size.bytes(ram_bytes()).map_err(unusable)?;
             check_swap_bytes(bytes)?;
             let info = client.add_swap(name.as_deref(), bytes)?;
             print(out, &format!("{} {} {}\n", info.name, info.path, info.bytes))?;
@@ -32,6 +33,10 @@ pub fn execute(
         Command::List(args) => print(out, &output::devices(&client.list()?, args)?)?,
         Command::Stats(args) => print(out, &output::stats(&client.stats()?, args)?)?,
         Command::Set { setting, force } => print(out, &set(&client, setting, *force)?)?,
+        Command::Config(ConfigArgs { config, root }) => {
+            let files = Files::read(config.as_deref(), root)?;
+            print(out, &files.show(&Machine::here()?)?)?;
+        }
         Command::Doctor(args) => return examine(args, out),
     }
     Ok(Exit::Ok)
@@ -45,11 +50,12 @@ fn set(client: &Client, setting: &Setting, force: bool) -> Result<String, Failur
     }
     Ok(match setting {
         Setting::PoolLimit(size) => {
-            let bytes = client.set_pool_limit(size.bytes(ram_bytes()))?;
+            let bytes = client.set_pool_limit(size.bytes(ram_bytes()).map_err(unusable)?)?;
             format!("pool-limit={bytes}\n")
         }
         Setting::Backing(BackingArg { path, size }) => {
-            let bytes = size.map(|size| size.bytes(ram_bytes()));
+            let bytes = size.as_ref().map(|size| size.bytes(ram_bytes()));
+            let bytes = bytes.transpose().map_err(unusable)?;
             // Whether to encrypt, the daemon knows.
             let spec = BackingSpec { path: path.clone(), bytes, encrypt: true, force };
             let info = client.set_backing(&spec)?;
@@ -60,6 +66,11 @@ fn set(client: &Client, setting: &Setting, force: bool) -> Result<String, Failur
             format!("{}\n", change.show(&settings))
         }
     })
+}
+
+/// A size that is none on this machine.
+fn unusable(error: SizeError) -> Failure {
+    Failure::new(Exit::Size, error)
 }
 
 /// Reports the doctor's findings; one that is a failure makes the command one.

@@ -10,7 +10,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use clap::error::ErrorKind;
 use tmem_ublk_target::cli::{Cli, RunArgs};
-use tmem_ublk_target::config::{Machine, RunConfig};
+use tmem_ublk_target::config::{Files, Machine, RunConfig};
 use tmem_ublk_target::exit::{Exit, Failure};
 use tmem_ublk_target::{commands, process, run, service};
 
@@ -49,8 +49,7 @@ fn usage(error: &clap::Error) -> Result<Exit, Failure> {
 
 /// `tmem run`: everything is checked before anything is done.
 fn run(args: &RunArgs, control: Option<&Path>, out: &mut dyn Write) -> Result<(), Failure> {
-    let machine = Machine::here()
-        .map_err(|error| Failure::new(Exit::Failure, format!("cannot count the CPUs: {error}")))?;
-    let config = RunConfig::new(args, control, &machine)?;
+    let files = Files::read(args.config.as_deref(), Path::new("/"))?;
+    let config = RunConfig::new(args, control, &files, &Machine::here()?)?;
     run::run(&config, service::start, out)
 }

@@ -151,10 +151,8 @@ impl FromStr for Quota {
         if text.trim() == "none" {
             return Ok(Self(None));
         }
-        match text.parse()? {
-            Size::Bytes(bytes) => Ok(Self(Some(bytes))),
-            Size::RamShare(_) => Err(ValueError::Share(text.to_owned())),
-        }
+        let bytes = text.parse::<Size>()?.fixed_bytes();
+        bytes.map(|bytes| Self(Some(bytes))).ok_or_else(|| ValueError::Share(text.to_owned()))
     }
 }
 
@@ -259,9 +257,14 @@ mod tests {
     fn quotas_are_sizes_or_none() {
         assert_eq!("20M".parse(), Ok(Quota(Some(20 << 20))));
         assert_eq!("0".parse(), Ok(Quota(Some(0))));
+        assert_eq!("2*10M".parse(), Ok(Quota(Some(20 << 20))));
         assert_eq!("none".parse(), Ok(Quota(None)));
-        for (text, hint) in [("5%", "no amount of data"), ("nil", "not a size"), ("", "not a size")]
-        {
+        for (text, hint) in [
+            ("ram/4", "no amount of data"),
+            ("5%", "no amount of data"),
+            ("nil", "not a size"),
+            ("", "not a size"),
+        ] {
             let error = text.parse::<Quota>().unwrap_err().to_string();
             assert!(error.contains(hint), "{error}");
         }

@@ -1,7 +1,8 @@
-//! Sizes as people write them: `4G`, `512M`, `1.5G`, `25%` of RAM, plain bytes.
+//! Sizes as people write them: `4G`, `512M`, `1.5G`, `25%` of RAM, plain bytes, and arithmetic on these:
+//! `min(ram / 2, 8G)`.
 //!
 //! Units are binary: `K`, `KB` and `KiB` are all 1024. A whole number is taken to the byte, so that
-//! nothing is rounded behind the user's back; a fraction or a percentage is inexact by nature and
+//! nothing is rounded behind the user's back; a fraction, a percentage or a part is inexact by nature and
 //! is rounded down to whole pages. There is no floating point here.
 
 use std::fmt;
@@ -11,67 +12,112 @@ use serde::Deserialize;
 use serde::de::{self, Deserializer, Visitor};
 use tmem::PAGE_SIZE;
 
-/// An amount of memory: a number of bytes, or a share of this machine's RAM.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Size {
-    /// So many bytes.
-    Bytes(u64),
-    /// So many hundredths of a percent of RAM.
-    RamShare(u64),
-}
+use expression::{Expression, Wrong};
 
-/// The largest share of RAM that can be asked for: 10000 %.
-const SHARE_MAX: u64 = 100 * 100 * 100;
+mod expression;
+
+/// An amount of memory, as it was written. How much that is may depend on this machine's RAM.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Size {
+    text: String,
+    expression: Expression,
+}
 
 impl Size {
     /// Half of RAM.
-    pub const HALF_OF_RAM: Size = Size::RamShare(50 * 100);
+    pub fn half_of_ram() -> Self {
+        "50%".parse().expect("a size")
+    }
 
     /// The number of bytes on a machine with `ram` bytes of memory.
-    pub fn bytes(self, ram: u64) -> u64 {
-        match self {
-            Size::Bytes(bytes) => bytes,
-            Size::RamShare(share) => {
-                let bytes = u128::from(ram) * u128::from(share) / (100 * 100);
-                whole_pages(u64::try_from(bytes).unwrap_or(u64::MAX))
-            }
+    pub fn bytes(&self, ram: u64) -> Result<u64, SizeError> {
+        let bytes = self.expression.value(ram).and_then(|value| value.bytes());
+        let bytes = bytes.map_err(|wrong| SizeError::new(wrong, &self.text))?;
+        Ok(if self.expression.is_exact() { bytes } else { whole_pages(bytes) })
+    }
+
+    /// The number of bytes, if that is the same on every machine.
+    pub fn fixed_bytes(&self) -> Option<u64> {
+        if self.expression.mentions_ram() {
+            return None;
         }
+        // A value that needs no RAM was computed when it was read.
+        self.bytes(0).ok()
+    }
+}
+
+impl fmt::Display for Size {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
     }
 }
 
 /// Why a text is no size.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum SizeError {
-    /// Not a number with a unit.
-    #[error("'{0}' is not a size: write a number of bytes, or one like 512M, 1.5G, 25%")]
+    /// Not a number with a unit, and nothing that is made of such.
+    #[error(
+        "'{0}' is not a size: write a number of bytes, or one like 512M, 1.5G, 25%, or arithmetic \
+         like min(ram / 2, 8G)"
+    )]
     Malformed(String),
+    /// Too much to be read.
+    #[error("'{0}' is too long or too deeply nested for a size: write it in a simpler way")]
+    Complex(String),
     /// More bytes than can be counted.
     #[error("'{0}' is too large: the most is 18446744073709551615 bytes, or 10000% of RAM")]
     TooLarge(String),
+    /// A division by zero.
+    #[error("'{0}' divides by zero")]
+    DividedByZero(String),
+    /// Less than nothing.
+    #[error("'{0}' is less than nothing on this machine: write max(0, ...) around what subtracts")]
+    Negative(String),
+}
+
+impl SizeError {
+    fn new(wrong: Wrong, text: &str) -> Self {
+        // What is far too long is not repeated.
+        let text = text.chars().take(80).collect();
+        match wrong {
+            Wrong::Malformed => Self::Malformed(text),
+            Wrong::Complex => Self::Complex(text),
+            Wrong::TooLarge => Self::TooLarge(text),
+            Wrong::DividedByZero => Self::DividedByZero(text),
+            Wrong::Negative => Self::Negative(text),
+        }
+    }
 }
 
 impl FromStr for Size {
     type Err = SizeError;
 
     fn from_str(text: &str) -> Result<Self, SizeError> {
-        let malformed = || SizeError::Malformed(text.to_owned());
-        let too_large = || SizeError::TooLarge(text.to_owned());
-        let trimmed = text.trim();
-        let split = trimmed.find(|c: char| !c.is_ascii_digit() && c != '.');
-        let (number, unit) = trimmed.split_at(split.unwrap_or(trimmed.len()));
-        let number = Decimal::parse(number).ok_or_else(malformed)?;
-        let unit = unit.trim_start();
-        if unit == "%" {
-            let share = number.times(100).filter(|share| *share <= SHARE_MAX);
-            return share.map(Size::RamShare).ok_or_else(too_large);
+        let expression = Expression::parse(text).map_err(|wrong| SizeError::new(wrong, text))?;
+        if matches!(expression, Expression::Factor(_)) {
+            // It is a unit that was forgotten.
+            return Err(SizeError::Malformed(text.to_owned()));
         }
-        let shift = unit_shift(unit).ok_or_else(malformed)?;
-        if shift == 0 && number.divisor > 1 {
-            return Err(malformed());
+        let size = Self { text: text.trim().to_owned(), expression };
+        if !size.expression.mentions_ram() {
+            size.bytes(0)?;
         }
-        let bytes = number.times(1 << shift).ok_or_else(too_large)?;
-        Ok(Size::Bytes(if number.divisor > 1 { whole_pages(bytes) } else { bytes }))
+        Ok(size)
     }
+}
+
+/// Splits `SIZE,OPTION` at the first comma that is not the size's own.
+pub fn split_option(text: &str) -> (&str, Option<&str>) {
+    let mut depth = 0;
+    for (at, c) in text.char_indices() {
+        match c {
+            '(' => depth += 1,
+            ')' => depth -= 1,
+            ',' if depth <= 0 => return (&text[..at], Some(&text[at + 1..])),
+            _ => {}
+        }
+    }
+    (text, None)
 }
 
 impl<'de> Deserialize<'de> for Size {
@@ -82,17 +128,16 @@ impl<'de> Deserialize<'de> for Size {
             type Value = Size;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a number of bytes, or a size in quotes like \"4G\" or \"25%\"")
+                f.write_str("a number of bytes, or a size in quotes like \"4G\", \"25%\" or \"min(ram / 2, 8G)\"")
             }
 
             fn visit_i64<E: de::Error>(self, bytes: i64) -> Result<Size, E> {
-                u64::try_from(bytes)
-                    .map(Size::Bytes)
-                    .map_err(|_| E::custom(format_args!("{bytes} is not a size: it is negative")))
+                let negative = E::custom(format_args!("{bytes} is not a size: it is negative"));
+                self.visit_u64(u64::try_from(bytes).map_err(|_| negative)?)
             }
 
             fn visit_u64<E: de::Error>(self, bytes: u64) -> Result<Size, E> {
-                Ok(Size::Bytes(bytes))
+                self.visit_str(&bytes.to_string())
             }
 
             fn visit_str<E: de::Error>(self, text: &str) -> Result<Size, E> {
@@ -126,11 +171,6 @@ impl Decimal {
         let divisor = 10u128.pow(u32::try_from(fraction.len()).ok()?);
         let fraction = if fraction.is_empty() { 0 } else { fraction.parse::<u128>().ok()? };
         Some(Self { digits: whole.saturating_mul(divisor).saturating_add(fraction), divisor })
-    }
-
-    /// This number times `factor`, rounded down, if 64 bits hold it.
-    fn times(self, factor: u64) -> Option<u64> {
-        u64::try_from(self.digits.checked_mul(u128::from(factor))? / self.divisor).ok()
     }
 }
 
@@ -189,10 +229,7 @@ mod tests {
     use super::*;
 
     fn bytes(text: &str) -> u64 {
-        match text.parse() {
-            Ok(Size::Bytes(bytes)) => bytes,
-            other => panic!("{text}: {other:?}"),
-        }
+        text.parse::<Size>().unwrap().fixed_bytes().unwrap()
     }
 
     #[test]
@@ -217,11 +254,46 @@ mod tests {
 
     #[test]
     fn shares_of_ram() {
-        assert_eq!("25%".parse(), Ok(Size::RamShare(2500)));
-        assert_eq!("12.5 %".parse(), Ok(Size::RamShare(1250)));
-        assert_eq!(Size::RamShare(2500).bytes(16 << 30), 4 << 30);
-        assert_eq!(Size::RamShare(3333).bytes(10_000 * 4096 + 1), 3333 * 4096);
-        assert_eq!(Size::RamShare(SHARE_MAX).bytes(u64::MAX), whole_pages(u64::MAX));
+        let of = |text: &str, ram| text.parse::<Size>().unwrap().bytes(ram).unwrap();
+        assert_eq!(of("25%", 16 << 30), 4 << 30);
+        assert_eq!(of("12.5 %", 16 << 30), 2 << 30);
+        assert_eq!(of("33.33%", 10_000 * 4096 + 1), 3333 * 4096);
+        assert_eq!(of("100%", u64::MAX), whole_pages(u64::MAX));
+        assert!(matches!("25%".parse::<Size>().unwrap().fixed_bytes(), None));
+    }
+
+    #[test]
+    fn arithmetic_is_rounded_only_where_something_is_divided() {
+        let of = |text: &str| text.parse::<Size>().unwrap().bytes((16 << 30) + 4096).unwrap();
+        assert_eq!(of("min(ram / 2, 8G)"), 8 << 30);
+        assert_eq!(of("ram / 2"), (8 << 30));
+        assert_eq!(of("1G + 1"), (1 << 30) + 1);
+        assert_eq!(of("ram - 4097"), (16 << 30) - 4096);
+        assert_eq!(bytes("2 * 10M"), 20 << 20);
+    }
+
+    #[test]
+    fn what_depends_on_the_machine_fails_there() {
+        let size: Size = "ram - 4G".parse().unwrap();
+        assert_eq!(size.bytes(8 << 30), Ok(4 << 30));
+        assert_eq!(size.bytes(2 << 30), Err(SizeError::Negative("ram - 4G".into())));
+        let size: Size = "1G / (ram - 4G)".parse().unwrap();
+        assert!(matches!(size.bytes(4 << 30), Err(SizeError::DividedByZero(_))));
+        assert!(matches!("1G/0".parse::<Size>(), Err(SizeError::DividedByZero(_))));
+        assert!(matches!("1G-2G".parse::<Size>(), Err(SizeError::Negative(_))));
+        let long = "1+".repeat(1000);
+        assert!(long.parse::<Size>().unwrap_err().to_string().len() < 200);
+    }
+
+    #[test]
+    fn an_option_is_behind_the_size() {
+        assert_eq!(split_option("4G"), ("4G", None));
+        assert_eq!(split_option("4G,name=a,b"), ("4G", Some("name=a,b")));
+        assert_eq!(
+            split_option("min(1G,max(2G,3G)),name=a"),
+            ("min(1G,max(2G,3G))", Some("name=a"))
+        );
+        assert_eq!(split_option("1G),a"), ("1G)", Some("a")));
     }
 
     #[test]

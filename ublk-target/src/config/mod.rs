@@ -1,21 +1,18 @@
-//! What a daemon is to be: the command line and the configuration file made into one checked
+//! What a daemon is to be: the command line and the configuration files made into one checked
 //! [`RunConfig`].
 //!
-//! The file is TOML and knows the same settings as the command line, which wins over it;
-//! `tmem.example.toml` shows all of them.
+//! The files are TOML and know the same settings as the command line, which wins over them. There can be several
+//! ([`files`] says which and in what order); a later one wins key by key, and of `swap` it is all that counts.
+//! `tmem.toml.example` shows every key.
 //!
 //! A key that is not known is an error, and so is a value that cannot work: a daemon that starts
 //! does what was asked for.
 
 use std::collections::HashSet;
-use std::fs;
 use std::io;
-use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use serde::Deserialize;
 use tmem::{SettingsError, WritebackSettings};
-use toml::Spanned;
 
 use crate::backing::{Age, BackingSpec, Permille, Quota, check_file_bytes};
 use crate::cli::RunArgs;
@@ -24,6 +21,13 @@ use crate::daemon::{FrontEnd, check_name, check_swap_bytes, pool_limit_min};
 use crate::exit::{Exit, Failure};
 use crate::nbd::NbdAddress;
 use crate::size::{Human, Size, ram_bytes};
+
+use files::Source;
+use written::{Layer, Said, Written, WrittenSwap, last};
+
+mod files;
+mod show;
+mod written;
 
 /// What of the machine decides whether a setting can work.
 #[derive(Clone, Copy, Debug)]
@@ -36,14 +40,17 @@ pub struct Machine {
 
 impl Machine {
     /// This machine.
-    pub fn here() -> io::Result<Self> {
-        Ok(Self { ram: ram_bytes(), pool_limit_min: pool_limit_min()? })
+    pub fn here() -> Result<Self, Failure> {
+        let pool_limit_min = pool_limit_min().map_err(|error| {
+            Failure::new(Exit::Failure, format!("cannot count the CPUs: {error}"))
+        })?;
+        Ok(Self { ram: ram_bytes(), pool_limit_min })
     }
 
     /// The pool limit in bytes, if it is one that works here.
-    pub fn pool_limit(&self, size: Size) -> Result<u64, Failure> {
+    pub fn pool_limit(&self, size: &Size) -> Result<u64, Failure> {
         let Machine { ram, pool_limit_min: min } = *self;
-        let bytes = size.bytes(ram);
+        let bytes = self.bytes(size)?;
         if (min..=ram).contains(&bytes) {
             return Ok(bytes);
         }
@@ -56,8 +63,8 @@ impl Machine {
     }
 
     /// The size of a backing file in bytes, if it is one that works.
-    pub fn backing_bytes(&self, size: Size) -> Result<u64, Failure> {
-        let bytes = size.bytes(self.ram);
+    pub fn backing_bytes(&self, size: &Size) -> Result<u64, Failure> {
+        let bytes = self.bytes(size)?;
         check_file_bytes(bytes).map_err(|refusal| {
             Failure::new(refusal.code(), format_args!("cannot have such a backing file: {refusal}"))
         })?;
@@ -65,10 +72,14 @@ impl Machine {
     }
 
     /// The size of a swap device in bytes, if it is one that works.
-    fn swap_bytes(&self, size: Size) -> Result<u64, Failure> {
-        let bytes = size.bytes(self.ram);
+    fn swap_bytes(&self, size: &Size) -> Result<u64, Failure> {
+        let bytes = self.bytes(size)?;
         check_swap_bytes(bytes)?;
         Ok(bytes)
+    }
+
+    fn bytes(&self, size: &Size) -> Result<u64, Failure> {
+        size.bytes(self.ram).map_err(|error| Failure::new(Exit::Size, error))
     }
 }
 
@@ -106,31 +117,143 @@ pub struct RunConfig {
     pub swaps: Vec<SwapSpec>,
 }
 
-impl RunConfig {
-    /// Makes one of the command line, the file it names, and the defaults.
-    pub fn new(args: &RunArgs, control: Option<&Path>, machine: &Machine) -> Result<Self, Failure> {
-        let file = match &args.config {
-            Some(path) => File::load(path, machine)?,
-            None => File::default(),
+/// What the configuration files say.
+#[derive(Debug, Default)]
+pub struct Files {
+    layers: Vec<Layer>,
+}
+
+impl Files {
+    /// Reads `file` and nothing else, or if there is none, all files of the system whose root directory is `root`.
+    pub fn read(file: Option<&Path>, root: &Path) -> Result<Self, Failure> {
+        let sources = match file {
+            Some(path) => vec![Source::read(path)?],
+            None => files::read_all(root)?,
         };
-        let pool_limit = match (args.pool_limit, file.pool_limit) {
+        let layers = sources.into_iter().map(Layer::new).collect::<Result<_, ConfigError>>()?;
+        Ok(Self { layers })
+    }
+
+    /// What is said last of a key.
+    fn last<T>(&self, key: impl Fn(&Written) -> &written::Value<T>) -> Option<Said<'_, T>> {
+        last(&self.layers, key)
+    }
+
+    fn cloned<T: Clone>(&self, key: impl Fn(&Written) -> &written::Value<T>) -> Option<T> {
+        self.last(key).map(|said| said.get().clone())
+    }
+
+    fn pool_limit(&self, machine: &Machine) -> Result<Option<u64>, ConfigError> {
+        let said = self.last(|file| &file.pool_limit);
+        let bytes =
+            said.map(|said| machine.pool_limit(said.get()).map_err(|reason| said.wrong(reason)));
+        bytes.transpose()
+    }
+
+    fn swaps(&self, machine: &Machine) -> Result<Vec<SwapSpec>, ConfigError> {
+        let Some(said) = self.last(|file| &file.swap) else { return Ok(Vec::new()) };
+        let specs = said.get().iter().map(|WrittenSwap { size, name }| {
+            let wrong = |span, reason| said.source.wrong(&span, reason);
+            let bytes = machine.swap_bytes(size.get_ref());
+            let bytes = bytes.map_err(|reason| wrong(size.span(), reason))?;
+            if let Some(name) = name {
+                let checked = check_name(name.get_ref()).map_err(Failure::from);
+                checked.map_err(|reason| wrong(name.span(), reason))?;
+            }
+            Ok(SwapSpec { bytes, name: name.as_ref().map(|name| name.get_ref().clone()) })
+        });
+        specs.collect()
+    }
+
+    fn backing(&self, machine: &Machine) -> Result<FileBacking, ConfigError> {
+        let usage = |message: &str| Failure::new(Exit::Usage, message);
+        let path = self.last(|file| &file.backing.path);
+        let size = self.last(|file| &file.backing.size);
+        let force = self.last(|file| &file.backing.force).filter(|force| *force.get());
+        if let Some(path) = path.as_ref().filter(|path| !path.get().is_absolute()) {
+            return Err(path.wrong(usage("the path of a backing file must begin with '/'")));
+        }
+        let without = "there is no path, and this is about what it names: set path too";
+        match (&path, &size, &force) {
+            (None, Some(size), _) => return Err(size.wrong(usage(without))),
+            (None, _, Some(force)) => return Err(force.wrong(usage(without))),
+            (Some(path), _, Some(force)) if force.rank < path.rank => {
+                // What is there would be lost, of something that nobody meant.
+                let message = format!(
+                    "this is of another path than that in {}: set force there too, or not at all",
+                    path.source.path.display()
+                );
+                return Err(force.wrong(usage(&message)));
+            }
+            _ => {}
+        }
+        let bytes =
+            size.map(|size| machine.backing_bytes(size.get()).map_err(|reason| size.wrong(reason)));
+        Ok(FileBacking {
+            path: path.map(|path| path.get().clone()),
+            bytes: bytes.transpose()?,
+            encrypt: self.cloned(|file| &file.backing.encrypt).unwrap_or(true),
+            force: force.is_some(),
+        })
+    }
+
+    fn writeback(&self) -> Result<WritebackSettings, ConfigError> {
+        let low = self.last(|file| &file.writeback.low);
+        let high = self.last(|file| &file.writeback.high);
+        let rate = self.last(|file| &file.writeback.rate);
+        let daily = self.last(|file| &file.writeback.daily);
+        let age = self.last(|file| &file.writeback.age);
+        let value = |said: &Option<Said<'_, Permille>>| said.as_ref().map(|said| said.get().0);
+        let quota = |said: &Option<Said<'_, Quota>>| said.as_ref().and_then(|said| said.get().0);
+        let default = WritebackSettings::default();
+        let settings = WritebackSettings {
+            low_permille: value(&low).unwrap_or(default.low_permille),
+            high_permille: value(&high).unwrap_or(default.high_permille),
+            bytes_per_second: quota(&rate),
+            bytes_per_day: quota(&daily),
+            age_seconds: age.as_ref().and_then(|said: &Said<'_, Age>| said.get().0),
+            keep_copies: self.cloned(|file| &file.writeback.keep).unwrap_or(default.keep_copies),
+        };
+        let Err(error) = settings.check() else { return Ok(settings) };
+        let wrong = match &error {
+            SettingsError::Rate { .. } => rate.map(|said| said.wrong(error.into())),
+            SettingsError::Daily { .. } => daily.map(|said| said.wrong(error.into())),
+            SettingsError::Age => age.map(|said| said.wrong(error.into())),
+            SettingsError::High { .. } => high.map(|said| said.wrong(error.into())),
+            _ => low.or(high).map(|said| said.wrong(error.into())),
+        };
+        // The defaults are right, so something was said.
+        Err(wrong.expect("a setting that is wrong was set"))
+    }
+}
+
+impl RunConfig {
+    /// Makes one of the command line, the files, and the defaults.
+    pub fn new(
+        args: &RunArgs,
+        control: Option<&Path>,
+        files: &Files,
+        machine: &Machine,
+    ) -> Result<Self, Failure> {
+        let pool_limit = match (&args.pool_limit, files.pool_limit(machine)?) {
             (Some(size), _) => machine.pool_limit(size)?,
             (None, Some(bytes)) => bytes,
-            (None, None) => machine.pool_limit(Size::HALF_OF_RAM)?,
+            (None, None) => machine.pool_limit(&Size::half_of_ram())?,
         };
+        let of_files = files.swaps(machine)?;
         let mut swaps = Vec::new();
         for arg in &args.swap {
-            let bytes = machine.swap_bytes(arg.size)?;
+            let bytes = machine.swap_bytes(&arg.size)?;
             swaps.push(SwapSpec { bytes, name: arg.name.clone() });
         }
         if swaps.is_empty() {
-            swaps = file.swaps;
+            swaps = of_files;
         }
         check_distinct(&swaps)?;
-        let (backing, encrypt_backing) = backing(args, file.backing, machine)?;
-        let control = control.map(Path::to_owned).or(file.control);
-        let frontend = args.frontend.or(file.frontend).unwrap_or_default();
-        let nbd = args.nbd.clone().or(file.nbd);
+        let (backing, encrypt_backing) = backing(args, files.backing(machine)?, machine)?;
+        let control = control.map(Path::to_owned).or(files.cloned(|file| &file.control));
+        let frontend = args.frontend.or(files.cloned(|file| &file.frontend)).unwrap_or_default();
+        let nbd = args.nbd.clone().or(files.cloned(|file| &file.nbd));
         let nbd = match frontend {
             FrontEnd::Ublk => nbd,
             FrontEnd::Nbd => Some(nbd.unwrap_or_default()),
@@ -148,17 +271,18 @@ impl RunConfig {
             nbd,
             pool_limit,
             control,
-            swapon: args.swapon || file.swapon,
-            best_effort: args.best_effort || file.best_effort,
+            swapon: args.swapon || files.cloned(|file| &file.swapon).unwrap_or(false),
+            best_effort: args.best_effort
+                || files.cloned(|file| &file.best_effort).unwrap_or(false),
             backing,
             encrypt_backing,
-            writeback: file.writeback,
+            writeback: files.writeback()?,
             swaps,
         })
     }
 }
 
-/// The backing file that the command line names, or else the file, and whether backing files are encrypted.
+/// The backing file that the command line names, or else the files, and whether backing files are encrypted.
 fn backing(
     args: &RunArgs,
     file: FileBacking,
@@ -167,7 +291,7 @@ fn backing(
     let encrypt = file.encrypt && !args.no_encrypt_backing;
     let (path, bytes, force) = match &args.backing {
         Some(arg) => {
-            let bytes = arg.size.map(|size| machine.backing_bytes(size)).transpose()?;
+            let bytes = arg.size.as_ref().map(|size| machine.backing_bytes(size)).transpose()?;
             // That the file may take what it names by force is not said of another.
             (Some(arg.path.clone()), bytes, args.force)
         }
@@ -227,193 +351,13 @@ impl From<ConfigError> for Failure {
     }
 }
 
-/// A configuration file, checked.
-#[derive(Debug, Default)]
-struct File {
-    pool_limit: Option<u64>,
-    control: Option<PathBuf>,
-    swapon: bool,
-    frontend: Option<FrontEnd>,
-    nbd: Option<NbdAddress>,
-    best_effort: bool,
-    backing: FileBacking,
-    writeback: WritebackSettings,
-    swaps: Vec<SwapSpec>,
-}
-
-/// What a configuration file says of the backing file.
+/// What the files say of the backing file, checked.
 #[derive(Debug)]
 struct FileBacking {
     path: Option<PathBuf>,
     bytes: Option<u64>,
     encrypt: bool,
     force: bool,
-}
-
-impl Default for FileBacking {
-    fn default() -> Self {
-        Self { path: None, bytes: None, encrypt: true, force: false }
-    }
-}
-
-/// A configuration file as it is written.
-#[derive(Deserialize)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields)]
-struct Written {
-    pool_limit: Option<Spanned<Size>>,
-    control: Option<PathBuf>,
-    #[serde(default)]
-    swapon: bool,
-    frontend: Option<FrontEnd>,
-    nbd: Option<NbdAddress>,
-    #[serde(default)]
-    best_effort: bool,
-    #[serde(default)]
-    backing: WrittenBacking,
-    #[serde(default)]
-    writeback: WrittenWriteback,
-    #[serde(default)]
-    swap: Vec<WrittenSwap>,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields)]
-struct WrittenBacking {
-    path: Option<Spanned<PathBuf>>,
-    size: Option<Spanned<Size>>,
-    encrypt: Option<bool>,
-    force: Option<Spanned<bool>>,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields)]
-struct WrittenWriteback {
-    low: Option<Spanned<Permille>>,
-    high: Option<Spanned<Permille>>,
-    rate: Option<Spanned<Quota>>,
-    daily: Option<Spanned<Quota>>,
-    age: Option<Spanned<Age>>,
-    #[serde(default)]
-    keep: bool,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields)]
-struct WrittenSwap {
-    size: Spanned<Size>,
-    name: Option<Spanned<String>>,
-}
-
-impl File {
-    fn load(path: &Path, machine: &Machine) -> Result<Self, ConfigError> {
-        let text = fs::read_to_string(path)
-            .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
-        let wrong = |span: Range<usize>, reason| {
-            let (line, key) = place(&text, span.start);
-            ConfigError::Wrong { path: path.to_owned(), line, key, reason }
-        };
-        let written: Written = toml::from_str(&text).map_err(|error| {
-            let span = error.span().unwrap_or(0..0);
-            wrong(span, Failure::new(Exit::Usage, error.message()))
-        })?;
-        let pool_limit = written.pool_limit.map(|size| {
-            machine.pool_limit(*size.get_ref()).map_err(|reason| wrong(size.span(), reason))
-        });
-        let swaps = written.swap.into_iter().map(|WrittenSwap { size, name }| {
-            let bytes = machine.swap_bytes(*size.get_ref());
-            let bytes = bytes.map_err(|reason| wrong(size.span(), reason))?;
-            if let Some(name) = &name {
-                let checked = check_name(name.get_ref()).map_err(Failure::from);
-                checked.map_err(|reason| wrong(name.span(), reason))?;
-            }
-            Ok(SwapSpec { bytes, name: name.map(Spanned::into_inner) })
-        });
-        Ok(Self {
-            pool_limit: pool_limit.transpose()?,
-            swaps: swaps.collect::<Result<_, ConfigError>>()?,
-            backing: written
-                .backing
-                .check(machine)
-                .map_err(|(span, reason)| wrong(span, reason))?,
-            writeback: written.writeback.check().map_err(|(span, reason)| wrong(span, reason))?,
-            control: written.control,
-            swapon: written.swapon,
-            frontend: written.frontend,
-            nbd: written.nbd,
-            best_effort: written.best_effort,
-        })
-    }
-}
-
-/// A value that is wrong: where it is, and why.
-type Wrong = (Range<usize>, Failure);
-
-impl WrittenBacking {
-    fn check(self, machine: &Machine) -> Result<FileBacking, Wrong> {
-        let without = |span, key| {
-            let message =
-                format!("there is no path, and {key} is about what it names: set path too");
-            Err((span, Failure::new(Exit::Usage, message)))
-        };
-        match (&self.path, &self.size, &self.force) {
-            (Some(path), ..) if !path.get_ref().is_absolute() => {
-                let message = "the path of a backing file must begin with '/'";
-                return Err((path.span(), Failure::new(Exit::Usage, message)));
-            }
-            (None, Some(size), _) => return without(size.span(), "size"),
-            (None, _, Some(force)) if *force.get_ref() => return without(force.span(), "force"),
-            _ => {}
-        }
-        let bytes = self.size.map(|size| {
-            machine.backing_bytes(*size.get_ref()).map_err(|reason| (size.span(), reason))
-        });
-        Ok(FileBacking {
-            path: self.path.map(Spanned::into_inner),
-            bytes: bytes.transpose()?,
-            encrypt: self.encrypt.unwrap_or(true),
-            force: self.force.is_some_and(Spanned::into_inner),
-        })
-    }
-}
-
-impl WrittenWriteback {
-    fn check(&self) -> Result<WritebackSettings, Wrong> {
-        let value = |key: &Option<Spanned<Permille>>| key.as_ref().map(|key| key.get_ref().0);
-        let quota = |key: &Option<Spanned<Quota>>| key.as_ref().and_then(|key| key.get_ref().0);
-        let default = WritebackSettings::default();
-        let settings = WritebackSettings {
-            low_permille: value(&self.low).unwrap_or(default.low_permille),
-            high_permille: value(&self.high).unwrap_or(default.high_permille),
-            bytes_per_second: quota(&self.rate),
-            bytes_per_day: quota(&self.daily),
-            age_seconds: self.age.as_ref().and_then(|age| age.get_ref().0),
-            keep_copies: self.keep,
-        };
-        settings.check().map_err(|error| (self.place_of(&error), error.into()))?;
-        Ok(settings)
-    }
-
-    /// Where in the file it is that `error` is about.
-    fn place_of(&self, error: &SettingsError) -> Range<usize> {
-        let [low, high] = [&self.low, &self.high].map(|key| key.as_ref().map(Spanned::span));
-        let span = match error {
-            SettingsError::Rate { .. } => self.rate.as_ref().map(Spanned::span),
-            SettingsError::Daily { .. } => self.daily.as_ref().map(Spanned::span),
-            SettingsError::Age => self.age.as_ref().map(Spanned::span),
-            SettingsError::High { .. } => high,
-            _ => low.or(high),
-        };
-        span.unwrap_or(0..0)
-    }
-}
-
-/// Where in the file a byte is: the line, from 1, and the key that the line sets.
-fn place(text: &str, at: usize) -> (usize, String) {
-    let before = text.get(..at).unwrap_or(text);
-    let number = before.matches('\n').count();
-    let line = text.lines().nth(number).unwrap_or_default();
-    let key = line.split('=').next().unwrap_or_default().trim();
-    (number + 1, if key.is_empty() { "end of line".to_owned() } else { format!("'{key}'") })
 }
 
 #[cfg(test)]
@@ -424,17 +368,24 @@ mod tests {
     const MACHINE: Machine = Machine { ram: 16 << 30, pool_limit_min: 1 << 20 };
 
     /// The configuration that `args` and a file of `text` make.
-    fn with_file(mut args: RunArgs, text: &str) -> Result<RunConfig, Failure> {
-        let home = tempfile::tempdir().unwrap();
-        let path = home.path().join("tmem.toml");
-        fs::write(&path, text).unwrap();
-        args.config = Some(path);
-        RunConfig::new(&args, None, &MACHINE)
+    fn with_file(args: RunArgs, text: &str) -> Result<RunConfig, Failure> {
+        let source = Source { path: "/etc/tmem/tmem.toml".into(), text: text.to_owned() };
+        let files = Files { layers: vec![Layer::new(source)?] };
+        RunConfig::new(&args, None, &files, &MACHINE)
+    }
+
+    /// The configuration that `args` make with no file.
+    fn with_none(args: &RunArgs) -> Result<RunConfig, Failure> {
+        RunConfig::new(args, None, &Files::default(), &MACHINE)
+    }
+
+    fn size(text: &str) -> Size {
+        text.parse().unwrap()
     }
 
     #[test]
     fn defaults() {
-        let config = RunConfig::new(&RunArgs::default(), None, &MACHINE).unwrap();
+        let config = with_none(&RunArgs::default()).unwrap();
         assert_eq!(config.pool_limit, 8 << 30);
         assert_eq!(config.control, PathBuf::from("/run/tmem/control.sock"));
         assert!(!config.swapon && !config.best_effort && config.swaps.is_empty());
@@ -444,7 +395,7 @@ mod tests {
     #[test]
     fn the_nbd_front_end_is_always_somewhere() {
         let args = RunArgs { frontend: Some(FrontEnd::Nbd), ..RunArgs::default() };
-        let config = RunConfig::new(&args, None, &MACHINE).unwrap();
+        let config = with_none(&args).unwrap();
         assert_eq!(config.nbd, Some(NbdAddress::default()));
         let text = "frontend = 'nbd'\nnbd = 'unix:/run/x'\n";
         let config = with_file(RunArgs::default(), text).unwrap();
@@ -469,55 +420,6 @@ mod tests {
     }
 
     #[test]
-    fn the_example_is_a_good_file() {
-        let config = with_file(RunArgs::default(), include_str!("../tmem.example.toml")).unwrap();
-        assert_eq!(config.pool_limit, 8 << 30);
-        assert_eq!(config.swaps, [SwapSpec { bytes: 16 << 30, name: Some("swap0".into()) }]);
-        assert_eq!((config.backing, config.nbd), (None, None));
-        assert_eq!(config.writeback, WritebackSettings::default());
-    }
-
-    #[test]
-    fn what_the_example_leaves_out_is_good_too() {
-        let example = include_str!("../tmem.example.toml");
-        let all = ["nbd", "path", "size"].iter().fold(example.to_owned(), |text, key| {
-            text.replace(&format!("# {key} = "), &format!("{key} = "))
-        });
-        let config = with_file(RunArgs::default(), &all).unwrap();
-        assert_eq!(config.nbd, Some(NbdAddress::default()));
-        let path = "/var/lib/tmem/backing".into();
-        let backing = BackingSpec { path, bytes: Some(64 << 30), encrypt: true, force: false };
-        assert_eq!(config.backing, Some(backing));
-    }
-
-    #[test]
-    fn the_example_has_every_key() {
-        let example = include_str!("../tmem.example.toml");
-        for key in [
-            "pool-limit",
-            "control",
-            "swapon",
-            "frontend",
-            "nbd",
-            "best-effort",
-            "path",
-            "size",
-            "encrypt",
-            "force",
-            "low",
-            "high",
-            "rate",
-            "daily",
-            "age",
-            "keep",
-            "name",
-        ] {
-            let sets = |line: &str| line.trim_start_matches("# ").starts_with(&format!("{key} = "));
-            assert!(example.lines().any(sets), "{key}");
-        }
-    }
-
-    #[test]
     fn a_backing_file_is_named_by_either() {
         let text = "[backing]\npath = '/a'\nsize = '25%'\nencrypt = false\nforce = true\n";
         let of_the_file = with_file(RunArgs::default(), text).unwrap();
@@ -533,7 +435,7 @@ mod tests {
         assert_eq!(of_the_line.backing, Some(spec));
 
         let args = RunArgs { backing: arg(), force: true, ..RunArgs::default() };
-        let alone = RunConfig::new(&args, None, &MACHINE).unwrap();
+        let alone = with_none(&args).unwrap();
         let spec = BackingSpec { path: "/b".into(), bytes: None, encrypt: true, force: true };
         assert_eq!((alone.backing, alone.encrypt_backing), (Some(spec), true));
     }
@@ -541,7 +443,7 @@ mod tests {
     #[test]
     fn whether_to_encrypt_is_said_also_for_a_backing_file_that_is_named_later() {
         let args = RunArgs { no_encrypt_backing: true, ..RunArgs::default() };
-        let config = RunConfig::new(&args, None, &MACHINE).unwrap();
+        let config = with_none(&args).unwrap();
         assert_eq!((config.backing, config.encrypt_backing), (None, false));
         let config = with_file(RunArgs::default(), "[backing]\nencrypt = false\n").unwrap();
         assert_eq!((config.backing, config.encrypt_backing), (None, false));
@@ -552,7 +454,7 @@ mod tests {
     #[test]
     fn force_is_about_a_backing_file() {
         let args = RunArgs { force: true, ..RunArgs::default() };
-        let failure = RunConfig::new(&args, None, &MACHINE).unwrap_err();
+        let failure = with_none(&args).unwrap_err();
         assert_eq!(failure.code, Exit::Usage);
         assert!(failure.message.contains("--backing"), "{failure}");
     }
@@ -560,7 +462,7 @@ mod tests {
     #[test]
     fn a_backing_file_too_small_for_anything_is_refused() {
         let args = RunArgs { backing: Some("/a,size=1M".parse().unwrap()), ..RunArgs::default() };
-        let failure = RunConfig::new(&args, None, &MACHINE).unwrap_err();
+        let failure = with_none(&args).unwrap_err();
         assert_eq!(failure.code, Exit::Size);
         assert!(failure.message.contains("1048576 bytes is out of bounds"), "{failure}");
     }
@@ -586,8 +488,8 @@ mod tests {
     #[test]
     fn the_command_line_wins() {
         let args = RunArgs {
-            pool_limit: Some(Size::Bytes(1 << 30)),
-            swap: vec![SwapArg { size: Size::Bytes(2 << 30), name: None }],
+            pool_limit: Some(size("1G")),
+            swap: vec![SwapArg { size: size("2G"), name: None }],
             ..RunArgs::default()
         };
         let text = "pool-limit = '25%'\n[[swap]]\nsize = '1G'\n[[swap]]\nsize = '1G'\n";
@@ -642,25 +544,21 @@ mod tests {
 
     #[test]
     fn a_file_that_is_not_there() {
-        let args = RunArgs { config: Some("/nonexistent/tmem.toml".into()), ..RunArgs::default() };
-        let failure = RunConfig::new(&args, None, &MACHINE).unwrap_err();
+        let failure =
+            Files::read(Some(Path::new("/nonexistent/tmem.toml")), Path::new("/")).unwrap_err();
         assert_eq!(failure.code, Exit::Usage);
         assert!(failure.message.contains("/nonexistent/tmem.toml"), "{failure}");
     }
 
     #[test]
     fn pool_limits_have_bounds() {
-        for (size, good) in [
-            (Size::Bytes((1 << 20) - 1), false),
-            (Size::Bytes(1 << 20), true),
-            (Size::Bytes(16 << 30), true),
-            (Size::Bytes((16 << 30) + 1), false),
-            (Size::RamShare(0), false),
-        ] {
-            match MACHINE.pool_limit(size) {
-                Ok(_) => assert!(good, "{size:?}"),
+        for (text, good) in
+            [("1M - 1", false), ("1M", true), ("ram", true), ("16G + 1", false), ("0%", false)]
+        {
+            match MACHINE.pool_limit(&size(text)) {
+                Ok(_) => assert!(good, "{text}"),
                 Err(failure) => {
-                    assert!(!good && failure.code == Exit::Size, "{size:?}");
+                    assert!(!good && failure.code == Exit::Size, "{text}");
                     let bounds = "use 1048576 bytes (1M) to 17179869184 bytes (16G)";
                     assert!(failure.message.ends_with(bounds), "{failure}");
                 }
@@ -672,16 +570,17 @@ mod tests {
     fn one_path_is_for_one_socket() {
         let nbd = Some("unix:/run/x".parse().unwrap());
         let args = RunArgs { nbd, ..RunArgs::default() };
-        let failure = RunConfig::new(&args, Some(Path::new("/run/x")), &MACHINE).unwrap_err();
+        let failure = RunConfig::new(&args, Some(Path::new("/run/x")), &Files::default(), &MACHINE)
+            .unwrap_err();
         assert_eq!(failure.code, Exit::Usage);
         assert!(failure.message.contains("cannot be both"), "{failure}");
     }
 
     #[test]
     fn one_name_is_for_one_device() {
-        let swap = SwapArg { size: Size::Bytes(1 << 30), name: Some("a".into()) };
+        let swap = SwapArg { size: size("1G"), name: Some("a".into()) };
         let args = RunArgs { swap: vec![swap.clone(), swap], ..RunArgs::default() };
-        let failure = RunConfig::new(&args, None, &MACHINE).unwrap_err();
+        let failure = with_none(&args).unwrap_err();
         assert_eq!(failure.code, Exit::NameTaken);
     }
 
