@@ -37,6 +37,7 @@ use crate::size::ram_bytes;
 use crate::supply::{Supply, SupplyStats};
 use crate::swap::{self, Host, SwapError, User};
 use crate::ublk::{QueuePlan, ServerError, UblkServer, buffer_budget, plan};
+use crate::watchdog::Pulse;
 
 /// Longest device name, in bytes.
 pub const NAME_MAX: usize = 31;
@@ -405,6 +406,26 @@ impl Daemon {
         let devices = self.snapshot().iter().map(of).collect();
         let (total, supply) = (self.engine.stats(), self.supply.stats());
         DaemonStats { total, supply, devices, backing: self.backing.stats() }
+    }
+
+    /// What the kernel counts of the devices that have a node. Waits for every lock of the engine.
+    pub fn pulses(&self) -> Vec<Pulse> {
+        let _ = self.engine.stats();
+        let devices = self.snapshot();
+        let nodes = devices.iter().filter_map(|device| device.live_node());
+        nodes.filter_map(|node| Pulse::read(Path::new("/sys"), node)).collect()
+    }
+
+    /// Whether a read may wait for the backing file.
+    pub fn reads_from_disk(&self) -> bool {
+        self.backing.file().is_some()
+    }
+
+    /// How much is swapped to all devices, in bytes; what cannot be found out counts as nothing.
+    pub fn swapped(&self) -> u64 {
+        let devices = self.snapshot();
+        let nodes = devices.iter().filter_map(|device| device.live_node());
+        nodes.filter_map(|node| self.host.swapped(node).ok()?).sum()
     }
 
     /// Sets the pool limit, in bytes, and returns it as it is in force. Above it nothing more is

@@ -33,3 +33,4 @@ pub mod table;
 pub mod ublk;
 mod uring;
 pub mod waker;
+pub mod watchdog;

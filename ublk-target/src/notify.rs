@@ -1,4 +1,4 @@
-//! What systemd is told: ready, what is going on, stopping.
+//! What systemd is told: ready, what is going on, alive, stopping.
 //!
 //! Nothing happens without `$NOTIFY_SOCKET`. That systemd cannot be told is no reason to stop
 //! serving devices, so a failure is logged and that is all.
@@ -30,16 +30,26 @@ pub fn status(status: &str) {
     tell(&[NotifyState::Status(status)]);
 }
 
-/// The daemon has begun to stop. While the answer lives, systemd goes on waiting for its end: to
-/// swap off takes as long as it takes to read everything back, and a kill in the middle of that
-/// would hang whoever waits for a page.
-pub fn stopping() -> Patience {
+/// The time after which systemd takes us for dead, if it is to be told that we are not.
+pub fn watchdog_limit() -> Option<Duration> {
+    sd_notify::watchdog_enabled()
+}
+
+/// The daemon serves.
+pub fn alive() {
+    tell(&[NotifyState::Watchdog]);
+}
+
+/// The daemon has begun to stop. While the answer lives, systemd goes on waiting for its end as long as what
+/// `left` says is swapped becomes less: to swap off takes as long as it takes to read everything back. When it becomes
+/// less no longer, for want of memory, waiting for it would only hold up the system's shutdown.
+pub fn stopping(left: impl Fn() -> u64 + Send + 'static) -> Patience {
     tell(&[
         NotifyState::Stopping,
         NotifyState::ExtendTimeoutUsec(PATIENCE.as_micros() as u32),
         NotifyState::Status("taking devices out of use"),
     ]);
-    Patience::ask()
+    Patience::ask(left)
 }
 
 /// Asks systemd for patience until it is dropped.
@@ -49,12 +59,12 @@ pub struct Patience {
 }
 
 impl Patience {
-    fn ask() -> Self {
+    fn ask(left: impl Fn() -> u64 + Send + 'static) -> Self {
         let done = Arc::new(AtomicBool::new(false));
         let mut thread = None;
         if env::var_os("NOTIFY_SOCKET").is_some() {
             let done = Arc::clone(&done);
-            match process::spawn("tmem-patience".into(), move || keep_asking(&done)) {
+            match process::spawn("tmem-patience".into(), move || keep_asking(&done, left)) {
                 Ok(started) => thread = Some(started),
                 Err(error) => log(format_args!("cannot ask systemd for patience: {error}")),
             }
@@ -74,13 +84,18 @@ impl Drop for Patience {
     }
 }
 
-fn keep_asking(done: &AtomicBool) {
+fn keep_asking(done: &AtomicBool, left: impl Fn() -> u64) {
+    let mut before = left();
     loop {
         thread::park_timeout(PATIENCE_PERIOD);
         if done.load(Ordering::Acquire) {
             return;
         }
-        tell(&[NotifyState::ExtendTimeoutUsec(PATIENCE.as_micros() as u32)]);
+        let now = left();
+        if now < before {
+            tell(&[NotifyState::ExtendTimeoutUsec(PATIENCE.as_micros() as u32)]);
+        }
+        before = now;
     }
 }
 

@@ -21,6 +21,7 @@ use crate::exit::{Exit, Failure};
 use crate::log::log;
 use crate::notify;
 use crate::socket::Listener;
+use crate::watchdog::{Watchdog, Watched};
 
 /// How soon a stop that was refused is tried again. The wait doubles each time, up to
 /// [`RETRY_MAX`]: a swapoff that fails for want of memory is work for the whole machine.
@@ -31,11 +32,14 @@ const RETRY_MAX: Duration = Duration::from_secs(32);
 const LOOK_PERIOD: Duration = Duration::from_millis(100);
 
 /// A daemon that has started.
-pub trait Service: Operations {
+pub trait Service: Operations + Watched {
     /// Takes every device out of use, removes it, and ends the daemon's threads. If that cannot be
     /// done, everything that could not be removed goes on as before, and the error says why and
     /// what to do.
     fn shutdown(&self) -> Result<(), Failure>;
+
+    /// How much is swapped to its devices, in bytes.
+    fn swapped(&self) -> u64;
 }
 
 /// Runs the daemon that `start` starts until it is told to stop and has stopped. Each device is
@@ -57,6 +61,7 @@ pub fn run<S: Service + 'static>(
             return Err(system("start the control threads", &error));
         }
     };
+    let watchdog = Watchdog::start(service.clone());
     let added = add_devices(config, &*service, &mut signals, out);
     match &added {
         Ok(Added::All) => {
@@ -66,10 +71,11 @@ pub fn run<S: Service + 'static>(
         Ok(Added::UntilASignal) => log("stopping on a signal"),
         Err(failure) => log(format_args!("stopping: {failure}")),
     }
-    stop(&*service, &mut signals);
+    stop(&service, &mut signals);
     server.stop();
     // Until just now a client could still add a device. Usually none has, and this does nothing.
-    stop(&*service, &mut signals);
+    stop(&service, &mut signals);
+    drop(watchdog);
     added.map(|_| ())
 }
 
@@ -109,8 +115,9 @@ fn wait(signals: &mut Signals) {
 }
 
 /// Stops the daemon, however often that has to be tried.
-fn stop(service: &dyn Service, signals: &mut Signals) {
-    let _patience = notify::stopping();
+fn stop<S: Service + 'static>(service: &Arc<S>, signals: &mut Signals) {
+    let swapping = Arc::clone(service);
+    let _patience = notify::stopping(move || swapping.swapped());
     let mut said = String::new();
     let mut delay = RETRY_FIRST;
     while let Err(failure) = service.shutdown() {

@@ -15,6 +15,7 @@ use crate::program::ProgramError;
 use crate::run::Service;
 use crate::size::ram_bytes;
 use crate::ublk::{DriverError, ServerError};
+use crate::watchdog::{Pulse, Watched};
 
 /// Starts the daemon of a configuration, without devices yet. Call it before any thread is
 /// started.
@@ -69,6 +70,20 @@ impl Operations for Daemon {
 impl Service for Daemon {
     fn shutdown(&self) -> Result<(), Failure> {
         Ok(self.shutdown()?)
+    }
+
+    fn swapped(&self) -> u64 {
+        self.swapped()
+    }
+}
+
+impl Watched for Daemon {
+    fn pulses(&self) -> Vec<Pulse> {
+        self.pulses()
+    }
+
+    fn reads_from_disk(&self) -> bool {
+        self.reads_from_disk()
     }
 }
 

@@ -82,11 +82,23 @@ impl Host {
 
     /// The priority of swap on `path`, if the kernel swaps to it.
     pub fn priority(&self, path: &str) -> Result<Option<i32>, SwapError> {
+        Ok(self.entry(path)?.map(|(_, priority)| priority))
+    }
+
+    /// How much is swapped to `path`, in bytes, if the kernel swaps to it.
+    pub fn swapped(&self, path: &str) -> Result<Option<u64>, SwapError> {
+        Ok(self.entry(path)?.map(|(used, _)| used))
+    }
+
+    /// How much is swapped to `path`, in bytes, and its priority.
+    fn entry(&self, path: &str) -> Result<Option<(u64, i32)>, SwapError> {
         let swaps = self.read("proc/swaps")?;
         Ok(swaps.lines().skip(1).find_map(|line| {
             let mut fields = line.split_ascii_whitespace();
             let is_it = fields.next().map(unescape).as_deref() == Some(Path::new(path));
-            is_it.then(|| fields.next_back()?.parse().ok())?
+            let priority = fields.next_back()?.parse().ok();
+            let used: u64 = fields.next_back()?.parse().ok()?;
+            is_it.then_some((used << 10, priority?))
         }))
     }
 
@@ -222,7 +234,7 @@ mod tests {
     fn a_device_in_use_as_swap_is_told_from_its_neighbours() {
         let swaps = format!(
             "{NO_SWAPS}/swap\\040file  file 1 0 -2\n/dev/ublkb01  partition 1 0 5\n\
-             /dev/ublkb0                             partition\t65532\t\t0\t\t100\n"
+             /dev/ublkb0                             partition\t65532\t\t48\t\t100\n"
         );
         let tree = Tree::new("swap", &swaps, "");
         assert_eq!(tree.0.user(PATH).unwrap(), Some(User::Swap));
@@ -231,6 +243,8 @@ mod tests {
         let priorities =
             [PATH, "/swap file", "/dev/ublkb"].map(|path| tree.0.priority(path).unwrap());
         assert_eq!(priorities, [Some(100), Some(-2), None]);
+        let swapped = [PATH, "/swap file", "/dev/ublkb"].map(|path| tree.0.swapped(path).unwrap());
+        assert_eq!(swapped, [Some(48 << 10), Some(0), None]);
         let message = User::Swap.explain(PATH).to_string();
         assert!(message.contains("`swapoff /dev/ublkb0`"), "{message}");
     }

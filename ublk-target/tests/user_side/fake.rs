@@ -14,9 +14,11 @@ use tmem_ublk_target::device::IoStats;
 use tmem_ublk_target::exit::{Exit, Failure};
 use tmem_ublk_target::run::Service;
 use tmem_ublk_target::socket::Listener;
+use tmem_ublk_target::watchdog::{Pulse, Watched};
 
 /// A daemon that remembers what it is told and serves nothing. A device that is named `busy` cannot be
-/// removed, and with one that is named `mounted` the daemon cannot be shut down.
+/// removed, with one that is named `mounted` the daemon cannot be shut down, and in one that is named `stuck` a
+/// request waits for ever.
 #[derive(Default)]
 pub struct Fake {
     devices: Mutex<Vec<DeviceInfo>>,
@@ -138,6 +140,27 @@ impl Service for Fake {
             return Err(Failure::new(Exit::InUse, "'mounted' is used by pid 7: unmount it"));
         }
         Ok(())
+    }
+
+    fn swapped(&self) -> u64 {
+        0
+    }
+}
+
+impl Watched for Fake {
+    fn pulses(&self) -> Vec<Pulse> {
+        let waiting = |info: &DeviceInfo| u64::from(info.name == "stuck");
+        let pulse = |info: &DeviceInfo| Pulse {
+            path: info.path.clone(),
+            reads_waiting: 0,
+            writes_waiting: waiting(info),
+            ended: 7,
+        };
+        self.list().iter().map(pulse).collect()
+    }
+
+    fn reads_from_disk(&self) -> bool {
+        false
     }
 }
 

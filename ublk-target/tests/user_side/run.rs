@@ -77,6 +77,11 @@ impl Home {
     }
 
     fn start(&self, devices: &str, shutdown_ms: u32) -> Daemon {
+        self.start_watched(devices, shutdown_ms, None)
+    }
+
+    /// With a watchdog that wants to hear of it each `watchdog`.
+    fn start_watched(&self, devices: &str, shutdown_ms: u32, watchdog: Option<Duration>) -> Daemon {
         let mut command = Command::new(env::current_exe().unwrap());
         command.args(["--ignored", "--exact", "run::fake_daemon", "--nocapture"]);
         // With one thread, as on one processor, the harness begins the line that we read.
@@ -84,6 +89,9 @@ impl Home {
         command.env(SOCKET, self.socket()).env(DEVICES, devices);
         command.env(SHUTDOWN_MS, shutdown_ms.to_string());
         command.env("NOTIFY_SOCKET", self.directory.path().join("notify"));
+        if let Some(limit) = watchdog {
+            command.env("WATCHDOG_USEC", limit.as_micros().to_string());
+        }
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let stdout = BufReader::new(child.stdout.take().unwrap());
         Daemon { child: Some(child), stdout }
@@ -91,9 +99,20 @@ impl Home {
 
     /// Checks what systemd is told next.
     fn assert_told(&self, text: &str) {
+        assert_eq!(self.told().unwrap(), text);
+    }
+
+    /// What systemd is told next.
+    fn told(&self) -> io::Result<String> {
         let mut buffer = [0; 1024];
-        let length = self.systemd.recv(&mut buffer).unwrap();
-        assert_eq!(str::from_utf8(&buffer[..length]).unwrap(), text);
+        let length = self.systemd.recv(&mut buffer)?;
+        Ok(str::from_utf8(&buffer[..length]).unwrap().to_owned())
+    }
+
+    /// What systemd is told until nothing comes for so long.
+    fn told_until_silent(&self, silence: Duration) -> Vec<String> {
+        self.systemd.set_read_timeout(Some(silence)).unwrap();
+        std::iter::from_fn(|| self.told().ok()).collect()
     }
 }
 
@@ -189,6 +208,28 @@ fn a_stop_that_is_refused_leaves_the_daemon_running_until_it_can_stop() {
     let (code, log) = daemon.end();
     assert_eq!(code, Some(0));
     assert_eq!(log.matches("tmem: still running: 'mounted' is used by pid 7").count(), 1, "{log}");
+}
+
+#[test]
+fn the_watchdog_is_told_as_long_as_requests_end() {
+    const WATCHDOG: &str = "WATCHDOG=1\n";
+    let home = Home::new();
+    let daemon = home.start_watched("a,b", 0, Some(Duration::from_millis(80)));
+    let told: Vec<_> = std::iter::from_fn(|| home.told().ok()).take(10).collect();
+    assert_eq!(told.iter().filter(|text| *text == READY).count(), 1, "{told:?}");
+    assert_eq!(told.iter().filter(|text| *text == WATCHDOG).count(), 9, "{told:?}");
+    daemon.signal(Signal::TERM);
+    assert_eq!(daemon.end().0, Some(0));
+
+    let home = Home::new();
+    let daemon = home.start_watched("a,stuck", 0, Some(Duration::from_millis(80)));
+    // At first nobody knows, and then there is silence.
+    let told = home.told_until_silent(Duration::from_secs(2));
+    assert!(told.iter().any(|text| text == READY), "{told:?}");
+    daemon.signal(Signal::TERM);
+    let (code, log) = daemon.end();
+    assert_eq!(code, Some(0));
+    assert!(log.contains("/dev/ublkb1 has not ended any request"), "{log}");
 }
 
 #[test]
