@@ -57,3 +57,19 @@ install_nbd_tools() {
     as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
         libnbd-bin python3 python3-libnbd qemu-utils fio >/dev/null
 }
+
+# What reads what scripts/install brings: the shells, and systemd.
+install_packaging_tools() {
+    local tool missing=''
+    for tool in zsh fish systemd-analyze; do
+        command -v $tool >/dev/null || missing+=" ${tool/systemd-analyze/systemd}"
+    done
+    [ -n "$missing" ] || return 0
+    command -v apt-get >/dev/null || {
+        echo "missing:$missing: install what your distribution calls them" >&2
+        return 1
+    }
+    as_root apt-get update -qq
+    # shellcheck disable=SC2086 # words
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $missing >/dev/null
+}

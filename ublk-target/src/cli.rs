@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::{Args, Parser, Subcommand};
+use clap_complete::Shell;
 
 use crate::backing::{ValueError, WritebackChange};
 use crate::control::DEFAULT_SOCKET;
@@ -70,6 +71,12 @@ pub enum Command {
     Config(ConfigArgs),
     /// Check whether this machine is fit for tmem, and say what to do where it is not
     Doctor(DoctorArgs),
+    /// Print a shell's completions; for packaging
+    #[command(hide = true)]
+    Completions {
+        /// The shell
+        shell: Shell,
+    },
 }
 
 /// What `tmem set` can set, for its help.
@@ -339,6 +346,18 @@ mod tests {
     #[test]
     fn the_definition_is_sound() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn shells_complete_every_command() {
+        for shell in [Shell::Bash, Shell::Zsh, Shell::Fish] {
+            let mut text = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "tmem", &mut text);
+            let text = String::from_utf8(text).unwrap();
+            for word in ["run", "stats", "doctor", "pool-limit"] {
+                assert!(text.contains(word), "{shell}: {word}");
+            }
+        }
     }
 
     #[test]

@@ -3,6 +3,8 @@
 use std::io::{self, Write};
 use std::path::Path;
 
+use clap::CommandFactory;
+
 use crate::backing::BackingSpec;
 use crate::cli::{AddCommand, BackingArg, Cli, Command, ConfigArgs, DoctorArgs, RunArgs, Setting};
 use crate::config::{Files, Machine};
@@ -36,6 +38,11 @@ pub fn execute(
         Command::Config(ConfigArgs { config, root }) => {
             let files = Files::read(config.as_deref(), root)?;
             print(out, &files.show(&Machine::here()?)?)?;
+        }
+        Command::Completions { shell } => {
+            let mut text = Vec::new();
+            clap_complete::generate(*shell, &mut Cli::command(), "tmem", &mut text);
+            print(out, &String::from_utf8_lossy(&text))?;
         }
         Command::Doctor(args) => return examine(args, out),
     }
