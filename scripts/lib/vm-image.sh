@@ -9,6 +9,17 @@
 VM_PACKAGES=(qemu-system-x86 linux-image-6.12-amd64 busybox-static zstd xz-utils cpio kmod
     e2fsprogs util-linux mount fio dmsetup bash coreutils procps nbd-client)
 
+# Debian packages of a guest that systemd boots (`scripts/vm --system`), and where what they bring is kept.
+VM_SYSTEM_PACKAGES=(systemd systemd-sysv udev kmod mount util-linux bash coreutils grep sed mawk procps base-passwd)
+
+# Its units that have nothing to do here and take time.
+VM_SYSTEM_MASKED=(getty.target systemd-logind.service systemd-hwdb-update.service systemd-firstboot.service
+    systemd-sysusers.service systemd-update-utmp.service systemd-update-utmp-runlevel.service systemd-random-seed.service
+    systemd-user-sessions.service systemd-networkd.socket ldconfig.service dev-hugepages.mount dev-mqueue.mount
+    sys-kernel-config.mount sys-kernel-tracing.mount sys-fs-fuse-connections.mount
+    proc-sys-fs-binfmt_misc.automount systemd-ask-password-console.path systemd-ask-password-wall.path
+    systemd-journal-flush.service systemd-binfmt.service remote-fs.target timers.target e2scrub_reap.service)
+
 # Kernel modules for the guest; what they depend on is added.
 VM_BOOT_MODULES=(virtio_blk ext4)
 VM_MODULES=(ublk_drv nbd zram loop dm-mod dm-delay dm-flakey lz4 lz4hc zstd lzo lzo-rle
@@ -190,6 +201,91 @@ vm_build_root() {
     rm -rf "$root"
 }
 
+# The packages of VM_SYSTEM_PACKAGES and all that they need, unpacked; from the host's own sources, whatever it has installed
+# itself. None of their scripts is run, so it takes no root.
+vm_build_debian() {
+    local target=$2 work deb path
+    work=$(mktemp -d "$VM_CACHE/debian.XXXXXX")
+    mkdir -p "$work"/{archives/partial,root}
+    : >"$work/status"
+    apt-get -q -y -o Dir::State::status="$work/status" -o Dir::Cache::archives="$work/archives" \
+        -o APT::Get::Download-Only=true -o APT::Sandbox::User= -o Debug::NoLocking=1 \
+        --no-install-recommends install "${VM_SYSTEM_PACKAGES[@]}" >"$work/log" 2>&1 ||
+        vm_die "apt-get does not bring ${VM_SYSTEM_PACKAGES[*]}" "$(tail -5 "$work/log")"
+    mkdir -p "$work"/root/usr/{bin,sbin,lib,lib64}
+    for path in bin sbin lib lib64; do ln -s usr/$path "$work/root/$path"; done
+    for deb in "$work"/archives/*.deb; do
+        dpkg-deb --fsys-tarfile "$deb" |
+            tar -x --keep-directory-symlink --no-same-owner -C "$work/root" \
+                --exclude='./usr/share/doc/*' --exclude='./usr/share/man/*' --exclude='./usr/share/locale/*' \
+                --exclude='./usr/share/zoneinfo/*' --exclude='./usr/share/perl5/*' --exclude='./usr/lib/*/perl*' \
+                --exclude='./usr/share/bash-completion/*' --exclude='./usr/lib/udev/hwdb.d/*' ||
+            vm_die "cannot unpack $deb"
+    done
+    tar -cf "$target" -C "$work/root" .
+    rm -rf "$work"
+}
+
+# A Debian that systemd boots, with what scripts/install installs, and our programs.
+vm_build_system() {
+    local release=$1 target=$2 base=$3 root file path
+    shift 3
+    root=$(mktemp -d "$VM_CACHE/system.XXXXXX")
+    tar -xf "$base" -C "$root"
+    mkdir -p "$root"/{etc,proc,sys,dev,run,tmp,tests,results,mnt,root,var/{lib,log,tmp}}
+    cp "$root/usr/share/base-passwd/passwd.master" "$root/etc/passwd"
+    cp "$root/usr/share/base-passwd/group.master" "$root/etc/group"
+    # An alternative of Debian's, and the groups that udev's rules name: packages' scripts would have made them.
+    ln -s mawk "$root/usr/bin/awk"
+    for path in input sgx kvm render; do echo "$path:x:$((900 + ${#path})):" >>"$root/etc/group"; done
+    echo 6d74656d6d74656d6d74656d6d74656d >"$root/etc/machine-id"
+    echo tmem-vm >"$root/etc/hostname"
+    echo '/dev/vda / ext4 rw 0 0' >"$root/etc/fstab"
+    mkdir -p "$root/etc/systemd/journald.conf.d" "$root/etc/systemd/system"
+    # What is logged is on the console too, where the host sees it.
+    printf '[Journal]\nStorage=volatile\nRuntimeMaxUse=8M\nForwardToConsole=yes\nTTYPath=/dev/ttyS0\nMaxLevelConsole=info\n' \
+        >"$root/etc/systemd/journald.conf.d/vm.conf"
+    for path in "${VM_SYSTEM_MASKED[@]}"; do ln -s /dev/null "$root/etc/systemd/system/$path"; done
+    cat >"$root/etc/systemd/system/tmem-vm.service" <<'END'
+[Unit]
+After=multi-user.target
+[Service]
+ExecStart=/tests/system-init
+KillMode=process
+END
+    for file in $(vm_closure "$@"); do
+        case $file in
+            /lib/* | /lib64/* | /usr/lib/*) path=$root$file ;;
+            *) path=$root/usr/bin/$(basename "$file") ;;
+        esac
+        # Debian's own libraries are its own.
+        [ -e "$path" ] || install -D -m 755 "$file" "$path"
+    done
+    TMEM_BIN=$root/usr/bin/tmem "$VM_ROOT/scripts/install" --prefix /usr --destdir "$root" >/dev/null
+    mkdir -p "$root/etc/systemd/system/swap.target.wants"
+    ln -s /usr/lib/systemd/system/tmem.service "$root/etc/systemd/system/swap.target.wants/"
+    for file in $(vm_module_files "$release" "${VM_BOOT_MODULES[@]}" ublk_drv); do
+        path=$root/usr/lib/modules/$release/${file#*/modules/"$release"/}
+        mkdir -p "$(dirname "$path")"
+        vm_unpack_module "$file" "${path%%.ko*}.ko"
+    done
+    cp /lib/modules/"$release"/modules.{order,builtin,builtin.modinfo} \
+        "$root/usr/lib/modules/$release/"
+    PATH=$PATH:$VM_PATH depmod --basedir "$root" "$release"
+    PATH=$PATH:$VM_PATH mke2fs -q -t ext4 -E root_owner=0:0 -m 0 -d "$root" \
+        "$target" $(($(du -sm "$root" | cut -f1) * 5 / 4 + 64))M
+    rm -rf "$root"
+}
+
+vm_prepare_base() {
+    mkdir -p "$VM_CACHE"
+    VM_BASE=$(vm_cached debian "$({
+        declare -f vm_build_debian
+        echo "${VM_SYSTEM_PACKAGES[*]}"
+        cat /etc/debian_version
+    } | vm_hash)" vm_build_debian -)
+}
+
 # vm_cached KIND HASH BUILDER ARGS...: path of the cached file, built when it is not there. The last
 # four of a kind are kept, for runs side by side with different binaries.
 vm_cached() {
@@ -222,6 +318,15 @@ vm_prepare() {
     vm_prepare_kernel
     VM_INITRAMFS=$(vm_cached initramfs "$(echo "$recipe $release" | vm_hash)" \
         vm_build_initramfs "$release")
+    if [ -n "${VM_SYSTEM:-}" ]; then
+        vm_prepare_base
+        VM_IMAGE=$(vm_cached system "$({
+            echo "$recipe $release $VM_BASE"
+            cat "$VM_ROOT/scripts/install" "$VM_ROOT"/dist/*
+            sha256sum "$@"
+        } | vm_hash)" vm_build_system "$release" "$VM_BASE" "$@")
+        return
+    fi
     VM_IMAGE=$(vm_cached root "$({
         echo "$recipe $release ${VM_TREES[*]} $*"
         stat -L -c '%n %s %Y' $(vm_closure $(vm_root_programs)) "$(command -v busybox)"

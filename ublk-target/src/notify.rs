@@ -15,10 +15,10 @@ use crate::log::log;
 use crate::process;
 
 /// How much longer systemd shall wait for the end, each time that it is asked to.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(30);
 
-/// How often it is asked.
-const PATIENCE_PERIOD: Duration = Duration::from_secs(20);
+/// How often it may be asked.
+const PATIENCE_PERIOD: Duration = Duration::from_secs(10);
 
 /// The daemon is ready: every device that was asked for is there.
 pub fn ready(status: &str) {
@@ -42,7 +42,7 @@ pub fn alive() {
 
 /// The daemon has begun to stop. While the answer lives, systemd goes on waiting for its end as long as what
 /// `left` says is swapped becomes less: to swap off takes as long as it takes to read everything back. When it becomes
-/// less no longer, for want of memory, waiting for it would only hold up the system's shutdown.
+/// less no longer, for want of memory, waiting for it would only hold up the system's shutdown; the daemon goes on trying.
 pub fn stopping(left: impl Fn() -> u64 + Send + 'static) -> Patience {
     tell(&[
         NotifyState::Stopping,
@@ -85,22 +85,63 @@ impl Drop for Patience {
 }
 
 fn keep_asking(done: &AtomicBool, left: impl Fn() -> u64) {
-    let mut before = left();
+    let mut progress = Progress { least: left() };
     loop {
         thread::park_timeout(PATIENCE_PERIOD);
         if done.load(Ordering::Acquire) {
             return;
         }
-        let now = left();
-        if now < before {
+        if progress.is_made(left()) {
             tell(&[NotifyState::ExtendTimeoutUsec(PATIENCE.as_micros() as u32)]);
         }
-        before = now;
+    }
+}
+
+/// Whether swapping off gets on.
+struct Progress {
+    least: u64,
+}
+
+impl Progress {
+    /// It does if less is left than ever, by a sixteenth. Each swapoff that fails reads some back, which is swapped again
+    /// afterwards: a little less now and then is no progress.
+    fn is_made(&mut self, left: u64) -> bool {
+        let enough = self.least > 0 && left <= self.least - self.least / 16;
+        if enough && left < self.least {
+            self.least = left;
+            return true;
+        }
+        false
     }
 }
 
 fn tell(state: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(state) {
         log(format_args!("cannot notify systemd: {error}"));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_comes_and_goes_is_no_progress() {
+        let mut progress = Progress { least: 1600 };
+        let made = [1600, 1550, 1510, 1590, 1500, 1500, 1450, 1700, 1400, 5, 5, 4, 0, 0];
+        let made = made.map(|left| progress.is_made(left));
+        let expected = [4, 8, 9, 11, 12];
+        for (at, made) in made.into_iter().enumerate() {
+            assert_eq!(made, expected.contains(&at), "{at}");
+        }
+        assert!(!Progress { least: 0 }.is_made(0));
+        // However it goes down, it is not for ever.
+        let mut progress = Progress { least: u64::MAX };
+        let mut left = u64::MAX;
+        let steps = std::iter::from_fn(|| {
+            left -= left.div_ceil(16);
+            progress.is_made(left).then_some(())
+        });
+        assert!(steps.count() < 1000);
     }
 }

@@ -3,6 +3,7 @@
 //! A case is a directory below `tests/config`: in `root` the files of a system, and beside it either `expected`, what
 //! `tmem config` prints for it, or `error`, a part of each line of which the message must have. With
 //! `TMEM_BLESS=1` what is printed becomes what is expected.
+#![allow(clippy::unwrap_used, reason = "a test fails by a panic")]
 
 use std::collections::BTreeSet;
 use std::fs;

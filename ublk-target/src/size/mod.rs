@@ -259,7 +259,7 @@ mod tests {
         assert_eq!(of("12.5 %", 16 << 30), 2 << 30);
         assert_eq!(of("33.33%", 10_000 * 4096 + 1), 3333 * 4096);
         assert_eq!(of("100%", u64::MAX), whole_pages(u64::MAX));
-        assert!(matches!("25%".parse::<Size>().unwrap().fixed_bytes(), None));
+        assert_eq!("25%".parse::<Size>().unwrap().fixed_bytes(), None);
     }
 
     #[test]

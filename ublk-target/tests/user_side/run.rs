@@ -165,7 +165,7 @@ impl Drop for Daemon {
 
 const READY: &str = "READY=1\nSTATUS=serving 2 devices\n";
 const STOPPING: &str =
-    "STOPPING=1\nEXTEND_TIMEOUT_USEC=60000000\nSTATUS=taking devices out of use\n";
+    "STOPPING=1\nEXTEND_TIMEOUT_USEC=30000000\nSTATUS=taking devices out of use\n";
 
 const REFUSED: &str = "STATUS=still running: 'mounted' is used by pid 7: unmount it\n";
 
