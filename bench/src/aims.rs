@@ -1,8 +1,8 @@
 //! Aims: what the project has set itself, and whether a run met it.
 //!
 //! Each aim is a ratio to something else in the same run on the same machine, by the default front
-//! end: to kernel zram, or with a backing file to what the aim names. It is judged by the median over the rounds, on
-//! every platform that it was measured on.
+//! end: to kernel zram, or with a backing file to what the aim names; what is a ratio itself is against nothing. It is
+//! judged by the median over the rounds, on every platform that it was measured on.
 //!
 //! With a backing file a program is run with and without the kernel's readahead, and each contender is judged by the
 //! case in which it took less time: that is what its user would set.
@@ -11,6 +11,7 @@ use crate::results::{Platform, Results, Series, Spread, Suite};
 
 const CONTENDER: &str = "tmem-ublk";
 const CONTENDER_WITH_DISK: &str = "tmem-backed";
+const ENGINE: &str = "tmem";
 
 /// What says which case is a contender's better one.
 const BETTER_BY: &str = "wall";
@@ -22,6 +23,17 @@ pub enum Limit {
     AtMost(f64),
 }
 
+/// What an aim is against.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Against {
+    /// The suite's baseline, in the same case.
+    Baseline,
+    /// Another contender, each in its better case.
+    Best(&'static str),
+    /// Nothing: the metric is a ratio already.
+    Nothing,
+}
+
 pub struct Aim {
     pub what: &'static str,
     pub metric: &'static str,
@@ -29,18 +41,17 @@ pub struct Aim {
     suite: Suite,
     /// None: every case of the suite that has the metric.
     case: Option<&'static str>,
-    /// Whom it is against, each in its better case; none: the baseline, in the same case.
-    pub against: Option<&'static str>,
+    pub against: Against,
 }
 
-pub const AIMS: [Aim; 7] = [
+pub const AIMS: [Aim; 8] = [
     Aim {
         what: "random read at depth 1",
         metric: "latency_mean",
         limit: Limit::AtMost(2.5),
         suite: Suite::Device,
         case: Some("randread-4k-qd1"),
-        against: None,
+        against: Against::Baseline,
     },
     Aim {
         what: "random read at depth 32",
@@ -48,7 +59,7 @@ pub const AIMS: [Aim; 7] = [
         limit: Limit::AtLeast(0.6),
         suite: Suite::Device,
         case: Some("randread-4k-qd32"),
-        against: None,
+        against: Against::Baseline,
     },
     Aim {
         what: "sequential write, 128 KiB",
@@ -56,7 +67,7 @@ pub const AIMS: [Aim; 7] = [
         limit: Limit::AtLeast(0.95),
         suite: Suite::Device,
         case: Some("write-128k"),
-        against: None,
+        against: Against::Baseline,
     },
     Aim {
         what: "swapping programs",
@@ -64,7 +75,7 @@ pub const AIMS: [Aim; 7] = [
         limit: Limit::AtMost(1.15),
         suite: Suite::Swap,
         case: None,
-        against: None,
+        against: Against::Baseline,
     },
     Aim {
         what: "programs beyond the pool",
@@ -72,7 +83,7 @@ pub const AIMS: [Aim; 7] = [
         limit: Limit::AtMost(0.6),
         suite: Suite::Writeback,
         case: None,
-        against: Some("disk"),
+        against: Against::Best("disk"),
     },
     Aim {
         what: "programs beyond the pool",
@@ -80,7 +91,7 @@ pub const AIMS: [Aim; 7] = [
         limit: Limit::AtMost(1.0),
         suite: Suite::Writeback,
         case: None,
-        against: Some("zswap"),
+        against: Against::Best("zswap"),
     },
     Aim {
         what: "written to the disk",
@@ -88,7 +99,15 @@ pub const AIMS: [Aim; 7] = [
         limit: Limit::AtMost(0.5),
         suite: Suite::Writeback,
         case: None,
-        against: Some("zswap"),
+        against: Against::Best("zswap"),
+    },
+    Aim {
+        what: "written for a byte of real heaps",
+        metric: "written_per_byte",
+        limit: Limit::AtMost(0.45),
+        suite: Suite::Density,
+        case: None,
+        against: Against::Nothing,
     },
 ];
 
@@ -123,24 +142,39 @@ impl Aim {
 
     /// The verdicts on this aim; none if nothing was measured that it is about.
     pub fn verdicts(&self, all: &[Results]) -> Vec<Verdict> {
-        let mut verdicts = Vec::new();
-        for results in all {
-            if let Some(against) = self.against {
-                verdicts.extend(self.by_program(results, against));
-                continue;
-            }
-            for base in results.samples.iter().filter(|one| one.contender == results.baseline) {
-                if self.is_about(results.suite, &base.case, &base.metric) {
-                    let own = results.series(&base.case, CONTENDER, &base.metric);
-                    verdicts.push(Verdict {
-                        platform: results.platform,
-                        case: base.case.clone(),
-                        ratio: own.map(|own| own.ratio_to(base)),
-                    });
-                }
-            }
-        }
-        verdicts
+        let verdicts = |results| match self.against {
+            Against::Baseline => self.by_case(results),
+            Against::Best(against) => self.by_program(results, against),
+            Against::Nothing => self.by_itself(results),
+        };
+        all.iter().flat_map(verdicts).collect()
+    }
+
+    fn by_case(&self, results: &Results) -> Vec<Verdict> {
+        let is_base = |one: &&Series| {
+            one.contender == results.baseline
+                && self.is_about(results.suite, &one.case, &one.metric)
+        };
+        let verdict = |base: &Series| Verdict {
+            platform: results.platform,
+            case: base.case.clone(),
+            ratio: results
+                .series(&base.case, CONTENDER, &base.metric)
+                .map(|own| own.ratio_to(base)),
+        };
+        results.samples.iter().filter(is_base).map(verdict).collect()
+    }
+
+    fn by_itself(&self, results: &Results) -> Vec<Verdict> {
+        let is_own = |one: &&Series| {
+            one.contender == ENGINE && self.is_about(results.suite, &one.case, &one.metric)
+        };
+        let verdict = |own: &Series| Verdict {
+            platform: results.platform,
+            case: own.case.clone(),
+            ratio: Some(own.spread()),
+        };
+        results.samples.iter().filter(is_own).map(verdict).collect()
     }
 
     /// The verdicts for each program, whatever the readahead.
@@ -188,7 +222,7 @@ fn best<'a>(
 
 /// The aim's limit for a case's metric, if there is an aim for it against the baseline in the same case.
 pub fn limit_of(suite: Suite, case: &str, metric: &str) -> Option<Limit> {
-    let is_it = |aim: &&Aim| aim.against.is_none() && aim.is_about(suite, case, metric);
+    let is_it = |aim: &&Aim| aim.against == Against::Baseline && aim.is_about(suite, case, metric);
     AIMS.iter().find(is_it).map(|aim| aim.limit)
 }
 
@@ -266,6 +300,23 @@ mod tests {
         let written = AIMS[6].verdicts(&all);
         assert_eq!((written.len(), written[0].ratio.unwrap().median), (1, 0.5));
         assert_eq!(limit_of(Suite::Writeback, "touch-pc0", "wall"), None);
+    }
+
+    #[test]
+    fn what_is_a_ratio_is_judged_by_itself() {
+        let lower = Better::Lower;
+        let density = results(
+            Suite::Density,
+            &[
+                ("in-order", "tmem", "written_per_byte", lower, &[0.5, 0.3, 0.4]),
+                ("in-order", "tmem-encrypted", "written_per_byte", lower, &[0.9]),
+                ("fresh", "tmem", "bytes_per_byte", lower, &[0.9]),
+            ],
+            &[],
+        );
+        let verdicts = AIMS[7].verdicts(&[density]);
+        assert_eq!((verdicts.len(), verdicts[0].ratio.unwrap().median), (1, 0.4));
+        assert_eq!(limit_of(Suite::Density, "in-order", "written_per_byte"), None);
     }
 
     #[test]

@@ -29,6 +29,7 @@ mod samples;
 mod speed;
 mod timing;
 mod workloads;
+mod written;
 mod zram;
 
 use std::fs::File;
@@ -39,11 +40,13 @@ use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
 use serde::Serialize;
 
+use crate::density::Point;
 use crate::gather::{PageSet, Source, page_set};
 use crate::report::{Machine, note};
 use crate::results::{Platform, Results, Suite};
 use crate::samples::{Line, NotRun};
 use crate::speed::Effort;
+use crate::written::Written;
 
 const QUICK: Effort = Effort { pages: 4096, rounds: 5 };
 const FULL: Effort = Effort { pages: usize::MAX, rounds: 9 };
@@ -68,7 +71,7 @@ struct Arguments {
 enum What {
     /// Time of puts and gets against bare lz4, and against zram by direct I/O.
     Engine(Common),
-    /// Memory against kernel zram.
+    /// Memory against kernel zram, and what is written to a backing file.
     Density(Common),
     /// Time of going on from the memory of a process that has died.
     Attach {
@@ -145,6 +148,13 @@ struct Report<T> {
     not_run: Vec<NotRun>,
 }
 
+/// What `density` found, by round.
+#[derive(Serialize)]
+struct DensityFigures {
+    points: Vec<Vec<Point>>,
+    written: Vec<Written>,
+}
+
 /// What a kind of measurement gives: figures for the report, lines for `collect`, and who is missing.
 struct Measured<T> {
     figures: T,
@@ -164,9 +174,15 @@ fn main() -> Result<()> {
         }
         What::Density(common) => report(&common, |set| {
             let rounds = if common.quick { 1 } else { DENSITY_ROUNDS };
-            let (figures, not_run) = density::run(&set.pages, rounds, common.limit << 20)?;
-            density::print(&figures[0]);
-            Ok(Measured { lines: density::lines(&figures), figures, not_run })
+            let (points, not_run) = density::run(&set.pages, rounds, common.limit << 20)?;
+            density::print(&points[0]);
+            let mut lines = density::lines(&points);
+            // The seed had no backing file.
+            let rounds = if cfg!(feature = "seed-zbud") { 0 } else { rounds };
+            let written = written::run(&set.pages, rounds, written::POOL_BYTES)?;
+            written::print(&written);
+            lines.extend(written::lines(&written));
+            Ok(Measured { figures: DensityFigures { points, written }, lines, not_run })
         }),
         What::Attach { common, gib } => report(&common, |set| {
             let rounds = if common.quick { 3 } else { ATTACH_ROUNDS };

@@ -10,7 +10,7 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 
-use crate::aims::{AIMS, Aim, limit_of};
+use crate::aims::{AIMS, Against, Aim, Limit, limit_of};
 use crate::plot::{Bar, Group, bars};
 use crate::results::{Platform, Results, Series, Spread, Suite};
 use crate::samples::Better;
@@ -101,12 +101,16 @@ fn aims(all: &[Results]) -> String {
 }
 
 fn limit(aim: &Aim) -> String {
-    use crate::aims::Limit::{AtLeast, AtMost};
-    let against = aim.against.map_or(String::new(), |against| format!(" {against}'s"));
-    match aim.limit {
-        AtLeast(limit) => format!("{}, at least {limit} times{against}", aim.metric),
-        AtMost(limit) => format!("{}, at most {limit} times{against}", aim.metric),
-    }
+    let (direction, limit) = match aim.limit {
+        Limit::AtLeast(limit) => ("at least", limit),
+        Limit::AtMost(limit) => ("at most", limit),
+    };
+    let of = match aim.against {
+        Against::Baseline => " times".to_owned(),
+        Against::Best(against) => format!(" times {against}'s"),
+        Against::Nothing => String::new(),
+    };
+    format!("{}, {direction} {limit}{of}", aim.metric)
 }
 
 fn judged(aim: &Aim, ratio: f64) -> String {

@@ -78,6 +78,8 @@ pub const PREPARE_TIME: Metric =
     Metric { name: "prepare_per_gib", unit: "ms", better: Better::Lower };
 pub const BYTES_PER_BYTE: Metric =
     Metric { name: "bytes_per_byte", unit: "ratio", better: Better::Lower };
+pub const WRITTEN_PER_BYTE: Metric =
+    Metric { name: "written_per_byte", unit: "ratio", better: Better::Lower };
 
 impl Metric {
     pub fn line(&self, case: &str, contender: &str, value: f64) -> Line {
