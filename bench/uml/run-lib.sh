@@ -14,7 +14,7 @@ ensure_uml() {
 uml_kernel() {
     local kernel
     kernel=$("$root/bench/uml/build" --path)
-    basename "${kernel#*/linux-}"
+    echo "${kernel##*/linux-}"
 }
 
 # answer ARGUMENT NAMES: to --ensure, --platform and --kernel, and ends; returns on any other.
@@ -26,7 +26,7 @@ answer() {
     esac
 }
 
-# in_uml SCRIPT MEMORY K=V...: runs a script of bench/vm; its samples are added to the output.
+# in_uml SCRIPT MEMORY K=V...: runs a script of bench/vm, for at most UML_SECONDS; its samples are added to the output.
 in_uml() {
     local script=$1 memory=$2 kernel status
     shift 2
@@ -45,9 +45,9 @@ in_uml() {
     printf 'export %q\n' "SCRIPT=$script" "$@" >"$job/environment"
 
     say "$script: User-mode Linux $(uml_kernel), pinned to processor 0"
-    timeout --kill-after=5 1800 taskset -c 0 "$kernel" "mem=$memory" ncpus=1 \
+    timeout --kill-after=5 "${UML_SECONDS:-1800}" taskset -c 0 "$kernel" "mem=$memory" ncpus=1 \
         root=/dev/root rootfstype=hostfs hostfs=/ rw init="$job/init" con=null con0=fd:0,fd:1 seccomp=on \
-        quiet </dev/null >"$job/console" 2>&1 &
+        null_blk.nr_devices=0 quiet </dev/null >"$job/console" 2>&1 &
     linux=$!
     touch "$job/output"
     tail --pid=$linux -n +1 -f "$job/output" >&2
