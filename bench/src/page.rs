@@ -155,7 +155,7 @@ fn suite(results: &Results) -> String {
 /// What `scripts/bench` calls the part that has measured it.
 fn part(results: &Results) -> String {
     match (results.suite, results.platform) {
-        (_, Platform::Uml) => key(results.platform),
+        (Suite::Device | Suite::Swap, Platform::Uml) => key(results.platform),
         // In the machine that the block devices are in.
         (Suite::Density, Platform::QemuKvm | Platform::QemuTcg) => key(Suite::Device),
         (suite, _) => key(suite),
@@ -321,11 +321,19 @@ fn about(results: &Results) -> &'static str {
              real machine. The disk is as fast as a real one, so beside the rest it looks faster than it \
              is."
         }
-        (Suite::Writeback, Platform::QemuKvm | Platform::QemuTcg) => {
-            "A pool of a fifth of memory for everybody, for about twice as much as it holds, and a disk of \
-             10,000 requests and 200 MB a second. Waiting for the disk takes as long as with a real one, while \
-             emulated processors are ten to twenty times slower: so what a contender computes weighs more here, \
-             and what it spares the disk less. zram writes nothing back by itself: a shell loop has it do so each second."
+        (Suite::Writeback, Platform::Uml) => {
+            "Code runs natively, and the disk takes as long as a real one. Everybody has the same memory in all: programs \
+             and pool together, a quarter of it for the pool. There is one processor, so nothing is written back \
+             beside the program but while it waits. zram writes nothing back by itself: a shell loop has it do so each second."
+        }
+        (Suite::Writeback, Platform::QemuTcg) => {
+            "A whole small machine, with a pool of a quarter of its memory for everybody, for about twice as much as it holds. \
+             Emulated processors are ten to twenty times slower than real ones, so the disk is ten times slower too; but \
+             the switches from one process to another, of which a page read from tmem needs two and one from zram or zswap none, \
+             are slower than that. User-mode Linux is nearer to a real machine."
+        }
+        (Suite::Writeback, Platform::QemuKvm) => {
+            "A whole small machine, with a pool of a quarter of its memory for everybody, for about twice as much as it holds."
         }
         (_, Platform::QemuTcg) => {
             "Emulated processors are ten to twenty times slower than real ones, and not evenly so: \

@@ -124,7 +124,7 @@ start_null() {
 }
 
 # start_zram_device COMPRESSOR SIZE [BACKING]. One zram device is used by one compressor at a time; each gets a
-# device of its own. With a disk behind it, it has the limit that tmem's pool has.
+# device of its own. With a disk behind it, what it takes is limited to POOL_LIMIT, its table included.
 start_zram_device() {
     local number set
     load zram num_devices=0
@@ -136,14 +136,15 @@ start_zram_device() {
         echo "$3" >"$set/backing_dev" || { reason="zram does not take $3 as its backing device"; return 1; }
     fi
     echo "$2" >"$set/disksize" || { reason="zram refuses the size $2"; return 1; }
-    [ -z "${3:-}" ] || pool_limit_bytes >"$set/mem_limit" || { reason="zram refuses its limit"; return 1; }
+    [ -z "${3:-}" ] || echo $(($(size_bytes "$POOL_LIMIT") - $(table_of "$DEVICE"))) >"$set/mem_limit" ||
+        { reason="zram refuses its limit"; return 1; }
 }
 
-# POOL_LIMIT as a number; of memory, if it is a part of that.
-pool_limit_bytes() {
-    case $POOL_LIMIT in
-        *%) mem "${POOL_LIMIT%\%}" ;;
-        *) bytes "$POOL_LIMIT" ;;
+# size_bytes SIZE: as a number; of memory, if it is a part of that.
+size_bytes() {
+    case $1 in
+        *%) mem "${1%\%}" ;;
+        *) bytes "$1" ;;
     esac
 }
 
@@ -151,13 +152,13 @@ pool_limit_bytes() {
 # when the pool is fuller than three quarters, what is idle goes to the disk, that is what nobody has used since the second
 # before; what does not compress first. It starts no program, for which there may be no memory.
 start_writer() {
-    local set=/sys/block/${DEVICE#/dev/} most=$(($(pool_limit_bytes) * 3 / 4)) used never
+    local set=/sys/block/${DEVICE#/dev/} used most never
     (
         exec {never}<> <(:)
         while :; do
             read -r -t 1 -u "$never"
-            read -r _ _ used _ <"$set/mm_stat"
-            [ "$used" -lt "$most" ] || {
+            read -r _ _ used most _ <"$set/mm_stat"
+            [ "$used" -lt $((most * 3 / 4)) ] || {
                 echo huge_idle >"$set/writeback"
                 echo idle >"$set/writeback"
             }
@@ -208,11 +209,13 @@ figure() {
     awk -v column=$column '{ print $column }' "/sys/block/${DEVICE_OF[$1]#/dev/}/mm_stat"
 }
 
-# pool_of CONTENDER [FIELD]: bytes that it takes for pages and to find them; zram's table, of 16 bytes a
-# page, is not among its figures.
+# table_of DEVICE: bytes of zram's table, which is not among its figures: 16 a page.
+table_of() { echo $(($(blockdev_bytes "$1") / 4096 * 16)); }
+
+# pool_of CONTENDER [FIELD]: bytes that it takes for pages and to find them.
 pool_of() {
     local table=0
-    case $1 in zram-*) table=$(($(blockdev_bytes "${DEVICE_OF[$1]}") / 4096 * 16)) ;; esac
+    case $1 in zram-*) table=$(table_of "${DEVICE_OF[$1]}") ;; esac
     echo $((table + $(figure "$1" "${2:-mem_used_total}")))
 }
 

@@ -41,6 +41,7 @@ in_guest() {
     trap 'rm -rf "$results"' EXIT
     "$root/scripts/vm" "$@" --ensure
     "$root/scripts/vm" "$@" --results "$results" --file "$root/bench/vm/contenders.sh" \
+        --file "$root/bench/vm/disk.sh" \
         -- "$root/bench/vm/$script" >&2 || status=$?
     [ ! -e "$results/samples.jsonl" ] || cat "$results/samples.jsonl" >>"$output"
     [ ! -e "$results/density.jsonl" ] || cat "$results/density.jsonl" >>"$density"

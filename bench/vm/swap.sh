@@ -4,7 +4,8 @@
 # of memory is missing to it, as on a user's machine. `sort` and `python` are in a memory cgroup, which
 # is steadier: their memory is the same whatever else the guest does, and how much is swapped does not
 # hang on the last megabyte. What the swap itself takes is not theirs there, but for zswap: the kernel
-# charges its pool to the cgroup.
+# charges its pool to the cgroup. Where there is a POOL_LIMIT all have the same memory in all: the cgroup of those that have no
+# pool beside it is larger by that.
 #
 # The device is made before a run and removed after it; the kinds take turns within each case, round
 # after round.
@@ -19,11 +20,13 @@
 # start of the program to its end.
 #
 #   ROUNDS (5); PLAN: words CASE=CONTENDER,CONTENDER..., where CASE is a program and its page-cluster,
-#   as touch-pc0; SIZE of the devices; LONGEST, seconds that a program may take; TOUCH_MEMORY, TOUCHES, SORT_LINES, PYTHON_RECORDS: how large the programs are; GROUP_MEMORY;
-#   SORT_SUM, PYTHON_SUM: what they say where memory is enough
+#   as touch-pc0; SIZE of the devices; LONGEST, seconds that a program may take; TOUCH_MEMORY, TOUCHES, SORT_LINES, PYTHON_RECORDS: how large the programs are; GROUP_MEMORY, of
+#   the cgroup, and POOL_LIMIT: a size or a percentage of the guest's memory; DISK, SIZE:NANOSECONDS:MIB, has one made
+#   (disk.sh), else it is /dev/vdb; SORT_SUM, PYTHON_SUM: what they say where memory is enough
 
 . "$(dirname "$0")/lib.sh"
 . "$(dirname "$0")/contenders.sh"
+. "$(dirname "$0")/disk.sh"
 HERE=$(cd "$(dirname "$0")" && pwd)
 SWAP_DISK=/dev/vdb SIZE=${SIZE:-256M} LONGEST=${LONGEST:-180}
 declare -A LEFT_OUT
@@ -53,15 +56,18 @@ swap_to() {
     echo "$2" >/proc/sys/vm/page-cluster
 }
 
-# zswap Y|N: with the compressor and allocator that zram uses, and its own limit (20 % of memory).
+# zswap Y|N: with the compressor and allocator that zram uses, and the pool that others have; else its own (20 % of memory).
 zswap() {
-    local set=/sys/module/zswap/parameters
+    local set=/sys/module/zswap/parameters percent=${POOL_LIMIT:-20%}
+    percent=${percent%\%}
     [ -d $set ] || { [ "$1" = N ]; return; }
     if [ "$1" = Y ]; then
         load lz4
         load zsmalloc
-        echo lz4 >$set/compressor && echo zsmalloc >$set/zpool && echo 20 >$set/max_pool_percent || return
-        [ "$(cat $set/compressor $set/zpool | tr '\n' ' ')" = "lz4 zsmalloc " ] || return
+        echo lz4 >$set/compressor && echo "$percent" >$set/max_pool_percent || return
+        [ "$(cat $set/compressor)" = lz4 ] || return
+        # Newer kernels have no other allocator, and no choice.
+        [ ! -e $set/zpool ] || { echo zsmalloc >$set/zpool && [ "$(cat $set/zpool)" = zsmalloc ]; } || return
     fi
     echo "$1" >$set/enabled
 }
@@ -81,6 +87,12 @@ watch_zswap() {
 # A program of the user: unlike the tests around it, it may be killed when memory ends. One that swaps
 # itself to a standstill is ended, and fails the run. (By name, busybox's timeout prefers its own sort.)
 GROUP=/sys/fs/cgroup/limited
+limit_group() {
+    local pool=0
+    case $1 in zswap | disk) [ -z "${POOL_LIMIT:-}" ] || pool=$(size_bytes "$POOL_LIMIT") ;; esac
+    echo $(($(size_bytes "$GROUP_MEMORY") + pool)) >$GROUP/memory.max || give_up "there is no memory cgroup"
+}
+
 as_user() {
     [ "$1" = tmem-guest ] || echo $BASHPID >$GROUP/cgroup.procs
     echo 0 >/proc/self/oom_score_adj
@@ -103,16 +115,22 @@ run_python() {
     (as_user python3 -I -B "$HERE/job.py" "$PYTHON_RECORDS") >/tmp/said && [ "$(cat /tmp/said)" = "$PYTHON_SUM" ]
 }
 
-# run CASE CONTENDER
+# How often a program in the cgroup was killed for want of memory.
+kills() { awk '$1 == "oom_kill" { print $2 }' $GROUP/memory.events; }
+
+# run CASE CONTENDER [TRIES]: a program in the cgroup may be killed though there is swap enough: the kernel gives up
+# when all that it could take is on its way to a slow disk at that moment. Then it is run again, twice.
 run() {
-    local case=$1 contender=$2 program=${1%-pc*} began ended before out in again memory watcher='' disk
+    local case=$1 contender=$2 tries=${3:-2} program=${1%-pc*} began ended before out in again memory watcher='' disk killed
     swap_to "$contender" "${case#*-pc}" || {
         not_run "$contender" "$reason"
         LEFT_OUT[$contender]=yes
         return
     }
+    limit_group "$contender"
     echo 3 >/proc/sys/vm/drop_caches
     : >/tmp/said
+    killed=$(kills)
     echo 0 >/tmp/zswap
     if [ "$contender" = zswap ]; then
         watch_zswap &
@@ -123,6 +141,17 @@ run() {
     began=${EPOCHREALTIME/./}
     "run_$program" || {
         show_trouble "$contender"
+        dmesg | tail -5 | sed 's/^/      | /'
+        [ -z "$watcher" ] || { kill $watcher; wait $watcher 2>/dev/null; }
+        # What a killed program said until then is not wrong.
+        [ "$(kills)" = "$killed" ] || : >/tmp/said
+        if [ "$(kills)" -gt "$killed" ] && [ "$tries" -gt 0 ]; then
+            say "      $case on $contender: killed by the cgroup, once more"
+            swapoff "$DEVICE" || give_up "swapoff $DEVICE"
+            stop "$contender"
+            run "$case" "$contender" $((tries - 1))
+            return
+        fi
         case " ${MAY_FAIL:-} " in
             *" $contender "*) failed_run "$case" "$contender"; return ;;
         esac
@@ -189,24 +218,11 @@ record() {
 mib() { awk -v b="$1" 'BEGIN { printf "%.1f", b / 1048576 }'; }
 us() { awk -v ns="$1" 'BEGIN { printf "%.1f", ns / 1000 }'; }
 
-# What the disk really gives, for who reads the figures.
-show_disk() {
-    local what way
-    for what in randread:4k randwrite:4k write:128k; do
-        way=${what%:*}
-        fio --name=disk --filename=$SWAP_DISK --direct=1 --ioengine=io_uring --iodepth=1 --size=128m \
-            --runtime=1500ms --time_based --rw="$way" --bs="${what#*:}" --lat_percentiles=1 \
-            --output-format=json --output=/tmp/fio.json >/dev/null 2>&1 || give_up "the disk does not work"
-        read -r mean p50 kib < <(tmem-guest json \
-            "jobs.0.${way#rand}".{lat_ns.mean,lat_ns.percentile.50.000000,bw} </tmp/fio.json)
-        say "the disk alone, $what at depth 1: mean $(us "$mean") us, p50 $(us "$p50") us, $((kib / 1024)) MiB/s"
-    done
-}
-
 echo 100 >/proc/sys/vm/swappiness
-mkdir $GROUP && bytes "$GROUP_MEMORY" >$GROUP/memory.max || give_up "there is no memory cgroup"
+mkdir $GROUP && limit_group none
 say "$(mem 100) bytes of memory, $(nproc) cpus, swappiness 100, huge pages:" \
     "$(cat /sys/kernel/mm/transparent_hugepage/enabled 2>/dev/null || echo none), zswap: lz4 in zsmalloc"
+if [ -n "${DISK:-}" ]; then make_disk ${DISK//:/ }; fi
 case $PLAN in *zswap* | *disk* | *backed* | *writeback*) show_disk ;; esac
 for round in $(seq "${ROUNDS:-5}"); do
     say "round $round"

@@ -22,7 +22,7 @@ VM_SYSTEM_MASKED=(getty.target systemd-logind.service systemd-hwdb-update.servic
 
 # Kernel modules for the guest; what they depend on is added.
 VM_BOOT_MODULES=(virtio_blk ext4)
-VM_MODULES=(ublk_drv nbd zram loop dm-mod dm-delay dm-flakey lz4 lz4hc zstd lzo lzo-rle
+VM_MODULES=(ublk_drv nbd zram loop null_blk dm-mod dm-delay dm-flakey lz4 lz4hc zstd lzo lzo-rle
     crc32c_generic)
 
 # Programs for the guest, looked up in VM_PATH; `?` in front marks one it can do without.
