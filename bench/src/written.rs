@@ -6,8 +6,8 @@
 use anyhow::{Context, Result, bail};
 use serde::Serialize;
 use tmem::{
-    Config, Engine, Got, Handle, Job, KEY_BYTES, PAGE_SIZE, Page, PoolId, PoolKind, PutError,
-    Queue, Writeback,
+    Config, Engine, Got, Handle, Image, Job, KEY_BYTES, Opened, PAGE_SIZE, Page, PoolId, PoolKind,
+    PutError, Queue, Writeback,
 };
 
 use crate::contenders::shards;
@@ -145,9 +145,11 @@ impl Store {
         let mut got = self.engine.get(&mut self.queue, handle, &mut page)?;
         while let Got::Backed(backed) = got {
             let at = backed.offset() as usize;
-            let mut image = [0; PAGE_SIZE];
-            image.copy_from_slice(&self.file[at..at + PAGE_SIZE]);
-            got = self.engine.get_backed(&mut self.queue, handle, backed, &mut image, &mut page)?;
+            let mut block = [0; PAGE_SIZE];
+            block.copy_from_slice(&self.file[at..at + PAGE_SIZE]);
+            let mut opened = Opened::default();
+            let image = Image::new(&mut block, &mut opened);
+            got = self.engine.get_backed(&mut self.queue, handle, backed, image, &mut page)?;
         }
         if got != Got::Hit || page != *expected {
             bail!("page {place} is not what was put");
