@@ -377,6 +377,12 @@ impl Arena {
         Ok((at / PAGE_SIZE) as u32)
     }
 
+    /// Makes page tables be there for all frames that have memory: see [`Region::bring_in_tables`].
+    pub(crate) fn bring_in_tables(&self) -> io::Result<()> {
+        self.table.bring_in_tables()?;
+        self.frames.bring_in_tables()
+    }
+
     /// For recovery: takes in frames that have memory. There are none yet.
     pub(crate) fn adopt(&self) -> Adoption<'_> {
         let backing = self.backing.lock();

@@ -217,6 +217,9 @@ mod imp {
 
 pub(crate) use imp::MemoryFile;
 
+/// Bytes of addresses that a page of the lowest page tables is for; where it is for more, nothing is wrong.
+const TABLE_BYTES: usize = 2 << 20;
+
 /// See the module's description.
 pub(crate) struct Region {
     mapping: imp::Mapping,
@@ -283,6 +286,22 @@ impl Region {
     pub(crate) fn bring_in(&self, offset: usize, bytes: usize) -> io::Result<()> {
         self.check(offset, bytes);
         self.mapping.bring_in(offset, bytes)
+    }
+
+    /// Makes page tables be there for all that has memory: then reading and writing it, whatever was brought in, takes
+    /// no memory. Changes nothing, like [`Region::bring_in`], and costs little where there are tables already.
+    pub(crate) fn bring_in_tables(&self) -> io::Result<()> {
+        let start = self.start().as_ptr() as usize;
+        let mut from = 0;
+        while let Some((first, past)) = self.populated(from)? {
+            let mut at = first;
+            while at < past {
+                self.mapping.bring_in(at, crate::PAGE_SIZE)?;
+                at = (start + at + 1).next_multiple_of(TABLE_BYTES) - start;
+            }
+            from = past;
+        }
+        Ok(())
     }
 
     /// The first range from `from` on that has memory, as its start and what is past it; none if there is no more. If

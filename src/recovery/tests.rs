@@ -125,15 +125,12 @@ impl<'a> Left<'a> {
     }
 
     fn read(&self, offset: u64, bytes: usize) -> Vec<u8> {
-        let block = |at| {
+        let mut read = Vec::with_capacity(bytes);
+        for at in (offset as usize..offset as usize + bytes).step_by(PAGE_SIZE) {
             let changed = self.changed.get(&at).map(|page| &page[..]);
-            changed.unwrap_or(&self.file[at..at + PAGE_SIZE])
-        };
-        (offset as usize..offset as usize + bytes)
-            .step_by(PAGE_SIZE)
-            .flat_map(block)
-            .copied()
-            .collect()
+            read.extend_from_slice(changed.unwrap_or(&self.file[at..at + PAGE_SIZE]));
+        }
+        read
     }
 
     fn write(&mut self, offset: u64, bytes: &[u8]) {
@@ -703,7 +700,7 @@ fn a_process_may_die_at_any_moment() {
 
 #[test]
 fn a_process_that_writes_back_may_die_at_any_moment() {
-    let stats = runs(true, false, 2, 4_000);
+    let stats = runs(true, false, 2, 3_000);
     check_done(&stats, "writing", |stats| stats.pers.evicted_pageframes);
     check_done(&stats, "failing", |stats| stats.log.log_failed_jobs);
     check_done(&stats, "cleaning", |stats| stats.log.log_cleaned_segments);
@@ -711,7 +708,7 @@ fn a_process_that_writes_back_may_die_at_any_moment() {
 
 #[test]
 fn a_process_that_keeps_copies_may_die_at_any_moment() {
-    let stats = runs(true, true, 2, 4_000);
+    let stats = runs(true, true, 2, 3_000);
     check_done(&stats, "evicting", |stats| stats.pers.evicted_pageframes);
     check_done(&stats, "cleaning", |stats| stats.log.log_cleaned_segments);
 }
