@@ -103,10 +103,10 @@ struct Progress {
 }
 
 impl Progress {
-    /// It does if less is left than ever, by a sixteenth. Each swapoff that fails reads some back, which is swapped again
-    /// afterwards: a little less now and then is no progress.
+    /// It does if less is left than ever, by a sixteenth or by 256 MiB. Each swapoff that fails reads some back, which is swapped
+    /// again afterwards: a little less now and then is no progress.
     fn is_made(&mut self, left: u64) -> bool {
-        let enough = self.least > 0 && left <= self.least - self.least / 16;
+        let enough = self.least > 0 && left <= self.least - (self.least / 16).min(256 << 20);
         if enough && left < self.least {
             self.least = left;
             return true;
@@ -135,13 +135,17 @@ mod tests {
             assert_eq!(made, expected.contains(&at), "{at}");
         }
         assert!(!Progress { least: 0 }.is_made(0));
-        // However it goes down, it is not for ever.
-        let mut progress = Progress { least: u64::MAX };
-        let mut left = u64::MAX;
+        // Of much, not so much has to go in the time,
+        let mut progress = Progress { least: 1 << 36 };
+        assert!(!progress.is_made((1 << 36) - (255 << 20)));
+        assert!(progress.is_made((1 << 36) - (256 << 20)));
+        // and however it goes down, it is not for ever.
+        let mut progress = Progress { least: 1 << 40 };
+        let mut left = 1_u64 << 40;
         let steps = std::iter::from_fn(|| {
             left -= left.div_ceil(16);
             progress.is_made(left).then_some(())
         });
-        assert!(steps.count() < 1000);
+        assert!(steps.count() < 5000);
     }
 }
