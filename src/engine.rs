@@ -149,9 +149,9 @@ impl Engine {
         let frames_max = config.check_limit(config.limit_max, 0)? + FRAMES_BEYOND;
         let memory = |bytes| move |source| ConfigError::Memory { what: "the arena", bytes, source };
         let (shards, limit_max) = (config.shards as u32, config.limit_max);
+        store.set_limit(config.limit);
         let format = || store.format(Geometry { frames_max, shards, limit_max });
         format().map_err(memory(STORE_BYTES))?;
-        store.set_limit(config.limit);
         let arena = Arena::new(&store, frames_max, limit).map_err(memory(limit_max))?;
         arena.grow(shards).map_err(memory(u64::from(shards) * PAGE_SIZE as u64))?;
         Ok(Self::over(config, store, arena))

@@ -78,14 +78,14 @@ impl Prepared {
         let engine = Engine::over(&config, store, arena);
         let (directories, at_hand) = (Vec::with_capacity(POOLS_MAX), 0);
         let mut prepared = Self { engine, directories, writeback: None, at_hand };
-        prepared.open_log()?;
-        prepared.open_directories()?;
         prepared.follow()?;
         Ok(prepared)
     }
 
-    /// Brings what the arena has grown by since to hand. To be called now and then.
+    /// Brings what has come since to hand. To be called now and then.
     pub fn follow(&mut self) -> io::Result<()> {
+        self.open_log()?;
+        self.open_directories()?;
         self.at_hand = self.engine.arena.bring_in(self.at_hand)?;
         Ok(())
     }
@@ -130,8 +130,8 @@ impl Prepared {
         self.engine.readmit(frames);
         recovered.frames = self.engine.adopt_frames()?;
         self.engine.log().inspect(|log| log.close_all());
-        self.settle_account()?;
-        self.clear_away()?;
+        self.settle_account();
+        self.clear_away();
         Ok(Attached { engine: self.engine, writeback: self.writeback, recovered })
     }
 
@@ -169,8 +169,9 @@ impl Prepared {
         *self.engine.registry.lock() = registry;
     }
 
-    /// What tables take, and so what is left for frames; and frames that have to be at hand.
-    fn settle_account(&mut self) -> io::Result<()> {
+    /// What tables take, and so what is left for frames; and frames that are to be at hand, as far as there are free
+    /// ones: this is no time to ask the kernel for memory, and what is missing is taken when there is some.
+    fn settle_account(&mut self) {
         let engine = &self.engine;
         let registry = engine.registry.lock();
         let mut tables: u64 = registry.pools().map(|pool| pool.directory.bytes()).sum();
@@ -178,31 +179,39 @@ impl Prepared {
             tables += log.segments().bytes() + writeback.bytes();
         }
         engine.tables.store(tables, Ordering::Release);
-        // It was in force, so it can be; and if not, nothing more is taken in until it is raised.
-        let _ = engine.apply_limit(&registry, engine.store.limit());
+        if engine.apply_limit(&registry, engine.store.limit()).is_err() {
+            // It was in force, but what is not in frames may take more with another program. Nothing more is taken in, then,
+            // until it is raised.
+            engine.limit.store(engine.store.limit(), Ordering::Release);
+            engine.arena.set_limit(engine.arena.allocated() - engine.arena.free());
+        }
         drop(registry);
+        // First what the log cannot make room without.
+        if let Some(writeback) = &mut self.writeback {
+            while writeback.wants_frame()
+                && let Some(frame) = engine.arena.pop_any()
+            {
+                writeback.keep(frame);
+            }
+            engine.log().expect("it is the log's").set_accepts(true);
+        }
         for shard in &engine.shards {
             shard.0.lock().fill_spare();
         }
-        if let Some(writeback) = &mut self.writeback {
-            engine.fill_hand(writeback)?;
-            engine.log().expect("it is the log's").set_accepts(true);
-        }
-        Ok(())
     }
 
     /// Gives back what is left of pools that were being made or removed.
-    fn clear_away(&self) -> io::Result<()> {
+    fn clear_away(&self) {
         let store = &self.engine.store;
         for id in (0..POOLS_MAX as u16).map(PoolId) {
             if store.pool(id).pool(id).is_none() {
-                store.clear_directory(id)?;
+                // What cannot be given back is when the number is used again.
+                let _ = store.clear_directory(id);
                 if !store.pool(id).is_vacant() {
                     store.pool(id).remove();
                 }
             }
         }
-        Ok(())
     }
 }
 

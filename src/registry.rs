@@ -149,7 +149,12 @@ impl Engine {
         let limit = self.limit();
         let no_room = PoolError::NoRoom { bytes, limit };
         let tables = self.tables.load(Ordering::Acquire) + bytes;
-        let Ok(frames) = self.config.check_limit(limit, tables) else { return Err(no_room) };
+        let least = tables + self.log_least();
+        let Ok(frames) =
+            self.config.check_limit(limit, least).and(self.config.check_limit(limit, tables))
+        else {
+            return Err(no_room);
+        };
         let fits = || {
             let now = self.sample_peaks().frames;
             now.frames_persistent + now.frames_reserve + now.frames_log <= u64::from(frames)

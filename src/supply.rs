@@ -147,7 +147,7 @@ impl Engine {
     }
 
     /// What a log cannot do without, in bytes, if there is one.
-    fn log_least(&self) -> u64 {
+    pub(crate) fn log_least(&self) -> u64 {
         self.log().map_or(0, |_| LOG_BYTES_MIN)
     }
 

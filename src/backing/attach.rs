@@ -95,7 +95,7 @@ impl Engine {
     }
 
     /// Gets the frames that a log cannot do without.
-    pub(crate) fn fill_hand(&self, writeback: &mut Writeback) -> io::Result<()> {
+    fn fill_hand(&self, writeback: &mut Writeback) -> io::Result<()> {
         while writeback.wants_frame() {
             // The pool may be full, and just therefore a backing file be attached.
             let frame = self.arena.pop().map_or_else(|| self.arena.grow_beyond(), Ok);

@@ -160,9 +160,10 @@ mod tests {
             state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
             (state >> 8) % bound
         };
-        for count in [1, 63, 64, 65, 4096, 4097, 1 << 18] {
+        let large = if cfg!(miri) { 5000 } else { 1 << 18 };
+        for count in [1, 63, 64, 65, 4096, 4097, large] {
             let (bits, mut model) = (Bits::new(count, false), BTreeSet::new());
-            for _ in 0..3000 {
+            for _ in 0..if cfg!(miri) { 100 } else { 3000 } {
                 let number = random(count);
                 // Mostly few, so that words above come and go.
                 if model.len() < 5 && random(2) == 0 {
@@ -183,7 +184,8 @@ mod tests {
 
     #[test]
     fn all_is_all_there_are() {
-        for count in [1, 64, 65, 4096, 4097, 1 << 18] {
+        let large = if cfg!(miri) { 5000 } else { 1 << 18 };
+        for count in [1, 64, 65, 4096, 4097, large] {
             let bits = Bits::new(count, true);
             assert_eq!((bits.next(0), bits.next(count - 1)), (Some(0), Some(count - 1)));
             (0..count).for_each(|number| bits.remove(number));
@@ -192,6 +194,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "it takes minutes there")]
     fn one_of_many_is_found_in_a_few_steps() {
         let count = 1 << 18;
         let bits = Bits::new(count, false);
