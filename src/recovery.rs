@@ -116,9 +116,9 @@ impl Prepared {
         Ok(())
     }
 
-    /// Goes on from what the other process has left. It is dead: no thread of it runs any more. What takes memory is done
-    /// in here, all of it: page tables of what has come since, so that who serves requests afterwards never asks for any. So this is for
-    /// a thread that may use the kernel's reserve.
+    /// Goes on from what the other process has left. It is dead: no thread of it runs any more. What takes memory is
+    /// done in here, all of it: page tables of what has come since, so that who serves requests afterwards never asks
+    /// for any. So this is for a thread that may use the kernel's reserve.
     pub fn attach(mut self) -> Result<Attached, AttachError> {
         self.engine.arena.bring_in_tables()?;
         self.open_log()?;

@@ -23,7 +23,6 @@ pub(crate) struct Registry {
 }
 
 /// What has a pool's number.
-#[derive(Clone)]
 enum Place {
     Vacant,
     /// A pool that is being made.

@@ -342,8 +342,12 @@ impl Writeback {
             let segment = self.openable()?;
             self.log.open(segment, &mut self.hand);
             self.evicting.begin(segment);
-            // (Another thread may be making one free just now, which is found a moment later.)
-            debug_assert!(self.packable().is_some(), "frames took the cleaner's last segment");
+            // Looked for as before it was opened: others only add to what is free, and may be at it.
+            let segments = self.log.segments();
+            let leaves_one =
+                self.hand.len() >= SEGMENT_FRAMES || segments.has_other_with_frames(segment);
+            let is_left = leaves_one && segments.free() >= RESERVE_SEGMENTS;
+            assert!(is_left, "frames took the cleaner's last segment");
         }
         let (first, room) = self.evicting.room()?;
         self.units[at].begin(first, room.min(frames));
