@@ -36,7 +36,9 @@ use crate::process::{self, ProcessError};
 use crate::size::ram_bytes;
 use crate::supply::{Supply, SupplyStats};
 use crate::swap::{self, Host, SwapError, User};
-use crate::ublk::{QueuePlan, ServerError, UblkServer, buffer_budget, plan};
+use crate::ublk::{
+    Draft, QueuePlan, Served, ServerError, Started, UblkServer, Way, buffer_budget, plan,
+};
 use crate::watchdog::Pulse;
 
 /// Longest device name, in bytes.
@@ -501,9 +503,7 @@ impl Daemon {
         let export = |nbd: &Arc<NbdServer>| Attachment::export(nbd, name, Arc::clone(block), flush);
         let attachment = match (self.config.frontend, &self.nbd) {
             (FrontEnd::Ublk, nbd) => {
-                let waker = Arc::clone(self.supply.waker());
-                let backing = Arc::clone(&self.backing);
-                let server = UblkServer::start(Arc::clone(block), waker, backing, self.plan()?)?;
+                let server = self.add_ublk(block)?;
                 let node = Node::Ublk(server);
                 match nbd {
                     None => Attachment::new(node),
@@ -530,6 +530,28 @@ impl Daemon {
             (FrontEnd::Nbd, Some(nbd)) => export(nbd),
         };
         Ok((attachment, Ok(())))
+    }
+
+    /// Makes a ublk device: with the first number that nobody has.
+    fn add_ublk(&self, block: &Arc<BlockDevice>) -> Result<UblkServer, DaemonError> {
+        let mut draft = Draft::new(self.plan()?, false)?;
+        for id in (0..).filter(|id| !Path::new(&format!("/dev/ublkc{id}")).exists()) {
+            draft.begin(self.served(block), Way::Add(id));
+            match draft.finish(Way::Add(id))? {
+                Started::Live(server) => return Ok(server),
+                // In just this moment.
+                Started::Taken(again) => draft = again,
+            }
+        }
+        unreachable!("the driver has an end of numbers, and says so otherwise")
+    }
+
+    fn served(&self, block: &Arc<BlockDevice>) -> Served {
+        Served {
+            device: Arc::clone(block),
+            waker: Arc::clone(self.supply.waker()),
+            backing: Arc::clone(&self.backing),
+        }
     }
 
     /// What a new device needs once it is live: threads that are fit for it, and swap.

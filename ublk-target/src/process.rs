@@ -9,7 +9,7 @@
 #![allow(unsafe_code)]
 
 use std::cell::Cell;
-use std::ffi::OsString;
+use std::ffi::{CString, OsString};
 use std::fmt;
 use std::fs;
 use std::io::{self, Write};
@@ -36,8 +36,7 @@ pub const NICE_MIN: i32 = -20;
 const STACK_BYTES: usize = 256 << 10;
 
 /// Allocations from this size on are mapped, and unmapped when freed, in place of glibc's rule
-/// that learns: libublk unlocks a buffer when it frees it, and memory that is not locked must
-/// not come back as part of the heap.
+/// that learns: what is large and goes is given back.
 const HEAP_MMAP_THRESHOLD: libc::c_int = 64 << 10;
 
 /// The kernel's `PF_MEMALLOC_NOIO`: allocations on behalf of the thread start no I/O.
@@ -244,6 +243,20 @@ fn raise_session() {
 pub fn become_urgent() -> io::Result<()> {
     // What the thread starts is not urgent.
     set_class(libc::SCHED_RR | libc::SCHED_RESET_ON_FORK, 1)
+}
+
+/// Makes this thread an ordinary one again.
+pub fn become_calm() {
+    // Nobody is refused that.
+    let _ = set_class(libc::SCHED_OTHER, 0);
+}
+
+/// Names this thread.
+pub fn name_thread(name: &str) {
+    // It is for people alone; the kernel keeps fifteen bytes of it.
+    if let Ok(name) = CString::new(name) {
+        let _ = rustix::thread::set_name(&name);
+    }
 }
 
 /// Sets this thread's scheduling class, and its priority there.

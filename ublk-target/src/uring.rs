@@ -5,7 +5,7 @@
 #![allow(unsafe_code)]
 
 use std::io;
-use std::os::fd::RawFd;
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::time::Duration;
 
 use io_uring::squeue::Entry;
@@ -80,11 +80,34 @@ impl Uring {
         match result {
             // Being traced or stopped, and sleep, interrupt a wait; the kernel may want its
             // completions taken first; or the time is over.
-            Err(error) => match Errno::from_io_error(&error) {
-                Some(Errno::INTR | Errno::AGAIN | Errno::BUSY | Errno::TIME) => Ok(()),
-                _ => Err(error),
-            },
-            Ok(_) => Ok(()),
+            Err(error) if !is_passing(&error) => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// Submits what is queued, and waits for nothing.
+    pub fn submit(&mut self) -> io::Result<()> {
+        match self.ring.submit() {
+            Err(error) if !is_passing(&error) => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether something has come that the kernel has not been asked for: two looks at shared memory.
+    pub fn has_news(&mut self) -> bool {
+        self.ring.submission().taskrun() || !self.ring.completion().is_empty()
+    }
+
+    /// Makes a place for a file that entries name as `types::Fixed(0)`, which spares the kernel to look it up.
+    pub fn reserve_file(&self) -> io::Result<()> {
+        self.ring.submitter().register_files_sparse(1)
+    }
+
+    /// Puts a file there.
+    pub fn set_file(&self, file: BorrowedFd<'_>) -> io::Result<()> {
+        match self.ring.submitter().register_files_update(0, &[file.as_raw_fd()])? {
+            1 => Ok(()),
+            _ => Err(io::ErrorKind::InvalidInput.into()),
         }
     }
 
@@ -115,9 +138,15 @@ impl Uring {
     }
 }
 
+/// True for what an interrupted wait returns.
+fn is_passing(error: &io::Error) -> bool {
+    let passing = [Errno::INTR, Errno::AGAIN, Errno::BUSY, Errno::TIME];
+    Errno::from_io_error(error).is_some_and(|errno| passing.contains(&errno))
+}
+
 #[cfg(test)]
 mod tests {
-    use std::os::fd::{AsRawFd, OwnedFd};
+    use std::os::fd::OwnedFd;
 
     use rustix::event::EventfdFlags;
 

@@ -5,48 +5,54 @@
 //! out of all buffers before these are freed.
 #![allow(unsafe_code)]
 
+use std::ffi::c_void;
 use std::io;
 use std::ops::{Deref, DerefMut};
-use std::ptr::NonNull;
+use std::ptr::{self, NonNull};
 
-use libublk::UblkError;
-use libublk::helpers::IoBuf;
+use rustix::mm::{MapFlags, ProtFlags, mlock, mmap_anonymous, munmap};
 use tmem::{Batches, PAGE_SIZE, PoolId, Way};
 
+use super::sizing::IO_BYTES;
 use crate::device::Request;
 
 /// See the module's description.
 pub struct Buffers {
     // First, so that it is dropped first: then nobody is at work in the buffers any more.
     batches: Batches,
-    bufs: Vec<IoBuf<u8>>,
+    memory: Memory,
 }
 
 impl Buffers {
-    /// For a queue whose requests `batches` has a tag for.
-    pub fn new(batches: Batches, bufs: Vec<IoBuf<u8>>) -> Self {
-        Self { batches, bufs }
+    /// For a queue of so many tags. All of it is there and locked from now on.
+    pub fn new(depth: u16) -> io::Result<Self> {
+        let memory = Memory::new(usize::from(depth) * IO_BYTES as usize)?;
+        Ok(Self { batches: Batches::new(depth.into()), memory })
     }
 
-    /// Sees to it that there is memory behind the buffers, and locks it.
-    pub fn lock(&mut self) -> Result<(), UblkError> {
-        // libublk does not look whether it got the memory.
-        if self.bufs.iter().any(|buf| buf.as_ptr().is_null()) {
-            std::mem::forget(std::mem::take(&mut self.bufs));
-            return Err(UblkError::OtherError(-libc::ENOMEM));
-        }
-        // Touches every page, and makes the memory initialised.
-        self.bufs.iter_mut().for_each(IoBuf::zero_buf);
-        // libublk would lock them too, but goes on when it cannot.
-        if !self.bufs.iter().all(IoBuf::mlock) {
-            return Err(UblkError::IOError(io::Error::last_os_error()));
-        }
-        Ok(())
+    /// How many tags there are.
+    pub fn tags(&self) -> usize {
+        self.memory.bytes / IO_BYTES as usize
     }
 
-    /// What libublk wants of them before the first request.
-    pub fn all(&self) -> &Vec<IoBuf<u8>> {
-        &self.bufs
+    /// Writes into a tag's buffer what a kernel would.
+    #[cfg(test)]
+    pub fn fill(&mut self, tag: usize, data: &[u8; IO_BYTES as usize]) {
+        assert!(self.batches.has_ended(tag));
+        // SAFETY: the buffer is that long, and nobody is at work in it.
+        unsafe { self.start(tag).as_ptr().copy_from_nonoverlapping(data.as_ptr(), data.len()) }
+    }
+
+    /// Where a tag's buffer is, for the driver.
+    pub fn address(&self, tag: u16) -> u64 {
+        self.start(tag.into()).as_ptr() as u64
+    }
+
+    fn start(&self, tag: usize) -> NonNull<u8> {
+        let offset = tag * IO_BYTES as usize;
+        assert!(offset < self.memory.bytes, "there is no tag {tag}");
+        // SAFETY: it is inside of the mapping.
+        unsafe { self.memory.start.add(offset) }
     }
 
     /// Opens the batch of a read or write that the kernel has just handed over with its buffer.
@@ -56,9 +62,9 @@ impl Buffers {
     /// If the request is larger than the buffer.
     pub fn open(&mut self, tag: u16, way: Way, pool: PoolId, request: &Request) {
         let tag = usize::from(tag);
-        let buf = &self.bufs[tag];
-        assert!(request.pages as usize * PAGE_SIZE <= buf.len(), "a request beyond its buffer");
-        let start = NonNull::new(buf.as_mut_ptr()).expect("checked when it was locked");
+        let bytes = request.pages as usize * PAGE_SIZE;
+        assert!(bytes <= IO_BYTES as usize, "a request beyond its buffer");
+        let start = self.start(tag);
         // SAFETY: the buffer holds so many pages, as was just seen, and is freed after the batches
         // are dropped. The kernel touches it only between `of_ended`, which sees to it that the batch
         // has ended, and the tag's next request, which is when this is called.
@@ -73,9 +79,43 @@ impl Buffers {
     pub fn of_ended(&self, tag: u16) -> &[u8] {
         let batch = usize::from(tag);
         assert!(self.batches.has_ended(batch), "a request ends while its pages are worked on");
-        self.bufs[batch].as_slice()
+        // SAFETY: it is inside of the mapping, which is as long as this is; and who writes to it does so in a batch, or
+        // is the kernel, once it has it back.
+        unsafe { std::slice::from_raw_parts(self.start(batch).as_ptr(), IO_BYTES as usize) }
     }
 }
+
+/// Memory of whole pages, there and locked.
+struct Memory {
+    start: NonNull<u8>,
+    bytes: usize,
+}
+
+impl Memory {
+    fn new(bytes: usize) -> io::Result<Self> {
+        let (access, flags) =
+            (ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE | MapFlags::POPULATE);
+        // SAFETY: a new mapping at an address of the kernel's choice overlaps nothing.
+        let start = unsafe { mmap_anonymous(ptr::null_mut(), bytes, access, flags)? };
+        let start = NonNull::new(start.cast()).ok_or(io::ErrorKind::AddrNotAvailable)?;
+        let memory = Self { start, bytes };
+        // SAFETY: it is the mapping that was just made.
+        unsafe { mlock(memory.start.as_ptr().cast::<c_void>(), bytes)? };
+        Ok(memory)
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        // SAFETY: it is the mapping that was made, and nobody works in it any more.
+        let _ = unsafe { munmap(self.start.as_ptr().cast::<c_void>(), self.bytes) };
+    }
+}
+
+// SAFETY: whoever has it has all of it.
+unsafe impl Send for Memory {}
+// SAFETY: nothing is read or written through a reference to it.
+unsafe impl Sync for Memory {}
 
 impl Deref for Buffers {
     type Target = Batches;

@@ -9,8 +9,8 @@
 //! queue's thread, at which it may take a processor from other programs.
 
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 
 use rustix::event::Timespec;
@@ -35,8 +35,14 @@ pub fn helpers_for(cpus: usize) -> usize {
 /// The helpers of a device, as its queues see them.
 pub struct Crew {
     wakers: Box<[Waker]>,
-    boards: Box<[Arc<Board>]>,
+    work: OnceLock<Work>,
     helped: AtomicU64,
+}
+
+/// What helpers work on.
+struct Work {
+    device: Arc<BlockDevice>,
+    boards: Box<[Arc<Board>]>,
 }
 
 impl Crew {
@@ -50,19 +56,26 @@ impl Crew {
         self.helped.load(Ordering::Relaxed)
     }
 
-    fn run(&self, waker: &Waker, device: &BlockDevice) {
+    fn run(&self, waker: &Waker) {
         process::become_server();
-        let mut queue = device.queue();
         while !waker.is_stopped() {
-            if !self.help_all(device, &mut queue) {
+            let Some(work) = self.work.get() else {
                 waker.wait(&LOOK_PERIOD);
+                continue;
+            };
+            let mut queue = work.device.queue();
+            while !waker.is_stopped() {
+                if !self.help_all(work, &mut queue) {
+                    waker.wait(&LOOK_PERIOD);
+                }
             }
         }
     }
 
     /// Does a page for each queue that has one to spare; false if none was done.
-    fn help_all(&self, device: &BlockDevice, queue: &mut tmem::Queue) -> bool {
-        let helped = self.boards.iter().filter(|board| device.engine().help(queue, board)).count();
+    fn help_all(&self, work: &Work, queue: &mut tmem::Queue) -> bool {
+        let engine = work.device.engine();
+        let helped = work.boards.iter().filter(|board| engine.help(queue, board)).count();
         self.helped.fetch_add(helped as u64, Ordering::Relaxed);
         helped > 0
     }
@@ -75,23 +88,27 @@ pub struct Helpers {
 }
 
 impl Helpers {
-    /// Starts `count` helpers for the queues of a device that have these boards.
-    pub fn start(
-        count: usize,
-        number: u32,
-        device: &Arc<BlockDevice>,
-        boards: Box<[Arc<Board>]>,
-    ) -> io::Result<Self> {
+    /// Starts `count` helpers of the device with this name. They have nothing to do yet.
+    pub fn start(count: usize, name: &str) -> io::Result<Self> {
         let wakers = (0..count).map(|_| Waker::new()).collect::<io::Result<_>>()?;
-        let crew = Crew { wakers, boards, helped: AtomicU64::new(0) };
+        let crew = Crew { wakers, work: OnceLock::new(), helped: AtomicU64::new(0) };
         let mut helpers = Self { crew: Arc::new(crew), threads: Vec::with_capacity(count) };
         for id in 0..count {
-            let (crew, device) = (Arc::clone(&helpers.crew), Arc::clone(device));
-            let body = move || crew.run(&crew.wakers[id], &device);
-            let thread = process::spawn_essential(format!("tmem-b{number}h{id}"), body)?;
-            helpers.threads.push(thread);
+            let crew = Arc::clone(&helpers.crew);
+            let body = move || crew.run(&crew.wakers[id]);
+            helpers.threads.push(process::spawn_essential(format!("{name}h{id}"), body)?);
         }
         Ok(helpers)
+    }
+
+    /// Lets them help the queues of a device that have these boards.
+    ///
+    /// # Panics
+    ///
+    /// If they help another.
+    pub fn help(&self, device: Arc<BlockDevice>, boards: Box<[Arc<Board>]>) {
+        assert!(self.crew.work.set(Work { device, boards }).is_ok(), "they help another device");
+        self.crew.wakers.iter().for_each(Waker::wake);
     }
 
     /// What queues call them by.
@@ -132,7 +149,8 @@ mod tests {
         let mut buf = vec![7_u8; 8 * PAGE_SIZE];
         let mut batches = Batches::new(1);
         let boards = Box::new([Arc::clone(batches.board())]);
-        let helpers = Helpers::start(1, 0, &device, boards).unwrap();
+        let helpers = Helpers::start(1, "test").unwrap();
+        helpers.help(Arc::clone(&device), boards);
         for round in 1..=3 {
             let start = NonNull::new(buf.as_mut_ptr()).unwrap();
             // SAFETY: `buf` is not touched until the batch has ended, and outlives the batches.

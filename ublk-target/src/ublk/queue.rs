@@ -2,24 +2,23 @@
 //!
 //! It moves requests between the kernel and the [`Schedule`], which says what is done with them.
 //!
-//! Guarantees: once [`QueueWorker::prepare`] has returned, no allocation, no lock but the
+//! Guarantees: once [`QueueWorker::open`] has returned, no allocation, no lock but the
 //! engine's, no system call but io_uring's own, and no wait but for I/O. A loop that cannot go on takes
 //! the process down: a device of which one queue is dead hangs whoever uses it.
 
-use std::io;
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use io_uring::squeue;
-use libublk::io::{UblkDev, UblkIOCtx, UblkQueue};
-use libublk::{BufDesc, BufDescList, UblkError, UblkIORes, sys};
+use libublk::sys;
 use rustix::io::Errno;
-use tmem::{BATCH_PAGES, Batches};
+use tmem::BATCH_PAGES;
 
 use super::buffers::Buffers;
 use super::helper::Crew;
 use super::params::PAGE_SECTORS;
-use super::ring::{self, Kind};
+use super::port::{Completion, Port};
 use super::schedule::{Rest, Schedule};
 use crate::backing::Backing;
 use crate::device::{BlockDevice, IoCounters, Op, Outcome, Request};
@@ -46,185 +45,129 @@ pub struct QueueWorker {
     backing: Arc<Backing>,
     crew: Arc<Crew>,
     schedule: Schedule,
+    port: Port,
 }
 
 impl QueueWorker {
-    /// Makes everything that the loop needs, on the thread that will run it, and asks the kernel
-    /// for the first requests. After this the device can be started.
-    pub fn prepare(
+    /// Asks the kernel for the first requests of a device, and makes everything that the loop needs. After this the
+    /// device can be started. It is for the thread that has made the port.
+    pub fn open(
         context: QueueContext,
         crew: Arc<Crew>,
-        batches: Batches,
+        (mut port, buffers): (Port, Buffers),
         id: u16,
-        dev: &UblkDev,
-    ) -> Result<(Self, UblkQueue<'_>), UblkError> {
+        (device, is_modern): (BorrowedFd<'_>, bool),
+    ) -> std::io::Result<Self> {
+        port.open(device, is_modern, &buffers)?;
         let QueueContext { device, counters, waker, backing } = context;
-        ring::init(dev.dev_info.queue_depth)?;
-        let mut buffers = Buffers::new(batches, dev.alloc_queue_io_bufs());
-        buffers.lock()?;
-        let queue = UblkQueue::new(id, dev)?
-            .submit_fetch_commands_unified(BufDescList::Slices(Some(buffers.all())))?;
         // The first signal makes the kernel allocate what every later one uses again.
-        ring::signal(waker.fd());
-        let mut failed = None;
-        loop {
-            let submitted = queue.flush_and_wake_io_tasks(
-                |user_data, cqe, _| {
-                    if Kind::of(user_data) == Kind::Command {
-                        failed = Some(cqe.result());
-                    }
-                },
-                0,
-            );
-            match submitted {
-                Err(UblkError::IOError(error)) if is_passing(&error) => {}
-                submitted => break submitted,
-            }
-        }?;
-        if let Some(result) = failed {
-            return Err(UblkError::UringIOError(result));
-        }
+        port.signal(waker.fd());
+        port.wait(Some(Duration::ZERO))?;
         let schedule =
             Schedule::new(Arc::clone(&device), counters, id, buffers, Arc::clone(&backing));
-        Ok((Self { device, waker, backing, crew, schedule }, queue))
+        Ok(Self { device, waker, backing, crew, schedule, port })
     }
 
     /// Serves requests until the kernel has stopped the device.
-    pub fn run(&mut self, queue: &UblkQueue) {
-        loop {
-            let to_wait = self.wait();
-            let served = queue.flush_and_wake_io_tasks(
-                |user_data, cqe, _| self.completed(queue, user_data, cqe.result()),
-                to_wait,
-            );
-            match served {
-                Ok(_) => {}
-                Err(UblkError::QueueIsDown) => return,
-                Err(UblkError::IOError(error)) => tolerate(&error),
-                Err(error) => process::fatal(format_args!("I/O queue failed: {error}")),
+    pub fn run(&mut self) {
+        while !self.port.is_down() {
+            let limit = match self.schedule.rest() {
+                Rest::None => Some(Duration::ZERO),
+                Rest::Forever => None,
+                Rest::For(limit) => Some(limit),
+            };
+            if let Err(error) = self.port.wait(limit) {
+                process::fatal(format_args!("io_uring failed: {error}"));
+            }
+            while let Some((completion, result)) = self.port.completed() {
+                self.completed(completion, result);
             }
             self.call_helper();
-            self.schedule.serve(ring::has_news);
+            let port = &mut self.port;
+            self.schedule.serve(|| port.has_news());
             self.schedule.give_up_overdue(Instant::now);
             self.begin_fetches();
             while let Some((tag, outcome)) = self.schedule.next_ended() {
-                self.end(queue, tag, outcome);
+                self.end(tag, outcome);
             }
-            self.wake(&self.waker, self.device.engine().supply_wanted());
-            self.wake(self.backing.waker(), self.device.engine().writeback_wanted());
-        }
-    }
-
-    /// Waits for a while if something has to be looked at again then; returns for how many events
-    /// the loop may wait without end.
-    fn wait(&self) -> usize {
-        match self.schedule.rest() {
-            Rest::None => 0,
-            Rest::Forever => 1,
-            Rest::For(limit) => {
-                if let Err(error) = ring::wait(limit) {
-                    tolerate(&error);
-                }
-                0
-            }
+            let engine = self.device.engine();
+            wake(&mut self.port, &self.waker, engine.supply_wanted());
+            wake(&mut self.port, self.backing.waker(), engine.writeback_wanted());
         }
     }
 
     /// Takes a completion: a request to serve, or the end.
-    fn completed(&mut self, queue: &UblkQueue, user_data: u64, result: i32) {
+    fn completed(&mut self, completion: Completion, result: i32) {
         const OK: i32 = sys::UBLK_IO_RES_OK as i32;
-        match Kind::of(user_data) {
-            Kind::Command => {}
-            Kind::Fetch(read) => {
+        let tag = match completion {
+            Completion::Command(tag) => tag,
+            Completion::Fetch(read) => {
                 if let Some(rest) = self.schedule.fetched(read, result) {
-                    push_fetch(read, rest);
+                    fetch(&mut self.port, read, rest);
                 }
                 return;
             }
-            Kind::Signal => return,
-        }
+            Completion::Signal => return,
+        };
         match result {
             OK => {}
-            // libublk has noted it and ends the loop after the last.
+            // The port has noted it.
             sys::UBLK_IO_RES_ABORT => return,
             _ => process::fatal(format_args!("the ublk driver refused a command: {result}")),
         }
-        let tag = UblkIOCtx::user_data_to_tag(user_data) as u16;
-        let outcome = match decode(queue.get_iod(tag)) {
+        let outcome = match decode(&self.port.request(tag)) {
             Some(request) => self.schedule.came(tag, request),
             None => Some(Outcome::Failed(Errno::INVAL)),
         };
         if let Some(outcome) = outcome {
-            self.end(queue, tag, outcome);
+            self.end(tag, outcome);
         }
     }
 
     /// Wakes a helper if there is enough to do for two.
-    fn call_helper(&self) {
+    fn call_helper(&mut self) {
         if !self.schedule.wants_help() {
             return;
         }
         let Some(helper) = self.crew.claim() else { return };
-        if !ring::signal(helper.fd()) {
-            helper.unclaim();
-        } else if let Err(error) = ring::submit() {
-            // It leaves with the next submission.
-            tolerate(&error);
+        self.port.signal(helper.fd());
+        if let Err(error) = self.port.submit() {
+            process::fatal(format_args!("io_uring failed: {error}"));
         }
     }
 
     /// Hands a request back to the kernel with its result, and asks for the next with its tag.
-    fn end(&self, queue: &UblkQueue, tag: u16, outcome: Outcome) {
+    fn end(&mut self, tag: u16, outcome: Outcome) {
         let result = match outcome {
             Outcome::Done(bytes) => bytes as i32,
             Outcome::Failed(errno) => -errno.raw_os_error(),
             Outcome::TimedOut => -libc::ENOSPC,
             Outcome::Starved => unreachable!("starved requests stay in line"),
         };
-        let buf = BufDesc::Slice(self.schedule.buffers().of_ended(tag));
-        let committed = queue.complete_io_cmd_unified(tag, buf, Ok(UblkIORes::Result(result)));
-        if let Err(error) = committed {
-            process::fatal(format_args!("cannot complete an I/O request: {error}"));
-        }
+        self.port.end(tag, result, self.schedule.buffers());
     }
 
     /// Reads what is wanted from the backing file.
     fn begin_fetches(&mut self) {
         while let Some((read, entry)) = self.schedule.next_fetch() {
-            push_fetch(read, entry);
+            fetch(&mut self.port, read, entry);
         }
     }
+}
 
-    /// Wakes a thread if there is work for it and it does not know yet.
-    fn wake(&self, waker: &Waker, is_wanted: bool) {
-        if is_wanted && waker.claim() && !ring::signal(waker.fd()) {
-            waker.unclaim();
-        }
+/// Wakes a thread if there is work for it and it does not know yet.
+fn wake(port: &mut Port, waker: &Waker, is_wanted: bool) {
+    if is_wanted && waker.claim() {
+        port.signal(waker.fd());
     }
 }
 
 /// Queues a read of the backing file.
 #[allow(unsafe_code)]
-fn push_fetch(read: usize, entry: squeue::Entry) {
+fn fetch(port: &mut Port, read: usize, entry: squeue::Entry) {
     // SAFETY: the schedule keeps the memory until it is told of the completion, by the thread whose ring this is;
     // and where that never comes, for ever.
-    if !unsafe { ring::fetch(read, entry) } {
-        process::fatal(format_args!("the ring has no room for a read"));
-    }
-}
-
-/// Passes over what an interrupted wait returns; anything else is the end.
-fn tolerate(error: &io::Error) {
-    if !is_passing(error) {
-        process::fatal(format_args!("io_uring failed: {error}"));
-    }
-}
-
-/// True for what an interrupted wait returns: being traced, being stopped and the system going to
-/// sleep all interrupt io_uring, and libublk's own loop would end there and leave the device
-/// hanging.
-fn is_passing(error: &io::Error) -> bool {
-    matches!(Errno::from_io_error(error), Some(Errno::INTR | Errno::AGAIN | Errno::BUSY))
+    unsafe { port.fetch(read, entry) }
 }
 
 /// The request that a descriptor describes; none if it is of a kind that was never announced.

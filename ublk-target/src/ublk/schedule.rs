@@ -8,7 +8,7 @@
 //! Guarantees: reads are served while writes wait for memory; no write waits longer than
 //! [`STARVED_MAX`], and when waiting writes have taken most of the queue's tags, [`CROWDED_MAX`]; writes
 //! that wait keep their order. A turn of serving has at most [`TURN_COST`] of work. Nothing here allocates,
-//! blocks or makes a system call, but for reading the clock, or knows of libublk's queue:
+//! blocks or makes a system call, but for reading the clock, or knows of the driver:
 //! [`super::queue`] brings both together.
 
 mod fetching;
@@ -123,7 +123,7 @@ impl Schedule {
         buffers: Buffers,
         backing: Arc<Backing>,
     ) -> Self {
-        let tags = buffers.all().len();
+        let tags = buffers.tags();
         let none = Underway::new(Request::new(Op::Flush, 0, 0));
         Self {
             engine_queue: device.queue(),
@@ -191,7 +191,7 @@ impl Schedule {
     }
 
     /// Serves pages until none are left, something has come, or it is time to hand over what is done.
-    pub fn serve(&mut self, has_news: impl Fn() -> bool) {
+    pub fn serve(&mut self, mut has_news: impl FnMut() -> bool) {
         let (mut spent, mut can_put) = (0, true);
         while spent < TURN_COST {
             let get = self.buffers.first(Way::Get);
@@ -288,7 +288,7 @@ impl Schedule {
     }
 
     /// If there is nothing else to do, gives helpers the time to finish the pages that they are at.
-    fn spin_for_helpers(&self, has_news: impl Fn() -> bool) {
+    fn spin_for_helpers(&self, mut has_news: impl FnMut() -> bool) {
         for _ in 0..HELPED_SPINS {
             let is_over =
                 |tag: &u16| self.is_fetched(*tag) || self.buffers.has_ended((*tag).into());
@@ -366,8 +366,7 @@ fn patience(waiting: usize, tags: usize) -> Duration {
 mod tests {
     use std::sync::atomic::{AtomicBool, Ordering};
 
-    use libublk::helpers::IoBuf;
-    use tmem::{Batches, PAGE_SIZE};
+    use tmem::PAGE_SIZE;
 
     use super::super::sizing::IO_BYTES;
     use super::*;
@@ -381,12 +380,12 @@ mod tests {
     }
 
     pub(super) fn schedule_on(device: BlockDevice, backing: Arc<Backing>) -> Schedule {
-        let mut bufs: Vec<_> = (0..TAGS).map(|_| IoBuf::new(IO_BYTES as usize)).collect();
-        for (buf, seed) in bufs.iter_mut().zip(1..) {
-            buf.as_mut_slice().copy_from_slice(&noise(IO_BYTES as usize / PAGE_SIZE, seed));
+        let mut buffers = Buffers::new(TAGS as u16).unwrap();
+        for (tag, seed) in (0..TAGS).zip(1..) {
+            let data = noise(IO_BYTES as usize / PAGE_SIZE, seed);
+            buffers.fill(tag, data.as_array().unwrap());
         }
         let counters = Arc::new([IoCounters::default()]);
-        let buffers = Buffers::new(Batches::new(TAGS), bufs);
         Schedule::new(Arc::new(device), counters, 0, buffers, backing)
     }
 

@@ -7,9 +7,8 @@
 /// Bytes of one request at most, and of one I/O buffer: what the kernel's swap code sends.
 pub const IO_BYTES: u32 = 128 << 10;
 
-/// Memory that one I/O buffer takes: its mapping has the allocator's header before the data, which
-/// starts on a page of its own, and is rounded up.
-const SLOT_BYTES: u64 = 136 << 10;
+/// Memory that one I/O buffer takes.
+const SLOT_BYTES: u64 = IO_BYTES as u64;
 
 /// Depth below which a queue is not worth having: one request of each kind of reclaimer.
 const DEPTH_MIN: u64 = 8;
@@ -117,15 +116,15 @@ mod tests {
     #[test]
     fn a_queue_per_cpu_while_it_is_deep_enough() {
         assert_eq!(first(1, 64 * GIB), QueuePlan { queues: 1, depth: 128 });
-        assert_eq!(first(8, 64 * GIB), QueuePlan { queues: 8, depth: 30 });
+        assert_eq!(first(8, 64 * GIB), QueuePlan { queues: 8, depth: 32 });
         assert_eq!(first(30, 64 * GIB), QueuePlan { queues: 30, depth: 8 });
-        assert_eq!(first(256, 64 * GIB), QueuePlan { queues: 30, depth: 8 });
+        assert_eq!(first(256, 64 * GIB), QueuePlan { queues: 32, depth: 8 });
     }
 
     #[test]
     fn small_machines_get_fewer_queues_before_shallow_ones() {
-        assert_eq!(first(2, GIB / 4), QueuePlan { queues: 2, depth: 15 });
-        assert_eq!(first(8, GIB / 8), QueuePlan { queues: 1, depth: 15 });
+        assert_eq!(first(2, GIB / 4), QueuePlan { queues: 2, depth: 16 });
+        assert_eq!(first(8, GIB / 8), QueuePlan { queues: 2, depth: 8 });
         assert_eq!(first(1, 0), QueuePlan { queues: 1, depth: 8 });
     }
 }
