@@ -28,6 +28,13 @@ pub struct ClientId(pub(crate) u16);
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct PoolId(pub(crate) u16);
 
+impl PoolId {
+    /// Its number, by which another process finds the pool again.
+    pub fn number(self) -> u16 {
+        self.0
+    }
+}
+
 /// What a pool promises.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq, serde::Serialize)]
 #[serde(rename_all = "lowercase")]

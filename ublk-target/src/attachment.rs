@@ -100,6 +100,11 @@ pub struct Attachment {
 }
 
 impl Attachment {
+    /// A device that is reached by nothing.
+    pub fn none() -> Self {
+        Self { node: None, export: None }
+    }
+
     /// A device that is reached by its node alone.
     pub fn new(node: Node) -> Self {
         Self { node: Some(node), export: None }

@@ -13,7 +13,8 @@ use std::time::Duration;
 use rustix::io::Errno;
 use serde::Serialize;
 use tmem::{
-    BatchError, ClientId, Engine, Handle, PAGE_SIZE, PoolError, PoolId, PoolKind, PutError,
+    BatchError, ClientId, Engine, Handle, PAGE_SIZE, PoolError, PoolId, PoolInfo, PoolKind,
+    PutError,
 };
 
 /// What a request asks for.
@@ -73,7 +74,7 @@ pub enum Outcome {
     TimedOut,
 }
 
-/// One engine pool as a block device. Destroys its pool when dropped.
+/// One engine pool as a block device. Dropping it leaves the pool as it is: another process may go on with it.
 pub struct BlockDevice {
     engine: Arc<Engine>,
     client: ClientId,
@@ -92,6 +93,22 @@ impl BlockDevice {
                 Err(error)
             }
         }
+    }
+
+    /// A device on a pool that there is.
+    pub fn resume(engine: Arc<Engine>, pool: &PoolInfo) -> Self {
+        Self { engine, client: pool.client, pool: pool.id, pages: pool.pages }
+    }
+
+    /// Forgets all pages. It is of no use afterwards.
+    pub fn destroy(&self) {
+        // Fails only for a client that is not there, which leaves nothing to do.
+        let _ = self.engine.destroy_client(self.client);
+    }
+
+    /// Its size in pages.
+    pub fn pages(&self) -> u64 {
+        self.pages
     }
 
     /// The engine that holds the pages.
@@ -180,13 +197,6 @@ impl BlockDevice {
 
     fn page(&self, request: &Request, page: u32) -> Handle {
         Handle::from_page(self.pool, request.first_page + u64::from(page))
-    }
-}
-
-impl Drop for BlockDevice {
-    fn drop(&mut self) {
-        // Fails only for a client that is not there, which leaves nothing to do.
-        let _ = self.engine.destroy_client(self.client);
     }
 }
 

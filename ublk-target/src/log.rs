@@ -8,5 +8,6 @@ use std::io::{self, Write};
 
 /// Writes a line. There is nobody to tell if that fails.
 pub fn log(message: impl Display) {
-    let _ = writeln!(io::stderr(), "tmem: {message}");
+    // In one piece: several processes write there.
+    let _ = io::stderr().write_all(format!("tmem: {message}\n").as_bytes());
 }

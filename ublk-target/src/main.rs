@@ -4,15 +4,21 @@
 
 use std::env;
 use std::io::{self, Write};
+use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 
 use clap::Parser;
 use clap::error::ErrorKind;
 use tmem_ublk_target::cli::{Cli, RunArgs};
 use tmem_ublk_target::config::{Files, Machine, RunConfig};
 use tmem_ublk_target::exit::{Exit, Failure};
-use tmem_ublk_target::{commands, process, run, service};
+use tmem_ublk_target::supervisor::{self, Setup};
+use tmem_ublk_target::{commands, process, service, standby, worker};
+
+/// The first argument of a process that the supervisor starts.
+const WORKER: &str = "worker";
+const STANDBY: &str = "standby";
 
 fn main() -> ExitCode {
     let mut args = env::args_os().skip(1);
@@ -22,10 +28,26 @@ fn main() -> ExitCode {
         let _ = writeln!(io::stderr(), "cannot be run: {error}");
         return Exit::Failure.into();
     }
-    let outcome = match Cli::try_parse() {
+    // One that was started through /proc has no name of its own.
+    match env::args_os().nth(1) {
+        Some(first) if first == WORKER => {
+            process::name_thread("tmem-worker");
+            return end(worker::run(service::start).map(|()| Exit::Ok));
+        }
+        Some(first) if first == STANDBY => {
+            process::name_thread("tmem-preparing");
+            return end(standby::run().map(|()| Exit::Ok));
+        }
+        _ => {}
+    }
+    end(match Cli::try_parse() {
         Ok(cli) => commands::execute(&cli, &mut io::stdout(), run),
         Err(error) => usage(&error),
-    };
+    })
+}
+
+/// Says what went wrong, if anything did.
+fn end(outcome: Result<Exit, Failure>) -> ExitCode {
     let exit = outcome.unwrap_or_else(|failure| {
         // Nobody can be told that nobody can be told.
         let _ = writeln!(io::stderr(), "tmem: {failure}");
@@ -51,5 +73,17 @@ fn usage(error: &clap::Error) -> Result<Exit, Failure> {
 fn run(args: &RunArgs, control: Option<&Path>, out: &mut dyn Write) -> Result<(), Failure> {
     let files = Files::read(args.config.as_deref(), Path::new("/"))?;
     let config = RunConfig::new(args, control, &files, &Machine::here()?)?;
-    run::run(&config, service::start, out)
+    // The file that we are, whatever has its name by now.
+    let start = |role| {
+        let mut command = Command::new("/proc/self/exe");
+        // By a name that begins with '@' systemd-shutdown is told to leave us; then it shall leave them.
+        command.arg0(env::args_os().next().unwrap_or_else(|| "tmem".into())).arg(role);
+        command
+    };
+    let setup = Setup {
+        harden: &service::harden,
+        worker: &|| start(WORKER),
+        standby: Some(&|| start(STANDBY)),
+    };
+    supervisor::run(&config, &setup, out)
 }

@@ -3,22 +3,17 @@
 //! Nothing happens without `$NOTIFY_SOCKET`. That systemd cannot be told is no reason to stop
 //! serving devices, so a failure is logged and that is all.
 
-use std::env;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use sd_notify::NotifyState;
 
 use crate::log::log;
-use crate::process;
 
 /// How much longer systemd shall wait for the end, each time that it is asked to.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// How often it may be asked.
-const PATIENCE_PERIOD: Duration = Duration::from_secs(10);
+pub const PATIENCE_PERIOD: Duration = Duration::from_secs(10);
 
 /// The daemon is ready: every device that was asked for is there.
 pub fn ready(status: &str) {
@@ -35,63 +30,37 @@ pub fn watchdog_limit() -> Option<Duration> {
     sd_notify::watchdog_enabled()
 }
 
-/// The daemon serves.
+/// The daemon runs.
 pub fn alive() {
     tell(&[NotifyState::Watchdog]);
 }
 
-/// The daemon has begun to stop. While the answer lives, systemd goes on waiting for its end as long as what
-/// `left` says is swapped becomes less: to swap off takes as long as it takes to read everything back. When it becomes
-/// less no longer, for want of memory, waiting for it would only hold up the system's shutdown; the daemon goes on trying.
-pub fn stopping(left: impl Fn() -> u64 + Send + 'static) -> Patience {
+/// The daemon has begun to stop, which may take a while.
+pub fn stopping() -> Patience {
     tell(&[
         NotifyState::Stopping,
         NotifyState::ExtendTimeoutUsec(PATIENCE.as_micros() as u32),
         NotifyState::Status("taking devices out of use"),
     ]);
-    Patience::ask(left)
+    Patience { progress: None }
 }
 
-/// Asks systemd for patience until it is dropped.
+/// Has systemd go on waiting for the end as long as what is swapped becomes less: to swap off takes as long as it takes to read
+/// everything back. When it becomes less no longer, for want of memory, waiting for it would only hold up the system's
+/// shutdown; the daemon goes on trying.
 pub struct Patience {
-    done: Arc<AtomicBool>,
-    thread: Option<JoinHandle<()>>,
+    /// None before it is known what there was at first.
+    progress: Option<Progress>,
 }
 
 impl Patience {
-    fn ask(left: impl Fn() -> u64 + Send + 'static) -> Self {
-        let done = Arc::new(AtomicBool::new(false));
-        let mut thread = None;
-        if env::var_os("NOTIFY_SOCKET").is_some() {
-            let done = Arc::clone(&done);
-            match process::spawn("tmem-patience".into(), move || keep_asking(&done, left)) {
-                Ok(started) => thread = Some(started),
-                Err(error) => log(format_args!("cannot ask systemd for patience: {error}")),
-            }
-        }
-        Self { done, thread }
-    }
-}
-
-impl Drop for Patience {
-    fn drop(&mut self) {
-        self.done.store(true, Ordering::Release);
-        if let Some(thread) = self.thread.take() {
-            thread.thread().unpark();
-            // It has nothing to say.
-            let _ = thread.join();
-        }
-    }
-}
-
-fn keep_asking(done: &AtomicBool, left: impl Fn() -> u64) {
-    let mut progress = Progress { least: left() };
-    loop {
-        thread::park_timeout(PATIENCE_PERIOD);
-        if done.load(Ordering::Acquire) {
+    /// So many bytes are swapped now. To be said every [`PATIENCE_PERIOD`].
+    pub fn left(&mut self, bytes: u64) {
+        let Some(progress) = &mut self.progress else {
+            self.progress = Some(Progress { least: bytes });
             return;
-        }
-        if progress.is_made(left()) {
+        };
+        if progress.is_made(bytes) {
             tell(&[NotifyState::ExtendTimeoutUsec(PATIENCE.as_micros() as u32)]);
         }
     }

@@ -268,6 +268,10 @@ struct Pool {
     backing_path: Option<String>,
     backing_state: Option<String>,
     backing_errno: Option<i32>,
+    worker_pid: u32,
+    takeovers: u64,
+    takeover_ns_last: u64,
+    has_supervisor: bool,
 }
 
 #[derive(Debug, Deserialize)]
@@ -326,6 +330,7 @@ pub fn stats(report: &Value, args: &TableArgs) -> Result<String, Failure> {
         let pool = Pool::deserialize(&report["total"]).map_err(unreadable)?;
         text.push_str(&summary(&pool, deferred, args.bytes));
         text.extend(backing(&pool, args.bytes));
+        text.extend(serving(&pool));
         let devices = Vec::<DeviceInfo>::deserialize(&report["devices"]).map_err(unreadable)?;
         text.extend(devices.iter().filter_map(warning));
     }
@@ -364,6 +369,21 @@ fn summary(pool: &Pool, deferred: u64, bytes: bool) -> String {
         pool.lost_gets,
         pool.corrupt_gets,
     )
+}
+
+/// The line about who serves, if that is not as it was at the start.
+fn serving(pool: &Pool) -> Option<String> {
+    let count = (pool.takeovers > 0).then(|| {
+        let last = duration(pool.takeover_ns_last);
+        format!(", in the place of {} that died, the last time after {last}", pool.takeovers)
+    });
+    let supervisor = (!pool.has_supervisor)
+        .then_some("; without a supervisor: if it dies twice, nobody goes on");
+    if count.is_none() && supervisor.is_none() {
+        return None;
+    }
+    let (count, supervisor) = (count.unwrap_or_default(), supervisor.unwrap_or_default());
+    Some(format!("served: by pid {}{count}{supervisor}\n", pool.worker_pid))
 }
 
 /// The line about the backing file, if there is one.
@@ -475,6 +495,7 @@ mod tests {
         device.io.deferred_writes = 4;
         let mut stats = DaemonStats { devices: vec![device], ..DaemonStats::default() };
         stats.total.pools = stats.devices[0].pool;
+        stats.serving.has_supervisor = true;
         // There was a device that is removed now.
         stats.total.pools.given_up_puts += 1;
         stats.total.eph.compacted_pageframes = 8;
@@ -549,6 +570,19 @@ mod tests {
         let errors =
             "errors: 24 puts failed, 0 gets lost, 0 gets corrupt; 4 writes waited for memory";
         assert_eq!(text.lines().last(), Some(errors));
+    }
+
+    #[test]
+    fn who_serves_is_told_when_it_has_changed() {
+        let mut report = a_report();
+        assert!(!stats(&report, &args()).unwrap().contains("served:"));
+        report["total"]["takeovers"] = 2.into();
+        report["total"]["takeover_ns_last"] = 12_300_000.into();
+        report["total"]["worker_pid"] = 77.into();
+        let line = "\nserved: by pid 77, in the place of 2 that died, the last time after 12.3ms\n";
+        assert!(stats(&report, &args()).unwrap().contains(line));
+        report["total"]["has_supervisor"] = false.into();
+        assert!(stats(&report, &args()).unwrap().contains("12.3ms; without a supervisor"));
     }
 
     #[test]

@@ -183,6 +183,12 @@ pub fn verify_threads() -> Result<(), ProcessError> {
     Ok(())
 }
 
+/// From now on the process ends if this thread panics: what it has made must not be taken down again by that.
+pub fn become_essential() -> impl Drop {
+    ESSENTIAL.set(true);
+    FatalOnUnwind
+}
+
 /// Starts a thread with a small stack that takes no signals, which would interrupt io_uring.
 pub fn spawn<T, F>(name: String, body: F) -> io::Result<JoinHandle<T>>
 where
@@ -204,10 +210,8 @@ where
 {
     spawn(name, move || {
         ESSENTIAL.set(true);
-        let guard = FatalOnUnwind;
-        let result = body();
-        std::mem::forget(guard);
-        result
+        let _guard = FatalOnUnwind;
+        body()
     })
 }
 
@@ -243,6 +247,25 @@ fn raise_session() {
 pub fn become_urgent() -> io::Result<()> {
     // What the thread starts is not urgent.
     set_class(libc::SCHED_RR | libc::SCHED_RESET_ON_FORK, 1)
+}
+
+/// Sees to it that so many bytes of the heap can be had from now on without asking the kernel. What is freed
+/// stays with the process as well, however large it is.
+pub fn keep_heap(bytes: usize) {
+    #[cfg(target_env = "gnu")]
+    {
+        // The most that is taken.
+        let settings = [(libc::M_MMAP_THRESHOLD, 32 << 20), (libc::M_TRIM_THRESHOLD, i32::MAX)];
+        for (setting, value) in settings {
+            // SAFETY: mallopt takes two numbers. Without it the heap is as it was.
+            unsafe { libc::mallopt(setting, value) };
+        }
+    }
+    // In pieces, for what is larger than that threshold does not come from the heap. All of it is locked, and so it is there
+    // once the allocator has it.
+    const PIECE: usize = 1 << 20;
+    let pieces: Vec<_> = (0..bytes.div_ceil(PIECE)).map(|_| vec![1_u8; PIECE]).collect();
+    drop(std::hint::black_box(pieces));
 }
 
 /// Makes this thread an ordinary one again.
@@ -350,7 +373,9 @@ struct FatalOnUnwind;
 
 impl Drop for FatalOnUnwind {
     fn drop(&mut self) {
-        fatal(format_args!("a thread that I/O depends on panicked"));
+        if std::thread::panicking() {
+            fatal(format_args!("a thread that I/O depends on panicked"));
+        }
     }
 }
 

@@ -6,35 +6,30 @@ use tmem::{BackingError, ConfigError, PoolError, WritebackSettings};
 use crate::backing::{BackingInfo, BackingSpec, WritebackChange};
 use crate::config::RunConfig;
 use crate::control::Operations;
-use crate::daemon::{Daemon, DaemonConfig, DaemonError, DaemonStats, DeviceInfo};
+use crate::daemon::{Daemon, DaemonError, DaemonStats, DeviceInfo};
 use crate::exit::{Exit, Failure};
 use crate::log::log;
 use crate::nbd::{KernelError, NbdServerError};
-use crate::process::ProcessError;
+use crate::process::{self, ProcessError};
 use crate::program::ProgramError;
-use crate::run::Service;
-use crate::size::ram_bytes;
 use crate::ublk::{DriverError, ServerError};
 use crate::watchdog::{Pulse, Watched};
+use crate::worker::{Service, Start};
 
-/// Starts the daemon of a configuration, without devices yet. Call it before any thread is
-/// started.
-pub fn start(config: &RunConfig) -> Result<Daemon, Failure> {
-    let daemon = Daemon::start(DaemonConfig {
-        pool_limit: config.pool_limit,
-        limit_max: ram_bytes(),
-        best_effort: config.best_effort,
-        swapon: config.swapon,
-        frontend: config.frontend,
-        nbd: config.nbd.clone(),
-        backing: config.backing.clone(),
-        encrypt_backing: config.encrypt_backing,
-        writeback: config.writeback,
-    })?;
+/// Starts the daemon of a worker, without devices yet. Call it before any thread is started.
+pub fn start(start: Start) -> Result<Daemon, Failure> {
+    let daemon = Daemon::start(start.config, start.nbd, start.store)?;
     for warning in daemon.warnings() {
         log(format_args!("going on without a guard: {warning}"));
     }
     Ok(daemon)
+}
+
+/// Makes this process fit to look after a worker.
+pub fn harden(config: &RunConfig) -> Result<(), Failure> {
+    // What could not be had, the worker says.
+    let _ = process::prepare(config.best_effort).map_err(DaemonError::from)?;
+    Ok(())
 }
 
 impl Operations for Daemon {
@@ -72,6 +67,14 @@ impl Service for Daemon {
         Ok(self.shutdown()?)
     }
 
+    fn watch(&self, watcher: Box<dyn Fn() + Send + Sync>) {
+        self.watch(watcher);
+    }
+
+    fn ended(&self) {
+        self.ended();
+    }
+
     fn swapped(&self) -> u64 {
         self.swapped()
     }
@@ -90,7 +93,6 @@ impl Watched for Daemon {
 impl From<DaemonError> for Failure {
     fn from(error: DaemonError) -> Self {
         let error = match error {
-            DaemonError::Nbd(NbdServerError::Bind(error)) => return error.into(),
             DaemonError::Backing(error) => return error.into(),
             DaemonError::Writeback(error) => return error.into(),
             error => error,

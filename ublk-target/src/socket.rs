@@ -7,6 +7,7 @@
 
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Write};
+use std::os::fd::AsFd;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
@@ -15,6 +16,7 @@ use rustix::fs::{Mode, OFlags, fchmod};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
 use crate::exit::{Exit, Failure};
+use crate::inherited::{Inherited, Legacy};
 
 /// Connections that the kernel keeps for us until we accept them.
 const BACKLOG: i32 = 64;
@@ -95,8 +97,10 @@ impl From<BindError> for Failure {
 pub struct Listener {
     pub(crate) socket: UnixListener,
     path: PathBuf,
-    /// Holds the lock for as long as it is open.
-    _lock: File,
+    /// Holds the lock for as long as it is open, here or in a process that has inherited it.
+    lock: File,
+    /// Whether the name is ours to remove.
+    is_owner: bool,
 }
 
 impl Listener {
@@ -111,7 +115,25 @@ impl Listener {
         let lock = lock(path, option)?;
         remove_stale(path, option)?;
         let socket = listen(&address).map_err(on("bind the socket", path))?;
-        Ok(Self { socket, path: path.to_owned(), _lock: lock })
+        Ok(Self { socket, path: path.to_owned(), lock, is_owner: true })
+    }
+
+    /// Leaves the socket and its lock, by these names, to a process that is to be started.
+    pub fn bequeath<'a>(
+        &'a self,
+        socket: &'static str,
+        lock: &'static str,
+        legacy: &mut Legacy<'a>,
+    ) {
+        legacy.add(socket, self.socket.as_fd());
+        legacy.add(lock, self.lock.as_fd());
+    }
+
+    /// Takes a socket at `path` that was left to us as `name`. Its name in the file system is not ours.
+    pub fn inherited(inherited: &mut Inherited, name: &str, path: &Path) -> io::Result<Self> {
+        let socket = inherited.file(name)?.into();
+        let lock = inherited.file(&format!("{name}-lock"))?.into();
+        Ok(Self { socket, path: path.to_owned(), lock, is_owner: false })
     }
 
     /// Where the socket is.
@@ -122,9 +144,16 @@ impl Listener {
 
 impl Drop for Listener {
     fn drop(&mut self) {
-        // The lock is still ours here, so the name is too. One that is gone already is no loss.
-        let _ = fs::remove_file(&self.path);
+        // The lock is still ours here, so the name is too.
+        if self.is_owner {
+            remove(&self.path);
+        }
     }
+}
+
+/// Removes the name of a socket, on which we have the lock. One that is gone already is no loss.
+pub fn remove(path: &Path) {
+    let _ = fs::remove_file(path);
 }
 
 /// Makes `directory` and what is missing above it, each with mode 0755 whatever the umask is.

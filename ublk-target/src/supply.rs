@@ -5,8 +5,8 @@
 //! writes would starve for ever.
 
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::thread::{JoinHandle, sleep};
 use std::time::Duration;
 
@@ -60,20 +60,38 @@ impl Faults {
 pub struct Supply {
     waker: Arc<Waker>,
     faults: Arc<Faults>,
+    engine: Arc<OnceLock<Arc<Engine>>>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Supply {
     /// Starts the thread, which makes the first reserve of frames at once.
     pub fn start(engine: Arc<Engine>) -> io::Result<Self> {
+        let supply = Self::prepare()?;
+        supply.begin(engine);
+        Ok(supply)
+    }
+
+    /// Starts the thread without anything to do.
+    pub fn prepare() -> io::Result<Self> {
         let waker = Arc::new(Waker::new()?);
-        waker.wake();
-        let faults = Arc::new(Faults::default());
+        let (faults, engine) = (Arc::new(Faults::default()), Arc::new(OnceLock::new()));
         let thread = {
             let (waker, faults) = (Arc::clone(&waker), Arc::clone(&faults));
+            let engine = Arc::clone(&engine);
             process::spawn_essential("tmem-supply".into(), move || run(&engine, &waker, &faults))?
         };
-        Ok(Self { waker, faults, thread: Some(thread) })
+        Ok(Self { waker, faults, engine, thread: Some(thread) })
+    }
+
+    /// From now on the thread supplies this engine.
+    ///
+    /// # Panics
+    ///
+    /// If it does another.
+    pub fn begin(&self, engine: Arc<Engine>) {
+        assert!(self.engine.set(engine).is_ok(), "it supplies another engine");
+        self.waker.wake();
     }
 
     /// What wakes the thread.
@@ -97,9 +115,17 @@ impl Drop for Supply {
     }
 }
 
-fn run(engine: &Engine, waker: &Waker, faults: &Faults) {
+fn run(engine: &OnceLock<Arc<Engine>>, waker: &Waker, faults: &Faults) {
     // Writes wait for what it brings.
     process::become_server();
+    let engine = loop {
+        match engine.get() {
+            Some(engine) => break engine,
+            None if waker.is_stopped() => return,
+            None => waker.wait(&QUIET_PERIOD),
+        }
+    };
+    waker.wake();
     let mut active = true;
     let mut failing = false;
     while !waker.is_stopped() {

@@ -1,6 +1,7 @@
 //! A thread's io_uring, as those use it that have it to themselves.
 //!
-//! Nothing here allocates after a ring is made. What an entry works on is the caller's to see to:
+//! Nothing here allocates after a ring is made, neither does the kernel for what is submitted to it: it keeps what the
+//! first entries needed for those that follow. What an entry works on is the caller's to see to:
 //! [`Uring::push`] is `unsafe`.
 #![allow(unsafe_code)]
 
@@ -41,7 +42,24 @@ impl Uring {
         if !ring.params().is_feature_ext_arg() {
             return Err(io::ErrorKind::Unsupported.into());
         }
-        Ok(Self { ring })
+        let mut uring = Self { ring };
+        uring.warm_up(entries)?;
+        Ok(uring)
+    }
+
+    /// Has the kernel make room for so many entries under way, which it keeps: it would wait for memory when there is none, and
+    /// who should free some may wait for us.
+    fn warm_up(&mut self, entries: u32) -> io::Result<()> {
+        for _ in 0..entries {
+            // SAFETY: it works on no memory.
+            unsafe { self.push(opcode::Nop::new().build(), 0) };
+        }
+        let mut left = entries;
+        while left > 0 {
+            self.wait(None)?;
+            left -= std::iter::from_fn(|| self.completed()).count() as u32;
+        }
+        Ok(())
     }
 
     /// Queues a write that wakes whoever polls `eventfd`, which must be non-blocking. It leaves with

@@ -1,23 +1,25 @@
-//! Whether the daemon serves, as the kernel sees it; as long as it does, systemd's watchdog is told so.
+//! Whether the worker serves, as the kernel sees it; as long as it does, its heart beats ([`pulse`](crate::supervisor::pulse)). When
+//! that stops, its supervisor kills it, and another goes on.
 //!
 //! Threads that run prove nothing: what counts is that requests come to an end. So the devices are looked at from
 //! outside, by what the kernel counts of them. A device is stuck if requests wait in it and none has ended since the last look. That
 //! covers every thread that serves (queues, helpers, NBD's workers), whatever they may wait for. A request can take long rightly only
 //! if it reads from the backing file, so reads do not count where there is one. The supply thread is not asked for: it
-//! may wait for memory as long as there is none, writes fail then and reads go on, and a new daemon would fare no better.
+//! may wait for memory as long as there is none, writes fail then and reads go on, and another worker would fare no better.
 
 use std::collections::HashMap;
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
-use crate::log::log;
-use crate::{notify, process};
+use crate::process;
+use crate::supervisor::pulse::Heart;
 
-/// How many looks there are in the time after which systemd takes us for dead. The daemon is killed if
-/// all of them find it stuck.
-const LOOKS: u32 = 4;
+/// How often it is looked. The heart stops only when all looks for a minute have found a device stuck, or there was none.
+const LOOK_PERIOD: Duration = Duration::from_secs(5);
 
 /// What the kernel counts of a device.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -81,7 +83,7 @@ pub trait Watched: Send + Sync {
     fn reads_from_disk(&self) -> bool;
 }
 
-/// Tells systemd that the daemon serves, until it is dropped. Nothing happens without `$WATCHDOG_USEC`.
+/// Has the process's heart beat as long as it serves, until it is dropped.
 pub struct Watchdog {
     /// Dropped to end the thread.
     alive: Option<Sender<()>>,
@@ -89,38 +91,41 @@ pub struct Watchdog {
 }
 
 impl Watchdog {
-    /// Begins to watch.
-    pub fn start(watched: Arc<dyn Watched>) -> Self {
-        let Some(limit) = notify::watchdog_limit() else {
-            return Self { alive: None, thread: None };
-        };
-        let period = limit / LOOKS;
+    /// Begins to watch. Without it the heart stops soon.
+    pub fn start(watched: Arc<dyn Watched>, heart: Arc<Heart>) -> io::Result<Self> {
         let (alive, end) = channel();
         let watch = move || {
+            // Who judges others must get to run as they do, and to memory before them.
+            process::become_server();
+            let _ = process::become_urgent();
             let mut watcher = Watcher::default();
+            let mut was_stuck = None;
             loop {
-                match watcher.look(&watched.pulses(), watched.reads_from_disk()) {
-                    None => notify::alive(),
-                    Some(path) => log(format_args!(
-                        "{path} has not ended any request for {} s: the watchdog is not told that it works",
-                        period.as_secs()
-                    )),
+                let stuck = look(&mut watcher, &*watched, &heart);
+                if let Some(path) = stuck.as_ref().filter(|_| stuck != was_stuck) {
+                    process::note(format_args!(
+                        "{path} has not ended any request for {} s",
+                        LOOK_PERIOD.as_secs()
+                    ));
                 }
-                if end.recv_timeout(period) != Err(RecvTimeoutError::Timeout) {
+                was_stuck = stuck;
+                if end.recv_timeout(LOOK_PERIOD) != Err(RecvTimeoutError::Timeout) {
                     return;
                 }
             }
         };
-        match process::spawn("tmem-watchdog".into(), watch) {
-            Ok(thread) => Self { alive: Some(alive), thread: Some(thread) },
-            Err(error) => {
-                log(format_args!(
-                    "cannot serve systemd's watchdog, which will end the daemon: {error}"
-                ));
-                Self { alive: None, thread: None }
-            }
-        }
+        let thread = process::spawn_essential("tmem-watchdog".into(), watch)?;
+        Ok(Self { alive: Some(alive), thread: Some(thread) })
     }
+}
+
+/// Looks once, and returns what is stuck.
+fn look(watcher: &mut Watcher, watched: &dyn Watched, heart: &Heart) -> Option<String> {
+    let stuck = watcher.look(&watched.pulses(), watched.reads_from_disk());
+    if stuck.is_none() {
+        heart.is_well();
+    }
+    stuck
 }
 
 impl Drop for Watchdog {
@@ -135,6 +140,8 @@ impl Drop for Watchdog {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicU64, Ordering};
+
     use super::*;
 
     fn pulse(path: &str, reads_waiting: u64, writes_waiting: u64, ended: u64) -> Pulse {
@@ -171,6 +178,34 @@ mod tests {
         watcher.look(&[pulse("a", 5, 0, 1)], true);
         assert_eq!(watcher.look(&[pulse("a", 5, 0, 1)], true), None);
         assert_eq!(watcher.look(&[pulse("a", 5, 1, 1)], true).as_deref(), Some("a"));
+    }
+
+    struct Writes {
+        ended: AtomicU64,
+    }
+
+    impl Watched for Writes {
+        fn pulses(&self) -> Vec<Pulse> {
+            vec![pulse("a", 0, 1, self.ended.load(Ordering::Relaxed))]
+        }
+
+        fn reads_from_disk(&self) -> bool {
+            true
+        }
+    }
+
+    #[test]
+    fn the_heart_beats_as_long_as_requests_end() {
+        let (writes, heart) = (Writes { ended: AtomicU64::new(0) }, Heart::default());
+        let mut watcher = Watcher::default();
+        for is_ending in [true, false, true] {
+            for _ in 0..100 {
+                writes.ended.fetch_add(u64::from(is_ending), Ordering::Relaxed);
+                assert_eq!(look(&mut watcher, &writes, &heart).is_none(), is_ending);
+                heart.beats();
+            }
+            assert_eq!(heart.beats(), is_ending);
+        }
     }
 
     #[test]

@@ -7,17 +7,18 @@
 //! This file has `unsafe` for the buffers that the kernel works on.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Sender, channel};
-use std::thread::JoinHandle;
+use std::thread::{JoinHandle, sleep};
 use std::time::{Duration, Instant};
 
 use io_uring::{opcode, types};
 use tmem::{Engine, Job, JobFailed, Writeback};
 
 use super::file::BackingFile;
+use super::reopen::Claim;
 use super::shared::{Backing, Condition};
 use super::transfer::{Next, Transfer};
 use super::unanswered::Lookout;
@@ -29,6 +30,10 @@ const PERIOD: Duration = Duration::from_secs(1);
 
 /// How long it waits at its end for I/O that is under way.
 const END_LIMIT: Duration = Duration::from_secs(5);
+
+/// How soon it is tried again to get hold of a file, and from when on that is worth a word.
+const CLAIM_PERIOD: Duration = Duration::from_millis(10);
+const CLAIM_SLOW: Duration = Duration::from_secs(10);
 
 /// More jobs than the engine has under way at a time.
 const JOBS_MAX: usize = 16;
@@ -48,14 +53,22 @@ pub struct Driver {
 
 /// A thread that waits for what it is to drive.
 pub struct Ready {
-    start: Sender<Writeback>,
+    start: Sender<Start>,
     driver: Driver,
+}
+
+/// What it is to drive.
+struct Start {
+    engine: Arc<Engine>,
+    writeback: Writeback,
+    /// What it has to get hold of first, where another process has written before.
+    claim: Option<Claim>,
 }
 
 impl Driver {
     /// Starts the thread, with all that it needs, so that a file that was attached is driven for certain.
-    pub fn prepare(engine: Arc<Engine>, backing: Arc<Backing>) -> io::Result<Ready> {
-        let (start, writeback) = channel();
+    pub fn prepare(backing: Arc<Backing>) -> io::Result<Ready> {
+        let (start, starts) = channel::<Start>();
         let (ready, readiness) = channel();
         let stop = Arc::new(AtomicBool::new(false));
         let (shared, stopped) = (Arc::clone(&backing), Arc::clone(&stop));
@@ -65,8 +78,11 @@ impl Driver {
                 Ok(uring) => {
                     let _ = ready.send(Ok(()));
                     // Nothing comes if no file could be attached.
-                    if let Ok(writeback) = writeback.recv() {
-                        Loop::new(&engine, &shared, &stopped, uring, writeback).run();
+                    if let Ok(Start { engine, writeback, claim }) = starts.recv()
+                        && let Some(held) = hold(&shared, &stopped, claim)
+                    {
+                        let held = held.as_ref();
+                        Loop::new(&engine, &shared, &stopped, uring, writeback, held).run();
                     }
                 }
                 Err(error) => {
@@ -86,13 +102,51 @@ impl Driver {
 
 impl Ready {
     /// Lets the thread write to this file.
-    pub fn drive(self, mut file: BackingFile, writeback: Writeback) -> Driver {
+    pub fn drive(self, engine: Arc<Engine>, mut file: BackingFile, writeback: Writeback) -> Driver {
         file.keep();
         self.driver.backing.set_file(file);
+        self.start(Start { engine, writeback, claim: None })
+    }
+
+    /// Lets the thread write to the file that is read already, as soon as it has hold of it.
+    pub fn go_on(self, engine: Arc<Engine>, writeback: Writeback, claim: Claim) -> Driver {
+        self.start(Start { engine, writeback, claim: Some(claim) })
+    }
+
+    fn start(self, start: Start) -> Driver {
         // The thread has nothing to do but wait for it.
-        let _ = self.start.send(writeback);
+        let _ = self.start.send(start);
         self.driver
     }
+}
+
+/// Waits for hold of a file that another process has written to; with none, it is ours already. None if the thread
+/// is to stop first.
+fn hold(backing: &Backing, stop: &AtomicBool, claim: Option<Claim>) -> Option<Option<OwnedFd>> {
+    let Some(claim) = claim else { return Some(None) };
+    let begun = Instant::now();
+    let mut is_said = false;
+    while !stop.load(Ordering::SeqCst) {
+        let error = match claim.try_take() {
+            Ok(Some(file)) => return Some(Some(file)),
+            Ok(None) => None,
+            Err(error) => Some(error),
+        };
+        if begun.elapsed() > CLAIM_SLOW && !is_said {
+            is_said = true;
+            let _ = backing.note(Condition::Late);
+            match error {
+                None => process::note(format_args!(
+                    "the backing file is still held by the process that died: pages stay in memory"
+                )),
+                Some(error) => process::note(format_args!(
+                    "the backing file cannot be opened to be written ({error}): pages stay in memory"
+                )),
+            }
+        }
+        sleep(CLAIM_PERIOD);
+    }
+    None
 }
 
 impl Drop for Driver {
@@ -112,6 +166,8 @@ struct Loop<'a> {
     backing: &'a Backing,
     stop: &'a AtomicBool,
     file: &'a BackingFile,
+    /// By which the file is written: it tells others that we do.
+    held: BorrowedFd<'a>,
     uring: Uring,
     writeback: Writeback,
     /// Jobs under way, by unit.
@@ -128,11 +184,25 @@ impl<'a> Loop<'a> {
         stop: &'a AtomicBool,
         uring: Uring,
         writeback: Writeback,
+        held: Option<&'a OwnedFd>,
     ) -> Self {
         let file = backing.file().expect("the file is there before what writes to it");
+        let held = held.map_or(file.as_fd(), AsFd::as_fd);
         let (jobs, began) = ([None; JOBS_MAX], Instant::now());
         let (lookout, failed_reads) = (Lookout::default(), FailedReads::default());
-        Self { engine, backing, stop, file, uring, writeback, jobs, began, lookout, failed_reads }
+        Self {
+            engine,
+            backing,
+            stop,
+            file,
+            held,
+            uring,
+            writeback,
+            jobs,
+            began,
+            lookout,
+            failed_reads,
+        }
     }
 
     /// Drives it until it is to stop.
@@ -185,7 +255,7 @@ impl<'a> Loop<'a> {
     /// Submits what is left of a unit's job.
     fn submit(&mut self, unit: usize) {
         let (job, transfer) = self.jobs[unit].expect("a job that is under way");
-        let fd = types::Fd(self.file.as_fd().as_raw_fd());
+        let fd = types::Fd(self.held.as_raw_fd());
         // SAFETY: the buffer holds the whole job, of which so much is done.
         let at = unsafe { self.writeback.buffer(unit).add(transfer.done()) };
         let (bytes, offset) = (transfer.left() as u32, self.file.start() + transfer.offset());
@@ -290,9 +360,9 @@ pub(crate) mod tests {
         let spec = BackingSpec { path, bytes: Some(bytes), encrypt: true, force: false };
         let file = BackingFile::open(&spec, &[]).unwrap();
         let backing = Arc::new(Backing::new().unwrap());
-        let ready = Driver::prepare(Arc::clone(engine), Arc::clone(&backing)).unwrap();
+        let ready = Driver::prepare(Arc::clone(&backing)).unwrap();
         let writeback = engine.attach_backing(file.bytes(), Some(&[7; 32])).unwrap();
-        (backing, ready.drive(file, writeback))
+        (backing, ready.drive(Arc::clone(engine), file, writeback))
     }
 
     /// A device on an engine with little room, whose backing file is driven.

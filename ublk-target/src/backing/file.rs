@@ -15,6 +15,7 @@ use rustix::fs::{
     ftruncate, ioctl_blksszget, ioctl_getflags, ioctl_setflags, open, seek,
 };
 use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
 use tmem::{BACKING_BYTES_MIN, PAGE_SIZE};
 
 use super::contents::{self, Contents, END_BYTES, HEADER_BYTES};
@@ -36,7 +37,7 @@ const SEGMENT_BYTES: u64 = 1 << 20;
 const IN_MEMORY: [FsWord; 2] = [0x0102_1994, 0x8584_58f6];
 
 /// A backing file as it is asked for.
-#[derive(Clone, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct BackingSpec {
     /// Its absolute path.
     pub path: PathBuf,
@@ -78,6 +79,15 @@ impl BackingFile {
         spec.check()?;
         let opened = open_or_make(spec, own);
         opened.map_err(|refusal| BackingFileError { path: spec.path.clone(), refusal })
+    }
+
+    /// One that is open already, and was checked by another process.
+    pub(super) fn again(file: File, path: PathBuf, is_device: bool, bytes: u64) -> Self {
+        Self { file, path, is_device, bytes, made: Made(None) }
+    }
+
+    pub(super) fn file(&self) -> &File {
+        &self.file
     }
 
     /// It is put to use: it stays, also if it was made for that.

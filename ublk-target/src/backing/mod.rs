@@ -14,16 +14,18 @@ mod images;
 mod info;
 mod refusal;
 mod relatives;
+mod reopen;
 mod shared;
 mod transfer;
 mod unanswered;
 
 pub use change::{Age, Permille, Quota, ValueError, WritebackChange};
-pub use driver::Driver;
 #[cfg(test)]
 pub(crate) use driver::tests::attach;
+pub use driver::{Driver, Ready};
 pub use fetch::{Ended, FETCHES_MAX, Fetched, Fetches};
 pub use file::{BackingFile, BackingSpec, check_file_bytes};
 pub use info::{BackingInfo, BackingStats};
 pub use refusal::{BackingFileError, Refusal};
+pub use reopen::{BackingNote, Claim};
 pub use shared::Backing;

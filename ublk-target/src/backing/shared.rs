@@ -98,7 +98,7 @@ impl Backing {
     /// # Panics
     ///
     /// If there is one.
-    pub(super) fn set_file(&self, file: BackingFile) {
+    pub fn set_file(&self, file: BackingFile) {
         assert!(self.file.set(file).is_ok(), "there is a backing file already");
     }
 

@@ -12,6 +12,7 @@ use std::collections::HashSet;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use serde::{Deserialize, Serialize};
 use tmem::{SettingsError, WritebackSettings};
 
 use crate::backing::{Age, BackingSpec, Permille, Quota, check_file_bytes};
@@ -84,7 +85,7 @@ impl Machine {
 }
 
 /// A swap device to make at the start.
-#[derive(Clone, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct SwapSpec {
     /// Its size.
     pub bytes: u64,
@@ -93,7 +94,7 @@ pub struct SwapSpec {
 }
 
 /// A daemon as it shall be. Every value has been checked.
-#[derive(Clone, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct RunConfig {
     /// The pool limit in bytes.
     pub pool_limit: u64,

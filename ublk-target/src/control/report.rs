@@ -20,7 +20,7 @@ use serde::Serialize;
 use serde_json::Value;
 use tmem::{Latencies, PAGE_SIZE, PoolCounters, Stats};
 
-use crate::daemon::{DaemonStats, DeviceInfo};
+use crate::daemon::{DaemonStats, DeviceInfo, ServingStats};
 use crate::device::IoStats;
 use crate::supply::SupplyStats;
 
@@ -38,6 +38,8 @@ struct Report<'a> {
 struct TotalReport<'a> {
     #[serde(flatten)]
     engine: &'a Stats,
+    #[serde(flatten)]
+    serving: &'a ServingStats,
     #[serde(flatten)]
     supply: &'a SupplyStats,
     backing_path: Option<&'a str>,
@@ -74,6 +76,7 @@ pub fn report(stats: &DaemonStats) -> Value {
     let backing = stats.backing.as_ref();
     let total = TotalReport {
         engine: &stats.total,
+        serving: &stats.serving,
         supply: &stats.supply,
         backing_path: backing.map(|backing| backing.path.as_str()),
         backing_state: backing.map(|backing| backing.state.as_str()),

@@ -60,6 +60,13 @@ impl FromStr for NbdAddress {
     }
 }
 
+impl serde::Serialize for NbdAddress {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        // It was made of text.
+        serializer.collect_str(&format_args!("unix:{}", self.0.display()))
+    }
+}
+
 impl<'de> serde::Deserialize<'de> for NbdAddress {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;

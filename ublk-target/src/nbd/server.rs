@@ -24,7 +24,7 @@ use super::ring::Link;
 use super::worker::{EngineSide, Worker, WorkerContext};
 use crate::log::log;
 use crate::process;
-use crate::socket::{BindError, Listener};
+use crate::socket::Listener;
 
 /// Workers at most: more than serve what memory can deliver would only wait for each other.
 const WORKERS_MAX: usize = 8;
@@ -46,9 +46,6 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum NbdServerError {
-    /// Its socket could not be made.
-    #[error(transparent)]
-    Bind(#[from] BindError),
     /// A thread, or what it needs, could not be had.
     #[error("cannot {what}: {source}")]
     System {
@@ -111,17 +108,16 @@ pub struct NbdServer {
 }
 
 impl NbdServer {
-    /// Makes the socket at `address`, for its owner alone, and serves it with a worker for each
-    /// CPU. All buffers together may take `buffer_budget` bytes, unless that is too little for
+    /// Serves `listener`, which is at `address`, with a worker for each CPU. All buffers together may take `buffer_budget` bytes, unless that is too little for
     /// [`CONNECTIONS_MIN`] connections. There are no exports yet.
     pub fn start(
         address: &NbdAddress,
+        listener: Listener,
         side: EngineSide,
         cpus: usize,
         buffer_budget: u64,
         purpose: Purpose,
     ) -> Result<Self, NbdServerError> {
-        let listener = Listener::bind(address.path(), "--nbd")?;
         let system = |what| move |source| NbdServerError::System { what, source };
         let new_wake = || {
             let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;

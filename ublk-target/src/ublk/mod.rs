@@ -16,5 +16,6 @@ mod sizing;
 
 pub use driver::{DriverError, broken, ring_advice};
 pub use error::ServerError;
+pub use helper::helpers_for;
 pub use server::{Draft, Served, Started, UblkServer, Way};
 pub use sizing::{QueuePlan, buffer_budget, plan};

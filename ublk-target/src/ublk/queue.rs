@@ -4,7 +4,8 @@
 //!
 //! Guarantees: once [`QueueWorker::open`] has returned, no allocation, no lock but the
 //! engine's, no system call but io_uring's own, and no wait but for I/O. A loop that cannot go on takes
-//! the process down: a device of which one queue is dead hangs whoever uses it.
+//! the process down: a device of which one queue is dead hangs whoever uses it. (One other system call there is, once: a thread that
+//! has gone on in the place of another becomes an ordinary one.)
 
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
@@ -68,8 +69,11 @@ impl QueueWorker {
         Ok(Self { device, waker, backing, crew, schedule, port })
     }
 
-    /// Serves requests until the kernel has stopped the device.
-    pub fn run(&mut self) {
+    /// Serves requests until the kernel has stopped the device. A thread that `is_urgent`, because it goes on in the place of a dead
+    /// one when there may be no memory, stays so until it has served as many as it can hold: what the kernel makes at the
+    /// first use of anything is made by then.
+    pub fn run(&mut self, is_urgent: bool) {
+        let mut urgent_for = if is_urgent { self.schedule.buffers().tags() } else { 0 };
         while !self.port.is_down() {
             let limit = match self.schedule.rest() {
                 Rest::None => Some(Duration::ZERO),
@@ -89,6 +93,13 @@ impl QueueWorker {
             self.begin_fetches();
             while let Some((tag, outcome)) = self.schedule.next_ended() {
                 self.end(tag, outcome);
+                if urgent_for > 0 {
+                    urgent_for -= 1;
+                    if urgent_for == 0 {
+                        process::become_calm();
+                        process::become_server();
+                    }
+                }
             }
             let engine = self.device.engine();
             wake(&mut self.port, &self.waker, engine.supply_wanted());

@@ -78,15 +78,11 @@ impl QueueThread {
         process::name_thread(&name);
         let device = (device.as_fd(), is_modern);
         let opened = QueueWorker::open(context, crew, (port, buffers), self.id, device);
-        if self.is_urgent {
-            process::become_calm();
-            process::become_server();
-        }
         match opened {
             Err(error) => drop(self.ready.send(Err(error))),
             Ok(mut worker) => {
                 let _ = self.ready.send(Ok(Ready::Opened));
-                worker.run();
+                worker.run(self.is_urgent);
                 let _ = self.commands.send(Command::QueueEnded);
             }
         }

@@ -7,6 +7,7 @@ use tmem::{Config, Engine};
 use tmem_ublk_target::backing::Backing;
 use tmem_ublk_target::device::BlockDevice;
 use tmem_ublk_target::nbd::{EngineSide, Export, NbdAddress, NbdServer, Purpose};
+use tmem_ublk_target::socket::Listener;
 use tmem_ublk_target::supply::Supply;
 
 /// Places for connections that the smallest server has.
@@ -55,7 +56,9 @@ impl Served {
         let address: NbdAddress = format!("unix:{}", socket.display()).parse().unwrap();
         let waker = Arc::clone(supply.waker());
         let side = EngineSide { engine: Arc::clone(&engine), waker, backing };
-        let server = NbdServer::start(&address, side, workers, 0, Purpose::Clients).unwrap();
+        let listener = Listener::bind(&socket, "--nbd").unwrap();
+        let server = NbdServer::start(&address, listener, side, workers, 0, Purpose::Clients);
+        let server = server.unwrap();
         let exports = plans.iter().map(|&(name, pages, flush)| {
             let device = BlockDevice::new(Arc::clone(&engine), pages).unwrap();
             let export = Export::new(name, Arc::new(device), server.workers(), flush);

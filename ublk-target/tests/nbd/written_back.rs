@@ -39,7 +39,7 @@ impl Backed {
         let engine = Arc::new(engine);
         while engine.supply().unwrap().more {}
         let backing = Arc::new(Backing::new().unwrap());
-        let ready = Driver::prepare(Arc::clone(&engine), Arc::clone(&backing)).unwrap();
+        let ready = Driver::prepare(Arc::clone(&backing)).unwrap();
         let home = tempfile::tempdir().unwrap();
         let path = home.path().join("backing");
         let bytes = Some(FILE_BYTES_MIN + BACKING_BYTES_MIN);
@@ -48,7 +48,7 @@ impl Backed {
         let file = File::options().read(true).write(true).open(&path).unwrap();
         let fd = opened.as_fd().as_raw_fd();
         let writeback = engine.attach_backing(opened.bytes(), Some(&[7; KEY_BYTES])).unwrap();
-        let driver = Some(ready.drive(opened, writeback));
+        let driver = Some(ready.drive(Arc::clone(&engine), opened, writeback));
         let served = Served::on(engine, backing, &[("swap0", PAGES, true)], workers);
         Self { served, file, fd, driver, _home: home }
     }

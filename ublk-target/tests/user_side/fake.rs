@@ -12,13 +12,12 @@ use tmem_ublk_target::control::{Operations, Server};
 use tmem_ublk_target::daemon::{DaemonStats, DeviceInfo, DeviceState, DeviceStats};
 use tmem_ublk_target::device::IoStats;
 use tmem_ublk_target::exit::{Exit, Failure};
-use tmem_ublk_target::run::Service;
 use tmem_ublk_target::socket::Listener;
 use tmem_ublk_target::watchdog::{Pulse, Watched};
+use tmem_ublk_target::worker::Service;
 
 /// A daemon that remembers what it is told and serves nothing. A device that is named `busy` cannot be
-/// removed, with one that is named `mounted` the daemon cannot be shut down, and in one that is named `stuck` a
-/// request waits for ever.
+/// removed, and with one that is named `mounted` the daemon cannot be shut down.
 #[derive(Default)]
 pub struct Fake {
     devices: Mutex<Vec<DeviceInfo>>,
@@ -96,6 +95,7 @@ impl Operations for Fake {
             stats.devices.push(DeviceStats { info, pool, latencies, io: IoStats::default() });
         }
         stats.total.mem_limit = 1 << 30;
+        stats.serving.has_supervisor = true;
         stats.backing = self.backing.lock().unwrap().clone();
         stats
     }
@@ -149,14 +149,7 @@ impl Service for Fake {
 
 impl Watched for Fake {
     fn pulses(&self) -> Vec<Pulse> {
-        let waiting = |info: &DeviceInfo| u64::from(info.name == "stuck");
-        let pulse = |info: &DeviceInfo| Pulse {
-            path: info.path.clone(),
-            reads_waiting: 0,
-            writes_waiting: waiting(info),
-            ended: 7,
-        };
-        self.list().iter().map(pulse).collect()
+        Vec::new()
     }
 
     fn reads_from_disk(&self) -> bool {

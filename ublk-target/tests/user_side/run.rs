@@ -15,7 +15,8 @@ use tmem_ublk_target::config::{RunConfig, SwapSpec};
 use tmem_ublk_target::control::Client;
 use tmem_ublk_target::daemon::FrontEnd;
 use tmem_ublk_target::exit::{Exit, Failure};
-use tmem_ublk_target::run::run;
+use tmem_ublk_target::supervisor::{self, Setup};
+use tmem_ublk_target::worker;
 
 use crate::fake::Fake;
 
@@ -42,16 +43,39 @@ fn fake_daemon() {
         writeback: tmem::WritebackSettings::default(),
         swaps: names.split_terminator(',').map(swap).collect(),
     };
-    let shutdown_takes = Duration::from_millis(env::var(SHUTDOWN_MS).unwrap().parse().unwrap());
-    let start = |_: &RunConfig| match names.as_str() {
-        "refused" => Err(Failure::new(Exit::NoUblk, "no ublk: run 'modprobe ublk_drv'")),
-        _ => Ok(Fake::slow_to_shut_down(shutdown_takes)),
+    let worker = || {
+        let mut command = Command::new(env::current_exe().unwrap());
+        command.args(harness("run::fake_worker"));
+        command
     };
-    let exit = match run(&config, start, &mut io::stdout()) {
+    let setup = Setup { harden: &|_| Ok(()), worker: &worker, standby: None };
+    let exit = match supervisor::run(&config, &setup, &mut io::stdout()) {
         Ok(()) => Exit::Ok,
-        Err(failure) => failure.code,
+        Err(failure) => {
+            eprintln!("{failure}");
+            failure.code
+        }
     };
     process::exit(exit.code().into());
+}
+
+#[test]
+#[ignore = "this is the worker that the daemon above starts"]
+fn fake_worker() {
+    let Ok(shutdown_ms) = env::var(SHUTDOWN_MS) else { return };
+    let shutdown_takes = Duration::from_millis(shutdown_ms.parse().unwrap());
+    let ended = worker::run(|_| match env::var(DEVICES).unwrap().as_str() {
+        "refused" => Err(Failure::new(Exit::NoUblk, "no ublk: run 'modprobe ublk_drv'")),
+        "dies" => process::abort(),
+        _ => Ok(Fake::slow_to_shut_down(shutdown_takes)),
+    });
+    process::exit(ended.is_err().into());
+}
+
+/// What makes this binary go on as one of the two above. With one thread, as on one processor, the harness would
+/// begin the line that we read.
+fn harness(test: &str) -> [&str; 5] {
+    ["--ignored", "--exact", test, "--nocapture", "--test-threads=2"]
 }
 
 /// Where daemons run, and who is told of them.
@@ -83,9 +107,7 @@ impl Home {
     /// With a watchdog that wants to hear of it each `watchdog`.
     fn start_watched(&self, devices: &str, shutdown_ms: u32, watchdog: Option<Duration>) -> Daemon {
         let mut command = Command::new(env::current_exe().unwrap());
-        command.args(["--ignored", "--exact", "run::fake_daemon", "--nocapture"]);
-        // With one thread, as on one processor, the harness begins the line that we read.
-        command.arg("--test-threads=2");
+        command.args(harness("run::fake_daemon"));
         command.env(SOCKET, self.socket()).env(DEVICES, devices);
         command.env(SHUTDOWN_MS, shutdown_ms.to_string());
         command.env("NOTIFY_SOCKET", self.directory.path().join("notify"));
@@ -107,12 +129,6 @@ impl Home {
         let mut buffer = [0; 1024];
         let length = self.systemd.recv(&mut buffer)?;
         Ok(str::from_utf8(&buffer[..length]).unwrap().to_owned())
-    }
-
-    /// What systemd is told until nothing comes for so long.
-    fn told_until_silent(&self, silence: Duration) -> Vec<String> {
-        self.systemd.set_read_timeout(Some(silence)).unwrap();
-        std::iter::from_fn(|| self.told().ok()).collect()
     }
 }
 
@@ -138,8 +154,18 @@ impl Daemon {
         }
     }
 
+    /// The process that serves.
+    fn worker(&self) -> Pid {
+        worker_of(self.child.as_ref().unwrap()).unwrap()
+    }
+
     fn is_running(&mut self) -> bool {
         self.child.as_mut().unwrap().try_wait().unwrap().is_none()
+    }
+
+    /// Waits for the end of the supervisor alone, and returns the exit code.
+    fn child_ended(mut self) -> Option<i32> {
+        self.child.take().unwrap().wait().unwrap().code()
     }
 
     /// Waits for the end, and returns the exit code and the log.
@@ -154,9 +180,23 @@ impl Daemon {
     }
 }
 
+/// The process that serves for a daemon, if there is one. The harness has the daemon run in any of its threads.
+fn worker_of(daemon: &Child) -> Option<Pid> {
+    let tasks = fs::read_dir(format!("/proc/{}/task", daemon.id())).ok()?;
+    let children =
+        tasks.filter_map(|task| fs::read_to_string(task.ok()?.path().join("children")).ok());
+    children.filter_map(|pid| Pid::from_raw(pid.trim().parse().ok()?)).next()
+}
+
 impl Drop for Daemon {
     fn drop(&mut self) {
-        if let Some(child) = &mut self.child {
+        if let Some(mut child) = self.child.take() {
+            // A worker outlives its supervisor.
+            if let Ok(None) = child.try_wait()
+                && let Some(worker) = worker_of(&child)
+            {
+                let _ = kill_process(worker, Signal::KILL);
+            }
             let _ = child.kill();
             let _ = child.wait();
         }
@@ -211,7 +251,7 @@ fn a_stop_that_is_refused_leaves_the_daemon_running_until_it_can_stop() {
 }
 
 #[test]
-fn the_watchdog_is_told_as_long_as_requests_end() {
+fn the_watchdog_is_told_as_long_as_the_supervisor_runs() {
     const WATCHDOG: &str = "WATCHDOG=1\n";
     let home = Home::new();
     let daemon = home.start_watched("a,b", 0, Some(Duration::from_millis(80)));
@@ -220,16 +260,6 @@ fn the_watchdog_is_told_as_long_as_requests_end() {
     assert_eq!(told.iter().filter(|text| *text == WATCHDOG).count(), 9, "{told:?}");
     daemon.signal(Signal::TERM);
     assert_eq!(daemon.end().0, Some(0));
-
-    let home = Home::new();
-    let daemon = home.start_watched("a,stuck", 0, Some(Duration::from_millis(80)));
-    // At first nobody knows, and then there is silence.
-    let told = home.told_until_silent(Duration::from_secs(2));
-    assert!(told.iter().any(|text| text == READY), "{told:?}");
-    daemon.signal(Signal::TERM);
-    let (code, log) = daemon.end();
-    assert_eq!(code, Some(0));
-    assert!(log.contains("/dev/ublkb1 has not ended any request"), "{log}");
 }
 
 #[test]
@@ -276,19 +306,68 @@ fn a_second_daemon_leaves_the_first_alone() {
 }
 
 #[test]
-fn a_daemon_takes_the_place_of_one_that_was_killed() {
+fn a_daemon_whose_worker_is_killed_ends() {
     let home = Home::new();
     let first = home.start("a,b", 0);
     home.assert_told(READY);
+    kill_process(first.worker(), Signal::KILL).unwrap();
+    let (code, log) = first.end();
+    assert_eq!(code, Some(Exit::Failure.code().into()));
+    assert!(log.contains("SIGKILL"), "{log}");
+}
+
+#[test]
+fn a_worker_serves_on_without_its_supervisor_and_stops_on_a_signal() {
+    let home = Home::new();
+    let first = home.start("a,b", 0);
+    home.assert_told(READY);
+    let worker = first.worker();
     first.signal(Signal::KILL);
-    assert_eq!(first.end().0, None);
+    assert_eq!(first.child_ended(), None);
+    assert_eq!(home.client().list().unwrap().len(), 2);
+    // The socket is still its own.
+    assert_eq!(home.start("c", 0).end().0, Some(Exit::Running.code().into()));
+    kill_process(worker, Signal::TERM).unwrap();
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while home.socket().exists() {
+        assert!(Instant::now() < deadline, "it does not stop");
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn a_daemon_takes_the_place_of_one_that_was_killed_whole() {
+    let home = Home::new();
+    let first = home.start("a,b", 0);
+    home.assert_told(READY);
+    let worker = first.worker();
+    first.signal(Signal::KILL);
+    kill_process(worker, Signal::KILL).unwrap();
+    assert_eq!(first.child_ended(), None);
     assert!(is_socket(&home.socket()));
+    wait_until_gone(worker);
     assert_eq!(home.client().list().unwrap_err().code, Exit::NoDaemon);
     let second = home.start("c,d", 0);
     home.assert_told(READY);
     assert_eq!(home.client().list().unwrap()[0].name, "c");
     second.signal(Signal::TERM);
     assert_eq!(second.end().0, Some(0));
+}
+
+#[test]
+fn a_worker_that_dies_at_its_start_is_said_to_have() {
+    let home = Home::new();
+    let (code, _) = home.start("dies", 0).end();
+    assert_eq!(code, Some(Exit::Failure.code().into()));
+    assert!(!home.socket().exists());
+}
+
+fn wait_until_gone(process: Pid) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while rustix::process::test_kill_process(process).is_ok() {
+        assert!(Instant::now() < deadline, "it does not end");
+        thread::sleep(Duration::from_millis(5));
+    }
 }
 
 fn is_socket(path: &Path) -> bool {

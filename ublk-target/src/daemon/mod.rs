@@ -5,6 +5,12 @@
 //! turns, and looking never waits for them. None of it is on the I/O path, and no I/O waits for any
 //! of it.
 
+mod error;
+mod info;
+mod limits;
+mod role;
+mod successor;
+
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -13,48 +19,38 @@ use std::sync::Arc;
 use std::thread::available_parallelism;
 
 use parking_lot::Mutex;
+use rustix::process::{Pid, getppid};
 use rustix::rand::GetRandomFlags;
 use serde::{Deserialize, Serialize};
-use tmem::{
-    BackingError, Config, ConfigError, Engine, KEY_BYTES, Latencies, PAGE_SIZE, POOL_PAGES_MAX,
-    PoolCounters, PoolError, SHARDS_MAX, SettingsError, Stats, WritebackSettings,
-};
+use tmem::{BackingError, Config, Engine, KEY_BYTES, PAGE_SIZE, Store, WritebackSettings};
 
-pub use crate::attachment::DeviceState;
+pub use self::error::DaemonError;
+pub use self::info::{DaemonStats, DeviceInfo, DeviceState, DeviceStats, ServingStats};
+pub use self::limits::{
+    NAME_MAX, SWAP_BYTES_MAX, SWAP_BYTES_MIN, TOTAL, check_name, check_swap_bytes, pool_limit_min,
+};
+use self::limits::{most_queues, plan_beside, shards, shorten};
+use self::role::{Candidate, Role};
+pub use self::successor::{Serving, Succession, Successor, SuccessorError};
 use crate::attachment::{Attachment, DetachError, Node};
 use crate::backing::{
-    Backing, BackingFile, BackingFileError, BackingInfo, BackingSpec, BackingStats, Driver,
-    WritebackChange,
+    Backing, BackingFile, BackingInfo, BackingNote, BackingSpec, Driver, WritebackChange,
 };
-use crate::device::{BlockDevice, IoStats};
+use crate::config::{RunConfig, SwapSpec};
+use crate::device::BlockDevice;
 use crate::log::log;
-use crate::nbd::{
-    EngineSide, KernelClient, KernelError, NbdAddress, NbdServer, NbdServerError, Purpose,
-    check_reserve,
-};
+use crate::nbd::{EngineSide, KernelClient, NbdServer, Purpose, check_reserve};
+use crate::notes::{DeviceNote, NodeNote, Notebook};
 use crate::process::{self, ProcessError};
 use crate::size::ram_bytes;
-use crate::supply::{Supply, SupplyStats};
-use crate::swap::{self, Host, SwapError, User};
-use crate::ublk::{
-    Draft, QueuePlan, Served, ServerError, Started, UblkServer, Way, buffer_budget, plan,
-};
+use crate::socket::Listener;
+use crate::supply::Supply;
+use crate::swap::{self, Host, User};
+use crate::ublk::{Draft, QueuePlan, Served, Started, UblkServer, Way, buffer_budget};
 use crate::watchdog::Pulse;
 
-/// Longest device name, in bytes.
-pub const NAME_MAX: usize = 31;
-
-/// The name of the row that adds up all devices in what `tmem stats` shows; no device may have it.
-pub const TOTAL: &str = "total";
-
-/// Smallest swap device: mkswap takes no less.
-pub const SWAP_BYTES_MIN: u64 = 10 * PAGE_SIZE as u64;
-
-/// Largest swap device: what one pool can name.
-pub const SWAP_BYTES_MAX: u64 = POOL_PAGES_MAX * PAGE_SIZE as u64;
-
 /// By what new devices get their node.
-#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum FrontEnd {
     /// The kernel's ublk driver.
@@ -65,212 +61,9 @@ pub enum FrontEnd {
     Nbd,
 }
 
-/// How a daemon is started.
-#[derive(Clone, Debug)]
-pub struct DaemonConfig {
-    /// What the pages of all devices may take, in bytes.
-    pub pool_limit: u64,
-    /// The most that the limit may be set to later, in bytes.
-    pub limit_max: u64,
-    /// Go on, with warnings, where the process cannot be hardened. For tests and trials.
-    pub best_effort: bool,
-    /// Make a swap area on new swap devices and switch it on.
-    pub swapon: bool,
-    /// By what new devices get their node.
-    pub frontend: FrontEnd,
-    /// Where devices are exported by NBD; the front end of that name cannot do without.
-    pub nbd: Option<NbdAddress>,
-    /// The backing file.
-    pub backing: Option<BackingSpec>,
-    /// Whether a backing file that is set later is encrypted.
-    pub encrypt_backing: bool,
-    /// When pages are written to a backing file, and how many.
-    pub writeback: WritebackSettings,
-}
-
-/// Why the daemon did not do what it was asked.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum DaemonError {
-    /// The process is not fit to serve swap.
-    #[error(transparent)]
-    Process(#[from] ProcessError),
-    /// The engine could not be made, or not be given that limit.
-    #[error(transparent)]
-    Engine(#[from] ConfigError),
-    /// The engine cannot use the backing file.
-    #[error(transparent)]
-    Attach(#[from] BackingError),
-    /// No pool for the device.
-    #[error(transparent)]
-    Pool(#[from] PoolError),
-    /// The device could not be made or removed.
-    #[error(transparent)]
-    Server(#[from] ServerError),
-    /// NBD cannot be served.
-    #[error(transparent)]
-    Nbd(#[from] NbdServerError),
-    /// The kernel's NBD client could not be attached or detached.
-    #[error(transparent)]
-    Kernel(#[from] KernelError),
-    /// NBD clients are connected.
-    #[error(
-        "the device '{name}' is in use by NBD clients ({connections} connections): disconnect them \
-         first"
-    )]
-    Clients {
-        /// The device.
-        name: String,
-        /// Their connections.
-        connections: u32,
-    },
-    /// The backing file cannot be used.
-    #[error(transparent)]
-    Backing(#[from] BackingFileError),
-    /// Settings of writeback that make no sense.
-    #[error(transparent)]
-    Writeback(#[from] SettingsError),
-    /// Swap could not be switched on or off.
-    #[error(transparent)]
-    Swap(#[from] SwapError),
-    /// A file of the system or a thread could not be had.
-    #[error("cannot {what}: {source}")]
-    System {
-        /// What was attempted.
-        what: &'static str,
-        /// The error.
-        source: io::Error,
-    },
-    /// A name that no device can have.
-    #[error(
-        "'{name}' cannot name a device: use 1 to {NAME_MAX} letters, digits, '.', '_' or '-', a \
-         letter or digit first, and not '{TOTAL}'"
-    )]
-    BadName {
-        /// The name, or the start of it.
-        name: String,
-    },
-    /// There is one already.
-    #[error("there is a device named '{name}' already: choose another name, or remove it first")]
-    NameTaken {
-        /// The name.
-        name: String,
-    },
-    /// There is none.
-    #[error("there is no device named '{name}': see `tmem list`")]
-    NoDevice {
-        /// The name, or the start of it.
-        name: String,
-    },
-    /// A size that no swap device can have.
-    #[error(
-        "a swap device of {bytes} bytes: it must have {SWAP_BYTES_MIN} to {SWAP_BYTES_MAX} bytes"
-    )]
-    SizeOutOfBounds {
-        /// What was asked for.
-        bytes: u64,
-    },
-    /// A size that is not whole pages.
-    #[error(
-        "a swap device of {bytes} bytes is not whole pages of {PAGE_SIZE}: use {}",
-        bytes - bytes % PAGE_SIZE as u64
-    )]
-    SizeNotPages {
-        /// What was asked for.
-        bytes: u64,
-    },
-    /// The devices that there are have taken all memory that is for I/O buffers.
-    #[error(
-        "no memory is left for another device's I/O buffers: all devices together may have \
-         {budget} bytes of them, and {left} are left; remove a device first"
-    )]
-    NoBuffers {
-        /// What all devices may have, in bytes.
-        budget: u64,
-        /// What is left of it.
-        left: u64,
-    },
-    /// A device could not be set up, and not be removed either.
-    #[error("{failed}; the device '{name}' is kept, because it cannot be removed yet: {kept}")]
-    Kept {
-        /// The device.
-        name: String,
-        /// Why it could not be set up.
-        failed: Box<DaemonError>,
-        /// Why it could not be removed.
-        kept: Box<DaemonError>,
-    },
-    /// Somebody uses the device.
-    #[error("{}", user.explain(path))]
-    InUse {
-        /// The device's node.
-        path: String,
-        /// Who.
-        user: User,
-    },
-}
-
-/// A device.
-#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
-pub struct DeviceInfo {
-    /// The name that the user knows it by.
-    pub name: String,
-    /// What it is for: `swap`.
-    pub kind: String,
-    /// Its block device node, or the URI of its export if it has none.
-    pub path: String,
-    /// The URI of its NBD export.
-    #[serde(default)]
-    pub uri: Option<String>,
-    /// NBD connections that use it, the kernel's included.
-    #[serde(default)]
-    pub connections: u32,
-    /// Its size in bytes.
-    pub bytes: u64,
-    /// Its node's hardware queues; none without a node.
-    pub queues: u32,
-    /// Requests that each queue holds.
-    pub depth: u32,
-    /// Whether the kernel swaps to it now.
-    pub swapped_on: bool,
-    /// Whether its node can be used.
-    #[serde(default)]
-    pub state: DeviceState,
-}
-
-/// One device and what it counts.
-#[derive(Clone, Debug)]
-pub struct DeviceStats {
-    /// The device.
-    pub info: DeviceInfo,
-    /// Its pool's counters.
-    pub pool: PoolCounters,
-    /// Its queues' latencies.
-    pub latencies: Latencies,
-    /// Its queues' counters.
-    pub io: IoStats,
-}
-
-/// The figures of a whole daemon.
-#[derive(Clone, Debug, Default)]
-pub struct DaemonStats {
-    /// The engine's figures.
-    pub total: Stats,
-    /// How the supply of memory fares.
-    pub supply: SupplyStats,
-    /// The devices.
-    pub devices: Vec<DeviceStats>,
-    /// How the backing file fares, if there is one.
-    pub backing: Option<BackingStats>,
-}
-
 /// The daemon. Call [`Daemon::shutdown`] before dropping it.
 pub struct Daemon {
-    config: DaemonConfig,
-    warnings: Vec<ProcessError>,
-    engine: Arc<Engine>,
-    supply: Supply,
-    backing: Arc<Backing>,
+    parts: Parts,
     /// Writes to the backing file, if there is one.
     driver: Mutex<Option<Driver>>,
     cpus: usize,
@@ -286,6 +79,20 @@ pub struct Daemon {
     setting: Mutex<()>,
 }
 
+/// What pages are served with; the rest of a daemon can wait.
+struct Parts {
+    config: RunConfig,
+    warnings: Vec<ProcessError>,
+    /// The process that started this one.
+    supervisor: Option<Pid>,
+    /// That it is us who serve.
+    _role: Role,
+    notebook: Notebook,
+    engine: Arc<Engine>,
+    supply: Supply,
+    backing: Arc<Backing>,
+}
+
 struct Device {
     name: String,
     block: Arc<BlockDevice>,
@@ -295,67 +102,88 @@ struct Device {
 }
 
 impl Daemon {
-    /// Hardens the process, makes the engine and starts its supply thread. Call it before any
-    /// thread is started; there are no devices yet.
-    pub fn start(config: DaemonConfig) -> Result<Self, DaemonError> {
+    /// Hardens the process, makes the engine in an empty store and starts its supply thread. NBD is served on
+    /// `nbd`. Call it before any thread is started; there are no devices yet.
+    pub fn start(
+        config: RunConfig,
+        nbd: Option<Listener>,
+        store: Store,
+    ) -> Result<Self, DaemonError> {
+        let supervisor = getppid();
         let mut warnings = process::prepare(config.best_effort)?;
-        let system = |what| move |source| DaemonError::System { what, source };
-        let cpus = available_parallelism().map_err(system("count the CPUs"))?.get();
-        let front_ends = 1 + u64::from(config.nbd.is_some() && config.frontend == FrontEnd::Ublk);
-        let buffer_budget = buffer_budget(ram_bytes(), front_ends);
-        let engine = Arc::new(Engine::new(&Config {
+        let candidate = Candidate::new(&store).map_err(system("open the memory file"))?;
+        let taken = || io::Error::other("another process has the lock");
+        let role = candidate.try_take().map_err(|_| system("lock the memory file")(taken()))?;
+        let (_, most_queues) = resources(&config)?;
+        let engine_config = Config {
             limit: config.pool_limit,
-            limit_max: config.limit_max,
-            shards: shards(most_queues(cpus, buffer_budget)),
-        })?);
+            limit_max: ram_bytes(),
+            shards: shards(most_queues),
+        };
+        let engine = Arc::new(Engine::create(&engine_config, store.clone())?);
         warnings.extend(check_locked(engine.is_locked(), config.best_effort)?);
         let supply =
             Supply::start(Arc::clone(&engine)).map_err(system("start the supply thread"))?;
         let backing = Arc::new(Backing::new().map_err(system("make an eventfd"))?);
-        let nbd = match &config.nbd {
-            None => None,
-            Some(address) => {
-                let side = EngineSide {
-                    engine: Arc::clone(&engine),
-                    waker: Arc::clone(supply.waker()),
-                    backing: Arc::clone(&backing),
-                };
-                let purpose = match config.swapon && config.frontend == FrontEnd::Nbd {
-                    true => Purpose::Swap { best_effort: config.best_effort },
-                    false => Purpose::Clients,
-                };
-                let server = NbdServer::start(address, side, cpus, buffer_budget, purpose)?;
-                Some(Arc::new(server))
-            }
-        };
-        let (devices, turn) = (Mutex::new(Vec::new()), Mutex::new(()));
-        let host = Host::default();
-        let driver = Mutex::new(None);
-        let daemon = Self {
-            config,
-            warnings,
-            engine,
-            supply,
-            backing,
-            driver,
-            cpus,
-            buffer_budget,
-            host,
-            nbd,
-            devices,
-            turn,
-            setting: Mutex::new(()),
-        };
-        daemon.engine.set_writeback_settings(&daemon.config.writeback)?;
-        if let Some(spec) = &daemon.config.backing {
+        let notebook = Notebook::new(store, config.clone())?;
+        let parts =
+            Parts { config, warnings, supervisor, _role: role, notebook, engine, supply, backing };
+        let daemon = Self::assemble(parts, nbd)?;
+        daemon.parts.engine.set_writeback_settings(&daemon.parts.config.writeback)?;
+        if let Some(spec) = &daemon.parts.config.backing {
             daemon.set_backing(spec)?;
         }
         Ok(daemon)
     }
 
+    /// What there is around the parts, without devices.
+    fn assemble(parts: Parts, nbd: Option<Listener>) -> Result<Self, DaemonError> {
+        let config = &parts.config;
+        let (buffer_budget, _) = resources(config)?;
+        let cpus = available_parallelism().map_err(system("count the CPUs"))?.get();
+        let nbd = match config.nbd.as_ref().zip(nbd) {
+            None => None,
+            Some((address, listener)) => {
+                let side = EngineSide {
+                    engine: Arc::clone(&parts.engine),
+                    waker: Arc::clone(parts.supply.waker()),
+                    backing: Arc::clone(&parts.backing),
+                };
+                let purpose = match config.swapon && config.frontend == FrontEnd::Nbd {
+                    true => Purpose::Swap { best_effort: config.best_effort },
+                    false => Purpose::Clients,
+                };
+                let server =
+                    NbdServer::start(address, listener, side, cpus, buffer_budget, purpose)?;
+                Some(Arc::new(server))
+            }
+        };
+        let (devices, turn) = (Mutex::new(Vec::new()), Mutex::new(()));
+        let (driver, setting) = (Mutex::new(None), Mutex::new(()));
+        let host = Host::default();
+        Ok(Self { parts, driver, cpus, buffer_budget, host, nbd, devices, turn, setting })
+    }
+
     /// What could not be had in hardening the process; empty unless best effort was asked for.
     pub fn warnings(&self) -> &[ProcessError] {
-        &self.warnings
+        &self.parts.warnings
+    }
+
+    /// What the daemon shall be, as it is noted: of the devices of the start, those that are still to be made.
+    pub fn noted_config(&self) -> RunConfig {
+        self.parts.notebook.notes().config
+    }
+
+    /// Has this called whenever there are other devices.
+    pub fn watch(&self, watcher: Box<dyn Fn() + Send + Sync>) {
+        self.parts.notebook.watch(watcher);
+    }
+
+    /// Notes that nobody shall go on.
+    pub fn ended(&self) {
+        if let Err(error) = self.parts.notebook.update(|notes| notes.is_ended = true) {
+            log(format_args!("cannot note the end: {error}"));
+        }
     }
 
     /// Makes a swap device, and switches swap on it on if so configured.
@@ -363,13 +191,48 @@ impl Daemon {
         check_swap_bytes(bytes)?;
         let _turn = self.turn.lock();
         let name = self.new_name(name)?;
-        let block = BlockDevice::new(Arc::clone(&self.engine), bytes / PAGE_SIZE as u64)?;
+        let block = BlockDevice::new(Arc::clone(&self.parts.engine), bytes / PAGE_SIZE as u64)?;
         let block = Arc::new(block);
-        if let Some(warning) = check_locked(self.engine.is_locked(), self.config.best_effort)? {
+        if let Some(warning) =
+            check_locked(self.parts.engine.is_locked(), self.parts.config.best_effort)?
+        {
             log(format_args!("going on without a guard: {warning}"));
         }
-        let (attachment, attached) = self.attach(&name, &block)?;
-        let swapped_by_us = self.config.swapon;
+        let note = DeviceNote {
+            name: name.clone(),
+            pool: block.pool().number(),
+            pages: block.pages(),
+            swapped_by_us: self.parts.config.swapon,
+            node: None,
+            is_made: false,
+        };
+        let made = self.parts.notebook.update(|notes| notes.devices.push(note));
+        let made = made.map_err(DaemonError::from).and_then(|()| self.make(&name, &block));
+        if let Err(error) = &made
+            && !matches!(error, DaemonError::Kept { .. })
+        {
+            block.destroy();
+            self.forget(&name);
+        }
+        let device = made?;
+        // It is there, and is taken for what was asked for at the start if it is like it.
+        self.parts.notebook.update(|notes| {
+            notes.devices.iter_mut().filter(|d| d.name == name).for_each(|d| d.is_made = true);
+            let asked = |swap: &SwapSpec| {
+                swap.bytes == bytes && swap.name.as_ref().is_none_or(|asked| *asked == name)
+            };
+            if notes.config.swaps.first().is_some_and(asked) {
+                notes.config.swaps.remove(0);
+            }
+        })?;
+        Ok(self.info(&device))
+    }
+
+    /// Makes a device that is noted.
+    fn make(&self, name: &str, block: &Arc<BlockDevice>) -> Result<Arc<Device>, DaemonError> {
+        let (attachment, attached) = self.attach(name, block)?;
+        let (name, block) = (name.to_owned(), Arc::clone(block));
+        let swapped_by_us = self.parts.config.swapon;
         let device = Arc::new(Device { name, block, attachment, swapped_by_us });
         if attached.is_err() {
             // Of connections that were made for a node, before that failed.
@@ -379,7 +242,18 @@ impl Daemon {
             return Err(self.undo(device, failed));
         }
         self.devices.lock().push(Arc::clone(&device));
-        Ok(self.info(&device))
+        Ok(device)
+    }
+
+    /// Takes a device that is gone out of the notes.
+    fn forget(&self, name: &str) {
+        let forgotten = self.parts.notebook.update(|notes| {
+            notes.devices.retain(|device| device.name != name);
+        });
+        // Who goes on sees that it is gone.
+        if let Err(error) = forgotten {
+            log(format_args!("cannot note that '{name}' is gone: {error}"));
+        }
     }
 
     /// Removes a device. Swap that we switched on is switched off first, which takes as long as
@@ -389,6 +263,8 @@ impl Daemon {
         let device = self.find(name)?;
         self.take_out(&device)?;
         self.devices.lock().retain(|other| !Arc::ptr_eq(other, &device));
+        device.block.destroy();
+        self.forget(name);
         Ok(())
     }
 
@@ -406,13 +282,25 @@ impl Daemon {
             io: device.attachment.io_stats(),
         };
         let devices = self.snapshot().iter().map(of).collect();
-        let (total, supply) = (self.engine.stats(), self.supply.stats());
-        DaemonStats { total, supply, devices, backing: self.backing.stats() }
+        let (total, supply) = (self.parts.engine.stats(), self.parts.supply.stats());
+        let serving = self.serving();
+        DaemonStats { total, serving, supply, devices, backing: self.parts.backing.stats() }
+    }
+
+    fn serving(&self) -> ServingStats {
+        let notes = self.parts.notebook.notes();
+        ServingStats {
+            worker_pid: std::process::id(),
+            takeovers: notes.takeovers.count,
+            // A u64 holds centuries.
+            takeover_ns_last: notes.takeovers.last.as_nanos() as u64,
+            has_supervisor: getppid() == self.parts.supervisor,
+        }
     }
 
     /// What the kernel counts of the devices that have a node. Waits for every lock of the engine.
     pub fn pulses(&self) -> Vec<Pulse> {
-        let _ = self.engine.stats();
+        let _ = self.parts.engine.stats();
         let devices = self.snapshot();
         let nodes = devices.iter().filter_map(|device| device.live_node());
         nodes.filter_map(|node| Pulse::read(Path::new("/sys"), node)).collect()
@@ -420,7 +308,7 @@ impl Daemon {
 
     /// Whether a read may wait for the backing file.
     pub fn reads_from_disk(&self) -> bool {
-        self.backing.file().is_some()
+        self.parts.backing.file().is_some()
     }
 
     /// How much is swapped to all devices, in bytes; what cannot be found out counts as nothing.
@@ -433,32 +321,42 @@ impl Daemon {
     /// Sets the pool limit, in bytes, and returns it as it is in force. Above it nothing more is
     /// taken in; what is there already leaves as it is freed.
     pub fn set_pool_limit(&self, bytes: u64) -> Result<u64, DaemonError> {
-        self.engine.set_limit(bytes)?;
-        self.supply.waker().wake();
-        self.backing.waker().wake();
-        Ok(self.engine.limit())
+        self.parts.engine.set_limit(bytes)?;
+        self.parts.supply.waker().wake();
+        self.parts.backing.waker().wake();
+        Ok(self.parts.engine.limit())
     }
 
     /// Attaches a backing file. There can be one, and it stays until the daemon ends.
     pub fn set_backing(&self, spec: &BackingSpec) -> Result<BackingInfo, DaemonError> {
-        let system = |what| move |source| DaemonError::System { what, source };
         let _turn = self.turn.lock();
-        if self.backing.file().is_some() {
+        if self.parts.backing.file().is_some() {
             return Err(BackingError::Attached.into());
         }
         let nodes: Vec<_> = self.snapshot().iter().filter_map(|device| device.number()).collect();
         let file = BackingFile::open(spec, &nodes)?;
         let info = file.info();
         // All that can fail first: what was attached stays.
-        let ready = Driver::prepare(Arc::clone(&self.engine), Arc::clone(&self.backing));
+        let ready = Driver::prepare(Arc::clone(&self.parts.backing));
         let ready = ready.map_err(system("start the thread that writes to the backing file"))?;
-        let encrypts = self.config.encrypt_backing;
+        let encrypts = self.parts.config.encrypt_backing;
         let key = encrypts.then(new_key).transpose().map_err(system("get random numbers"))?;
-        let writeback = self.engine.attach_backing(file.bytes(), key.as_ref())?;
-        let locked = writeback.is_locked() && self.engine.is_locked();
-        *self.driver.lock() = Some(ready.drive(file, writeback));
+        let note = BackingNote::of(&file).map_err(system("look at the backing file"))?;
+        self.parts.notebook.update(|notes| notes.backing = Some(note))?;
+        let engine = &self.parts.engine;
+        let writeback = match engine.attach_backing(file.bytes(), key.as_ref()) {
+            Ok(writeback) => writeback,
+            Err(error) => {
+                self.parts.notebook.update(|notes| notes.backing = None)?;
+                return Err(error.into());
+            }
+        };
+        let locked = writeback.is_locked() && self.parts.engine.is_locked();
+        *self.driver.lock() = Some(ready.drive(Arc::clone(engine), file, writeback));
         // Attached it is. All memory was locked when the daemon started, or that was warned of.
-        if let Ok(Some(warning)) | Err(warning) = check_locked(locked, self.config.best_effort) {
+        if let Ok(Some(warning)) | Err(warning) =
+            check_locked(locked, self.parts.config.best_effort)
+        {
             log(format_args!("going on without a guard: {warning}"));
         }
         Ok(info)
@@ -468,9 +366,10 @@ impl Daemon {
     pub fn set_writeback(&self, change: WritebackChange) -> Result<WritebackSettings, DaemonError> {
         // Two changes at a time would undo one another.
         let _setting = self.setting.lock();
-        let settings = change.of(self.engine.writeback_settings());
-        self.engine.set_writeback_settings(&settings)?;
-        self.backing.waker().wake();
+        let settings = change.of(self.parts.engine.writeback_settings());
+        self.parts.engine.set_writeback_settings(&settings)?;
+        self.parts.backing.waker().wake();
+        self.parts.notebook.update(|notes| notes.config.writeback = settings)?;
         Ok(settings)
     }
 
@@ -499,11 +398,11 @@ impl Daemon {
         block: &Arc<BlockDevice>,
     ) -> Result<(Attachment, Result<(), DaemonError>), DaemonError> {
         // A flush of swap is for nothing.
-        let flush = !self.config.swapon;
+        let flush = !self.parts.config.swapon;
         let export = |nbd: &Arc<NbdServer>| Attachment::export(nbd, name, Arc::clone(block), flush);
-        let attachment = match (self.config.frontend, &self.nbd) {
+        let attachment = match (self.parts.config.frontend, &self.nbd) {
             (FrontEnd::Ublk, nbd) => {
-                let server = self.add_ublk(block)?;
+                let server = self.add_ublk(name, block)?;
                 let node = Node::Ublk(server);
                 match nbd {
                     None => Attachment::new(node),
@@ -511,12 +410,12 @@ impl Daemon {
                 }
             }
             (FrontEnd::Nbd, None) => unreachable!("the NBD front end has an address"),
-            (FrontEnd::Nbd, Some(nbd)) if self.config.swapon => {
+            (FrontEnd::Nbd, Some(nbd)) if self.parts.config.swapon => {
                 // As many as there are workers to serve them at the same time.
                 let connections = nbd.workers() as u16;
                 let others: u32 = self.snapshot().iter().map(|d| d.attachment.connections()).sum();
                 match check_reserve(Path::new("/proc"), connections + others as u16) {
-                    Err(warning) if self.config.best_effort => {
+                    Err(warning) if self.parts.config.best_effort => {
                         log(format_args!("going on without a guard: {warning}"));
                     }
                     checked => checked?,
@@ -533,9 +432,13 @@ impl Daemon {
     }
 
     /// Makes a ublk device: with the first number that nobody has.
-    fn add_ublk(&self, block: &Arc<BlockDevice>) -> Result<UblkServer, DaemonError> {
+    fn add_ublk(&self, name: &str, block: &Arc<BlockDevice>) -> Result<UblkServer, DaemonError> {
         let mut draft = Draft::new(self.plan()?, false)?;
+        let QueuePlan { queues, depth } = draft.plan();
         for id in (0..).filter(|id| !Path::new(&format!("/dev/ublkc{id}")).exists()) {
+            // First of all, so that nobody has to guess whose it is.
+            let node = Some(NodeNote::Ublk { id, queues, depth });
+            self.parts.notebook.update_device(name, |note| note.node = node)?;
             draft.begin(self.served(block), Way::Add(id));
             match draft.finish(Way::Add(id))? {
                 Started::Live(server) => return Ok(server),
@@ -549,20 +452,20 @@ impl Daemon {
     fn served(&self, block: &Arc<BlockDevice>) -> Served {
         Served {
             device: Arc::clone(block),
-            waker: Arc::clone(self.supply.waker()),
-            backing: Arc::clone(&self.backing),
+            waker: Arc::clone(self.parts.supply.waker()),
+            backing: Arc::clone(&self.parts.backing),
         }
     }
 
     /// What a new device needs once it is live: threads that are fit for it, and swap.
     fn set_up(&self, attachment: &Attachment) -> Result<(), DaemonError> {
         match process::verify_threads() {
-            Err(warning) if self.config.best_effort => {
+            Err(warning) if self.parts.config.best_effort => {
                 log(format_args!("going on without a guard: {warning}"));
             }
             verified => verified?,
         }
-        if let Some(node) = attachment.node().filter(|_| self.config.swapon) {
+        if let Some(node) = attachment.node().filter(|_| self.parts.config.swapon) {
             let devices = self.snapshot();
             let nodes = devices.iter().filter_map(|device| device.attachment.node());
             let others =
@@ -692,6 +595,18 @@ impl Device {
     }
 }
 
+fn system(what: &'static str) -> impl FnOnce(io::Error) -> DaemonError {
+    move |source| DaemonError::System { what, source }
+}
+
+/// What the I/O buffers of all devices may take, in bytes, and the most queues that one has.
+fn resources(config: &RunConfig) -> Result<(u64, u16), DaemonError> {
+    let cpus = available_parallelism().map_err(system("count the CPUs"))?.get();
+    let front_ends = 1 + u64::from(config.nbd.is_some() && config.frontend == FrontEnd::Ublk);
+    let budget = buffer_budget(ram_bytes(), front_ends);
+    Ok((budget, most_queues(cpus, budget)))
+}
+
 /// A key that nobody else has, and nobody will have again.
 fn new_key() -> io::Result<[u8; KEY_BYTES]> {
     let mut key = [0; KEY_BYTES];
@@ -716,120 +631,9 @@ fn check_locked(locked: bool, best_effort: bool) -> Result<Option<ProcessError>,
     if best_effort { Ok(Some(error)) } else { Err(error) }
 }
 
-/// The queues of a new device beside others.
-fn plan_beside(
-    cpus: usize,
-    budget: u64,
-    others: impl Iterator<Item = QueuePlan>,
-) -> Result<QueuePlan, DaemonError> {
-    let taken = others.map(QueuePlan::buffer_bytes).sum();
-    let left = budget.saturating_sub(taken);
-    plan(cpus, left).ok_or(DaemonError::NoBuffers { budget, left })
-}
-
-/// The queues of the first device, of which no other has more.
-fn most_queues(cpus: usize, buffer_budget: u64) -> u16 {
-    plan(cpus, buffer_budget).map_or(1, |plan| plan.queues)
-}
-
-/// One for each queue: a lock is held for a small part of a put, so that two queues seldom wait
-/// for each other, and pages are packed more densely in fewer shards.
-fn shards(queues: u16) -> usize {
-    usize::from(queues).next_power_of_two().min(SHARDS_MAX)
-}
-
-/// Checks a device name.
-pub fn check_name(name: &str) -> Result<(), DaemonError> {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
-    let starts_well = name.starts_with(|c: char| c.is_ascii_alphanumeric());
-    if starts_well && name.len() <= NAME_MAX && name.chars().all(plain) && name != TOTAL {
-        return Ok(());
-    }
-    Err(DaemonError::BadName { name: shorten(name) })
-}
-
-/// Checks the size of a swap device.
-pub fn check_swap_bytes(bytes: u64) -> Result<(), DaemonError> {
-    if !(SWAP_BYTES_MIN..=SWAP_BYTES_MAX).contains(&bytes) {
-        return Err(DaemonError::SizeOutOfBounds { bytes });
-    }
-    if !bytes.is_multiple_of(PAGE_SIZE as u64) {
-        return Err(DaemonError::SizeNotPages { bytes });
-    }
-    Ok(())
-}
-
-/// The smallest pool limit that the engine takes on this machine, in bytes.
-pub fn pool_limit_min() -> io::Result<u64> {
-    let cpus = available_parallelism()?.get();
-    Ok(Config::limit_min(shards(most_queues(cpus, buffer_budget(ram_bytes(), 1)))))
-}
-
-fn shorten(name: &str) -> String {
-    name.chars().take(NAME_MAX).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn names_and_sizes_are_checked_with_reasons() {
-        for good in ["swap0", "a", "A.b_c-1", &"x".repeat(NAME_MAX)] {
-            check_name(good).unwrap();
-        }
-        for bad in
-            ["", "total", "-a", ".a", "a b", "a/b", "a\n", "\u{e9}", &"x".repeat(NAME_MAX + 1)]
-        {
-            assert!(check_name(bad).is_err(), "{bad:?}");
-        }
-        assert!(check_name(&"x".repeat(1 << 16)).unwrap_err().to_string().len() < 200);
-
-        check_swap_bytes(SWAP_BYTES_MIN).unwrap();
-        check_swap_bytes(SWAP_BYTES_MAX).unwrap();
-        for bad in [0, 4096, SWAP_BYTES_MAX + 4096, u64::MAX] {
-            let message = check_swap_bytes(bad).unwrap_err().to_string();
-            assert!(message.contains(&format!(" {bad} ")), "{message}");
-        }
-        let message = check_swap_bytes((1 << 20) + 5).unwrap_err().to_string();
-        assert!(message.ends_with("use 1048576"), "{message}");
-    }
-
-    #[test]
-    fn shards_are_a_power_of_two_that_the_engine_takes() {
-        for queues in 1..=512 {
-            let shards = shards(queues);
-            assert!(shards.is_power_of_two() && shards <= SHARDS_MAX, "{queues} {shards}");
-        }
-        assert_eq!([1, 2, 3, 4, 5].map(shards), [1, 2, 4, 4, 8]);
-    }
-
-    #[test]
-    fn devices_share_the_buffers_until_one_must_go() {
-        let budget = buffer_budget(64 << 30, 1);
-        let mut plans = Vec::new();
-        let full = loop {
-            match plan_beside(8, budget, plans.iter().copied()) {
-                Ok(plan) => plans.push(plan),
-                Err(error) => break error,
-            }
-        };
-        assert!(plans.len() >= 2, "{plans:?}");
-        assert!(full.to_string().ends_with("remove a device first"), "{full}");
-        let removed = plans.swap_remove(0);
-        let again = plan_beside(8, budget, plans.iter().copied()).unwrap();
-        assert!(again.buffer_bytes() <= removed.buffer_bytes());
-    }
-
-    #[test]
-    fn there_is_room_for_a_device_on_the_smallest_machine() {
-        for ram in [16 << 20, 64 << 20, 70 << 20, 256 << 20] {
-            for front_ends in [1, 2] {
-                let budget = buffer_budget(ram, front_ends);
-                plan_beside(1, budget, std::iter::empty()).unwrap();
-            }
-        }
-    }
 
     #[test]
     fn memory_that_is_not_locked_is_refused_or_warned_of() {

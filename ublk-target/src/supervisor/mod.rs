@@ -1,0 +1,425 @@
+//! `tmem run`: the process that sees to it that somebody serves.
+//!
+//! It starts a worker, and a standby that goes on when that one dies; the next standby it starts then. It
+//! says on the worker's behalf what a person and systemd want to know, and passes on that it is to stop. It touches no
+//! page, has one thread, and nobody's I/O waits for it: a worker goes on without it, and a standby takes over without
+//! it. Signals are only noted, from before the worker starts until it has ended.
+
+mod child;
+mod link;
+pub mod pulse;
+
+use std::collections::HashSet;
+use std::io::{self, Write};
+use std::os::fd::AsFd;
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Command, ExitStatus};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use tmem::Store;
+
+use self::child::Child;
+pub use self::link::{Link, News, Order, Received};
+use crate::config::RunConfig;
+use crate::exit::{Exit, Failure};
+use crate::inherited::Legacy;
+use crate::log::log;
+use crate::notes::Notes;
+use crate::notify::{self, Patience};
+use crate::signals::StopSignals;
+use crate::socket::Listener;
+
+/// How long to wait before a process is started in place of one that has failed. The wait doubles each time, up to
+/// [`RETRY_MAX`].
+const RETRY_FIRST: Duration = Duration::from_millis(100);
+const RETRY_MAX: Duration = Duration::from_secs(10);
+
+/// So many standbys there shall be. The second is for when the worker dies before there is another in place of the first: it
+/// may take a while to make one ready, when memory is short.
+const STANDBYS: usize = 2;
+
+/// So often systemd's watchdog is told that we run, in the time after which it takes us for dead.
+const WATCHDOG_TIMES: u32 = 4;
+
+/// A process that has lived so long has not failed at its start.
+const LONG_ENOUGH: Duration = Duration::from_secs(10);
+
+/// What the supervisor is made of that is not its own.
+pub struct Setup<'a> {
+    /// Makes the process fit to look after one that serves swap.
+    pub harden: &'a dyn Fn(&RunConfig) -> Result<(), Failure>,
+    /// What a worker is started by.
+    pub worker: &'a dyn Fn() -> Command,
+    /// What a standby is started by, if there shall be one.
+    pub standby: Option<&'a dyn Fn() -> Command>,
+}
+
+/// Runs the daemon until it is told to stop and has stopped. Each device is reported on `out` as a line
+/// `NAME PATH BYTES` as soon as it is there.
+pub fn run(config: &RunConfig, setup: &Setup<'_>, out: &mut dyn Write) -> Result<(), Failure> {
+    let signals = StopSignals::take().map_err(|error| system("handle signals", &error))?;
+    // First of all, for it tells whether there is a daemon already.
+    let control = Listener::bind(&config.control, "--control")?;
+    let nbd = config.nbd.as_ref().map(|nbd| Listener::bind(nbd.path(), "--nbd")).transpose()?;
+    (setup.harden)(config)?;
+    let store = Store::new().map_err(|error| system("make a memory file", &error))?;
+    let estate = Estate { control, nbd, store };
+    let start = || {
+        let worker = Child::start((setup.worker)(), estate.legacy())?;
+        worker.link.send(&Order::Serve(Box::new(config.clone())))?;
+        Ok(worker)
+    };
+    let worker = start().map_err(|error| system("start a worker", &error))?;
+    let supervisor = Supervisor {
+        setup,
+        signals,
+        estate: &estate,
+        worker,
+        worker_since: Instant::now(),
+        next_feel: Instant::now() + pulse::PERIOD,
+        standbys: Vec::new(),
+        wants_standbys: false,
+        not_before: Instant::now(),
+        retry: RETRY_FIRST,
+        out,
+        announced: HashSet::new(),
+        is_ready: false,
+        watchdog: notify::watchdog_limit().map(|limit| (limit / WATCHDOG_TIMES, Instant::now())),
+        patience: None,
+        end: None,
+    };
+    supervisor.run()
+}
+
+/// What outlives a worker.
+struct Estate {
+    control: Listener,
+    nbd: Option<Listener>,
+    store: Store,
+}
+
+impl Estate {
+    fn legacy(&self) -> Legacy<'_> {
+        let mut legacy = Legacy::default();
+        self.control.bequeath("control", "control-lock", &mut legacy);
+        if let Some(nbd) = &self.nbd {
+            nbd.bequeath("nbd", "nbd-lock", &mut legacy);
+        }
+        legacy.add("store", self.store.file());
+        legacy
+    }
+}
+
+/// A process that waits to go on in the worker's place.
+struct Standby {
+    child: Child,
+    since: Instant,
+    is_prepared: bool,
+    /// Whether there are other devices than it knows.
+    is_outdated: bool,
+}
+
+/// See the module's description.
+struct Supervisor<'a> {
+    setup: &'a Setup<'a>,
+    signals: StopSignals,
+    estate: &'a Estate,
+    /// The one that serves, or did last.
+    worker: Child,
+    worker_since: Instant,
+    /// When to feel next whether it runs.
+    next_feel: Instant,
+    /// In the order in which they were started. One stays until the next is prepared.
+    standbys: Vec<Standby>,
+    /// Whether there shall be standbys: there is something to go on with.
+    wants_standbys: bool,
+    /// When the next may be started.
+    not_before: Instant,
+    retry: Duration,
+    out: &'a mut dyn Write,
+    /// Devices that were reported.
+    announced: HashSet<String>,
+    /// Whether systemd knows that the daemon is ready.
+    is_ready: bool,
+    /// How often systemd's watchdog is told that we run, and when next.
+    watchdog: Option<(Duration, Instant)>,
+    /// Has systemd wait for the end; none before there is an end to wait for.
+    patience: Option<Patience>,
+    /// What the worker said when it had stopped.
+    end: Option<Result<(), Failure>>,
+}
+
+impl Supervisor<'_> {
+    fn run(mut self) -> Result<(), Failure> {
+        loop {
+            self.tell_watchdog();
+            self.start_standby();
+            self.wait();
+            self.feel_pulse();
+            if let Some(signal) = self.signals.came() {
+                if self.patience.is_none() {
+                    log(format_args!("stopping on {signal}"));
+                    self.stopping();
+                }
+                // One that has ended meanwhile is seen below.
+                let _ = self.worker.link.send(&Order::Stop);
+            }
+            // Before the news, so that none that it left is missed.
+            let ended =
+                self.worker.ended().map_err(|error| system("wait for the worker", &error))?;
+            self.hear_worker();
+            if let Some(end) = self.end.take() {
+                // It has nothing more to do than to end.
+                self.dismiss_standbys();
+                let _ = self.worker.wait();
+                return end;
+            }
+            self.look_after_standbys();
+            if let Some(status) = ended
+                && !self.is_succeeded()
+            {
+                return Err(died(status));
+            }
+        }
+    }
+
+    /// Waits for something to come.
+    fn wait(&self) {
+        let now = Instant::now();
+        let wanted = self.wants_another().then_some(self.not_before);
+        let feel = (!self.worker.has_ended()).then_some(self.next_feel);
+        let watchdog = self.watchdog.map(|(_, next)| next);
+        let next = wanted.into_iter().chain(watchdog).chain(feel).min();
+        let left = next.map(|next| next.saturating_duration_since(now));
+        let limit = left.and_then(|left| Timespec::try_from(left).ok());
+        let mut fds = vec![self.signals.as_fd()];
+        // Of one that has ended nothing more is to come.
+        if !self.worker.has_ended() {
+            fds.extend([self.worker.pidfd(), self.worker.link.as_fd()]);
+        }
+        for standby in &self.standbys {
+            fds.extend([standby.child.pidfd(), standby.child.link.as_fd()]);
+        }
+        let mut fds: Vec<_> =
+            fds.into_iter().map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)).collect();
+        // Interrupted, or for want of kernel memory: look again.
+        let _ = poll(&mut fds, limit.as_ref());
+    }
+
+    /// Tells systemd that we run. Whether the worker serves is for us to see to: to start all anew would bring new
+    /// swap, and not what was swapped, so as long as we run nothing is gained by that.
+    fn tell_watchdog(&mut self) {
+        let now = Instant::now();
+        if let Some((period, next)) = &mut self.watchdog
+            && *next <= now
+        {
+            *next = now + *period;
+            notify::alive();
+        }
+    }
+
+    /// Ends a worker that does not run or does not serve any more, for the standby to go on.
+    fn feel_pulse(&mut self) {
+        let now = Instant::now();
+        if now < self.next_feel {
+            return;
+        }
+        self.next_feel = now + pulse::PERIOD;
+        if self.worker.pulse.has_stopped() && !self.worker.has_ended() {
+            let pid = self.worker.pid();
+            log(format_args!(
+                "pid {pid} does not serve any more: it is killed, and another goes on"
+            ));
+            if let Err(error) = self.worker.kill() {
+                log(format_args!("cannot kill pid {pid}: {error}"));
+            }
+        }
+    }
+
+    /// Takes what the worker has to say.
+    fn hear_worker(&mut self) {
+        while let Some(news) = hear(&self.worker) {
+            self.heard(news);
+        }
+    }
+
+    fn heard(&mut self, news: News) {
+        match news {
+            News::Added { name, path, bytes } => {
+                if self.announced.insert(name.clone()) {
+                    let line = format!("{name} {path} {bytes}");
+                    let said = writeln!(self.out, "{line}").and_then(|()| self.out.flush());
+                    if let Err(error) = said {
+                        log(format_args!("cannot report '{line}': {error}"));
+                    }
+                }
+            }
+            News::Ready { devices } => {
+                // The first time, that is; the next worker says it again.
+                if !self.is_ready {
+                    self.is_ready = true;
+                    notify::ready(&format!("serving {devices} devices"));
+                    self.outdate_standbys();
+                }
+            }
+            News::Changed => self.outdate_standbys(),
+            News::Stopping => self.stopping(),
+            News::Status(status) => notify::status(&status),
+            News::Left(bytes) => {
+                self.patience.iter_mut().for_each(|patience| patience.left(bytes));
+            }
+            News::Stopped(failure) => self.end = Some(failure.map_or(Ok(()), Err)),
+            News::Prepared | News::TookOver { .. } => {}
+        }
+    }
+
+    /// Tells systemd that there is an end to wait for.
+    fn stopping(&mut self) {
+        if self.patience.is_none() {
+            self.patience = Some(notify::stopping());
+        }
+    }
+
+    /// Whether another standby is to be started. One at a time is prepared.
+    fn wants_another(&self) -> bool {
+        let fit = self.standbys.iter().filter(|standby| !standby.is_outdated).count();
+        self.wants_standbys && fit < STANDBYS && self.standbys.iter().all(|s| s.is_prepared)
+    }
+
+    /// Starts a standby, if another is wanted and it is time.
+    fn start_standby(&mut self) {
+        let Some(command) = self.setup.standby else { return };
+        if !self.wants_another() || Instant::now() < self.not_before {
+            return;
+        }
+        let mut legacy = self.estate.legacy();
+        legacy.add("worker", self.worker.pidfd());
+        match Child::start(command(), legacy) {
+            Ok(child) => {
+                let since = Instant::now();
+                let (is_prepared, is_outdated) = (false, false);
+                self.standbys.push(Standby { child, since, is_prepared, is_outdated });
+            }
+            Err(error) => self.back_off(&format!("cannot start a standby: {error}")),
+        }
+    }
+
+    /// Has the next standby wait a while.
+    fn back_off(&mut self, why: &str) {
+        log(format_args!("{why}; another standby is started in {:?}", self.retry));
+        self.not_before = Instant::now() + self.retry;
+        self.retry = (self.retry * 2).min(RETRY_MAX);
+    }
+
+    /// The standbys do not know of what has changed.
+    fn outdate_standbys(&mut self) {
+        self.standbys.iter_mut().for_each(|standby| standby.is_outdated = true);
+        self.wants_standbys = self.setup.standby.is_some();
+    }
+
+    /// Takes what the standbys have to say, and sees whether one has ended, or gone on in the worker's place.
+    fn look_after_standbys(&mut self) {
+        let mut at = 0;
+        while at < self.standbys.len() {
+            let ended = self.standbys[at].child.ended();
+            let news = hear(&self.standbys[at].child);
+            match (news, ended) {
+                (Some(News::Prepared), _) => {
+                    self.standbys[at].is_prepared = true;
+                    if !self.standbys[at].is_outdated {
+                        self.dismiss_outdated();
+                        at = 0;
+                    }
+                }
+                (Some(News::TookOver { .. }), _) => {
+                    let standby = self.standbys.remove(at);
+                    self.promote(standby.child);
+                }
+                (Some(_), _) => {}
+                (None, Ok(None)) => at += 1,
+                (None, ended) => {
+                    let standby = self.standbys.remove(at);
+                    if standby.since.elapsed() >= LONG_ENOUGH {
+                        self.retry = RETRY_FIRST;
+                    }
+                    let how =
+                        ended.map_or_else(|e| e.to_string(), |s| s.unwrap_or_default().to_string());
+                    self.back_off(&format!("a standby ended unexpectedly: {how}"));
+                }
+            }
+        }
+    }
+
+    /// A standby has gone on in the worker's place.
+    fn promote(&mut self, child: Child) {
+        let mut dead = std::mem::replace(&mut self.worker, child);
+        // The next one has what it needs of the dead one by now.
+        let how = dead.ended().ok().flatten().unwrap_or_default();
+        log(format_args!("pid {} serves in place of pid {}: {how}", self.worker.pid(), dead.pid()));
+        let lived = std::mem::replace(&mut self.worker_since, Instant::now()).elapsed();
+        // One that is killed has done nothing wrong.
+        if lived < LONG_ENOUGH && how.signal() != Some(libc::SIGKILL) {
+            self.back_off("the worker before it did not live long");
+        } else if lived >= LONG_ENOUGH {
+            self.retry = RETRY_FIRST;
+        }
+        if self.patience.is_some() {
+            let _ = self.worker.link.send(&Order::Stop);
+        }
+    }
+
+    /// Whether somebody goes on in the place of a worker that has died, or will.
+    fn is_succeeded(&mut self) -> bool {
+        if self.setup.standby.is_none() || Notes::read(&self.estate.store).is_err() {
+            return false;
+        }
+        self.wants_standbys = true;
+        true
+    }
+
+    /// Ends the standbys that do not know of what has changed.
+    fn dismiss_outdated(&mut self) {
+        // One of them may have gone on in its place, and not said so yet.
+        if self.worker.has_ended() {
+            return;
+        }
+        for standby in self.standbys.extract_if(.., |standby| standby.is_outdated) {
+            dismiss(standby.child);
+        }
+    }
+
+    /// There is nothing to go on with.
+    fn dismiss_standbys(&mut self) {
+        self.standbys.drain(..).for_each(|standby| dismiss(standby.child));
+    }
+}
+
+/// What a process has to say, if anything.
+fn hear(child: &Child) -> Option<News> {
+    match child.link.receive() {
+        Ok(Received::Message(news)) => Some(news),
+        Ok(Received::Nothing | Received::Closed) => None,
+        Err(error) => {
+            log(format_args!("cannot hear pid {}: {error}", child.pid()));
+            None
+        }
+    }
+}
+
+/// Ends a standby.
+fn dismiss(mut child: Child) {
+    // One that has gone needs no end.
+    let _ = child.kill();
+    let _ = child.wait();
+}
+
+/// Why the daemon ends with a worker that said nothing.
+fn died(status: ExitStatus) -> Failure {
+    Failure::new(Exit::Failure, format!("the worker ended unexpectedly: {status}"))
+}
+
+/// A system call that failed.
+fn system(action: &str, error: &io::Error) -> Failure {
+    Failure::new(Exit::Failure, format!("cannot {action}: {error}"))
+}
