@@ -24,11 +24,11 @@ same_at() {
 start_tmem 512M 60%
 # Fields 41 and 19 are the scheduling policy (3 is SCHED_BATCH) and the nice value.
 scheduled() {
-    awk -v server="$1" '/\(tmem-(b0[qh][0-9]+|supply)\)/ == server && ($41 == 3 && $19 == -20) == server { n++ }
-        END { print n + 0 }' "/proc/$TMEM_PID"/task/*/stat
+    awk -v server="$1" '/\(tmem-(b0q[0-9]+|ublkh[0-9]+|supply|pulse)\)/ == server && ($41 == 3 && $19 == -20) == server { n++ }
+        END { print n + 0 }' "/proc/$(pid_of tmem-worker)"/task/*/stat
 }
 if is_tmem; then
-    threads=$(ls "/proc/$TMEM_PID/task" | wc -l)
+    threads=$(ls "/proc/$(pid_of tmem-worker)/task" | wc -l)
     all_scheduled() { [ $(($(scheduled 1) + $(scheduled 0))) = "$threads" ]; }
     check "who serves requests, and nobody else, is of the batch class and the highest weight" \
         wait_for 10 all_scheduled

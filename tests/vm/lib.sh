@@ -147,6 +147,16 @@ start_zram() {
     DEVICE=/dev/zram0
 }
 
+# The processes of that name. The one that serves is tmem-worker, those that wait to go on for it are tmem-standby.
+pid_of() {
+    local process
+    for process in /proc/[0-9]*; do
+        [ "$(cat "$process/comm" 2>/dev/null)" = "$1" ] && echo "${process#/proc/}"
+    done
+}
+other_than() { [ -n "$(pid_of "$1")" ] && [ "$(pid_of "$1")" != "$2" ]; }
+are_standbys() { [ "$(pid_of tmem-standby | wc -l)" = "$1" ]; }
+
 # Asks the daemon to end, which swaps off; checks that it ended well.
 stop_tmem() {
     if [ "$TARGET" = zram ]; then

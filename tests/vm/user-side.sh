@@ -22,8 +22,10 @@ PATH=/tmp/bin:$PATH start_tmem 64M,name=first 64M --swapon
 check_number "programs do not inherit the I/O flusher's flags" $(($(cat /tmp/mkswap.flags) & 0x180000)) -eq 0
 check_number "nor blocked signals" $((16#$(cat /tmp/mkswap.blocked))) -eq 0
 check "swapped on with priority 100" eval 'grep -qE "^$DEVICE .* 100$" <(tr -s "\t " " " </proc/swaps)'
-for signal in TSTP USR1 ALRM; do kill -$signal "$TMEM_PID"; done
-check_fails "it is neither stopped nor ended by other signals" grep -E '^State:.*[TZ]' "/proc/$TMEM_PID/status"
+for process in "$TMEM_PID" "$(pid_of tmem-worker)"; do
+    for signal in TSTP USR1 ALRM; do kill -$signal "$process"; done
+    check_fails "it is neither stopped nor ended by other signals" grep -E '^State:.*[TZ]' "/proc/$process/status"
+done
 check "and serves on" dd if="$DEVICE" of=/dev/null bs=64k count=4 iflag=direct status=none
 check_code "a second daemon" 10 'another|already|serves' tmem run --swap 64M
 check_code "add" 0 . tmem add swap --size 32M --name second

@@ -6,6 +6,8 @@
 //! * `lines` writes text to be sorted;
 //! * `heartbeat` measures how long the machine did not answer;
 //! * `watchdog` makes the kernel tell what it waits for before the machine is given up;
+//! * `kill` kills a process again and again, and measures how long it takes until another has its place;
+//! * `hold` stops a thread, and leaves the rest of its process running;
 //! * `json` takes values out of a JSON document, for scripts without jq.
 //!
 //! Linked statically, so that it needs nothing of the machine that it runs on. Exit status: 0 when
@@ -15,7 +17,9 @@ mod args;
 mod checked;
 mod device;
 mod heartbeat;
+mod hold;
 mod json;
+mod kill;
 mod lines;
 mod memory;
 mod pattern;
@@ -35,6 +39,8 @@ usage: tmem-guest pressure --memory SIZE|N% [--hot FRACTION] [--passes N | --sec
        tmem-guest lines --count N [--seed N]
        tmem-guest heartbeat [--log FILE]
        tmem-guest watchdog --after SECONDS
+       tmem-guest kill --name NAME --while NAME [--count N] [--signal N] [--least MS] [--most MS] [--seed N]
+       tmem-guest hold --name NAME --thread NAME
        tmem-guest json FIELD... < DOCUMENT";
 
 /// What a subcommand ends with: `Ok(false)` is a failed check.
@@ -50,6 +56,8 @@ fn main() -> ExitCode {
         "lines" => args::parse(words).and_then(lines::run),
         "heartbeat" => args::parse(words).and_then(heartbeat::heartbeat),
         "watchdog" => args::parse(words).and_then(heartbeat::watchdog),
+        "kill" => args::parse(words).and_then(kill::run),
+        "hold" => args::parse(words).and_then(hold::run),
         "json" => json::run(words),
         _ => Err(format!("unknown command {command:?}\n{USAGE}")),
     };

@@ -1,0 +1,127 @@
+# kill.sh [KILLS [SEED]]: the process that serves is killed again and again while the machine swaps on it.
+#
+# No page may be lost, and nobody may hang: a hang panics the guest. First at random moments under pressure by a program
+# that verifies every page; then the other processes, and all that can be wrong with them.
+
+. "$(dirname "$0")/lib.sh"
+is_tmem || give_up "this is about tmem's own processes"
+kills=${1:-200}
+seed=${2:-1}
+share=${SHARE:-160}
+fill=${FILL:-heap=60,same=25,text=15}
+
+reads() { dd if="$DEVICE" of=/dev/null bs=64k count=4 iflag=direct status=none; }
+
+start_tmem "$(mem $((share + 5)))" 58%
+wait_for 60 eval '[ -n "$(pid_of tmem-standby)" ]' || give_up "there is no standby"
+swap_on "$DEVICE"
+say "$DEVICE, $(mem 100) bytes of memory, $share % of it in use, $kills kills with seed $seed"
+
+# Under pressure.
+touch /tmp/going
+tmem-guest pressure --memory "$share%" --fill "$fill" --seed "$seed" --touches 0.05 \
+    --while /tmp/going >/tmp/pressure &
+pressure=$!
+tmem-guest heartbeat >/tmp/heartbeat &
+beat=$!
+wait_for 120 eval '[ "$(awk "/^pswpout/ { print \$2 }" /proc/vmstat)" -gt 2000 ]'
+check "$kills workers are killed, and each is succeeded" eval \
+    'tmem-guest kill --name tmem-worker --while tmem-standby --count $kills --seed $seed >/tmp/kills'
+cat /tmp/kills
+rm /tmp/going
+wait $pressure
+status=$?
+kill $beat
+wait $beat
+cat /tmp/pressure /tmp/heartbeat | sed 's/^/      /'
+check_number "every page is right" $status -eq 0
+check "and all were verified" grep ' errors=0 ' /tmp/pressure
+check_number "each is in the log" "$(grep -c 'took over in' "$TMEM_LOG")" -eq "$kills"
+check_frames "after $kills kills"
+check "swapoff" swapoff "$DEVICE"
+check "blkdiscard" blkdiscard "$DEVICE"
+check_empty "after $kills kills"
+show_stats
+
+# The others, one after the other. What is on the device has to be there each time.
+pages=4096
+tmem-guest device --path "$DEVICE" --pages $pages --write 1 >/tmp/device || give_up "cannot write to $DEVICE"
+is_right() {
+    check "$*: what was written is there" \
+        tmem-guest device --path "$DEVICE" --pages $pages --read 1
+}
+check "there are two standbys" wait_for 60 are_standbys 2
+worker=$(pid_of tmem-worker)
+kill -9 $(pid_of tmem-standby)
+check "standbys that are killed are replaced" wait_for 60 are_standbys 2
+check_number "and the worker goes on" "$(pid_of tmem-worker)" -eq "$worker"
+
+kill -STOP "$worker"
+check "a worker that is stopped is replaced" wait_for 120 other_than tmem-worker "$worker"
+is_right "stopped"
+check "it is said" grep "pid $worker does not serve any more" "$TMEM_LOG"
+
+# Its queues' threads alone. Nothing that is asked for ends then, for more than a minute.
+wait_for 60 are_standbys 2
+worker=$(pid_of tmem-worker)
+queues=$(cat "/proc/$worker"/task/*/comm | grep '^tmem-b[0-9]*q')
+check_number "each processor has a queue" "$(wc -w <<<"$queues")" -eq "$(nproc)"
+for queue in $queues; do
+    tmem-guest hold --name tmem-worker --thread "$queue" >"/tmp/$queue.held" &
+    check "$queue is held" wait_for 20 grep held "/tmp/$queue.held"
+done
+# Whoever waits for a page waits longer than what is otherwise taken for a hang.
+limit=$(cat /proc/sys/kernel/hung_task_timeout_secs)
+echo 150 >/proc/sys/kernel/hung_task_timeout_secs
+is_right "stuck"
+echo "$limit" >/proc/sys/kernel/hung_task_timeout_secs
+check "a worker whose queues are stuck is replaced" other_than tmem-worker "$worker"
+check "it is said" grep "pid $worker does not serve any more" "$TMEM_LOG"
+
+# Twice at once: by the time of the second there is no other standby yet.
+wait_for 60 are_standbys 2
+for death in 1 2; do
+    worker=$(pid_of tmem-worker)
+    kill -9 "$worker"
+    check "a worker is replaced at once, time $death" wait_for 60 other_than tmem-worker "$worker"
+done
+is_right "twice"
+
+# A device that comes and one that goes.
+wait_for 60 are_standbys 2
+check_code "add" 0 . tmem add swap --size 8M --name second
+second=$(tmem list --noheadings --raw --output NAME,PATH | awk '$1 == "second" { print $2 }')
+dd if=/dev/urandom of=/tmp/random bs=1M count=4 status=none
+dd if=/tmp/random of="$second" bs=1M oflag=direct status=none
+# At once: the standbys do not know of it yet.
+worker=$(pid_of tmem-worker)
+kill -9 "$worker"
+check "a worker with a new device is replaced" wait_for 60 other_than tmem-worker "$worker"
+check "the new device is served" cmp -n 4194304 /tmp/random "$second"
+is_right "added"
+check_code "a new device is listed" 0 second tmem list
+check_code "del" 0 '' tmem del second
+check_number "stats tell of it" "$(stat_of takeovers)" -ge $((kills + 5))
+check_number "and who serves" "$(stat_of worker_pid)" -eq "$(pid_of tmem-worker)"
+
+# Without the supervisor.
+wait_for 60 are_standbys 2
+kill -9 "$TMEM_PID"
+wait "$TMEM_PID" 2>/dev/null
+is_right "alone"
+check_code "which stats tell" 0 'without a supervisor' tmem stats
+for death in 1 2; do
+    worker=$(pid_of tmem-worker)
+    kill -9 "$worker"
+    check "and is replaced, time $death" wait_for 60 other_than tmem-worker "$worker"
+    is_right "alone, time $death"
+done
+worker=$(pid_of tmem-worker)
+kill -TERM "$worker"
+check "it stops on a signal" wait_for 60 eval '! kill -0 $worker 2>/dev/null'
+[ -b "$DEVICE" ] && fail "$DEVICE is still there" || pass "$DEVICE is gone"
+check "nobody is left" wait_for 20 eval '[ -z "$(pid_of tmem-worker)$(pid_of tmem-standby)" ]'
+check_code "no daemon" 3 . tmem list
+start_tmem 32M 32M
+stop_tmem
+finish
