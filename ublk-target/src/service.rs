@@ -12,7 +12,7 @@ use crate::log::log;
 use crate::nbd::{KernelError, NbdServerError};
 use crate::process::{self, ProcessError};
 use crate::program::ProgramError;
-use crate::ublk::{DriverError, ServerError};
+use crate::ublk::{self, DriverError, ServerError};
 use crate::watchdog::{Pulse, Watched};
 use crate::worker::{Service, Start};
 
@@ -21,6 +21,12 @@ pub fn start(start: Start) -> Result<Daemon, Failure> {
     let daemon = Daemon::start(start.config, start.nbd, start.store)?;
     for warning in daemon.warnings() {
         log(format_args!("going on without a guard: {warning}"));
+    }
+    for path in ublk::forlorn() {
+        log(format_args!(
+            "{path} has no server any more, and what was on it is lost: if it was tmem's, all processes of a tmem died at once. \
+             Whoever reads it or swaps to it waits for ever: if anybody does, reboot"
+        ));
     }
     Ok(daemon)
 }

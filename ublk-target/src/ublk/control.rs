@@ -6,9 +6,10 @@
 //! This file has `unsafe` for the buffers that the kernel works on.
 #![allow(unsafe_code)]
 
-use std::fs::{File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::fd::AsRawFd;
+use std::path::Path;
 
 use io_uring::{IoUring, opcode, squeue, types};
 use libublk::sys;
@@ -148,6 +149,24 @@ impl Control {
             }
         }
     }
+}
+
+/// Nodes of devices whose server has died, and that can be taken over, if anybody had what was on them.
+pub fn forlorn() -> Vec<String> {
+    let (Ok(mut control), Ok(nodes)) = (Control::open(), fs::read_dir("/dev")) else {
+        return Vec::new();
+    };
+    let number = |node: io::Result<fs::DirEntry>| {
+        node.ok()?.file_name().to_str()?.strip_prefix("ublkc")?.parse::<u32>().ok()
+    };
+    let mut is_forlorn = |id: &u32| {
+        control.info(*id).is_ok_and(|info| {
+            let is_waiting = u32::from(info.state) == sys::UBLK_S_DEV_QUIESCED;
+            is_waiting && !Path::new(&format!("/proc/{}", info.ublksrv_pid)).exists()
+        })
+    };
+    let ids = nodes.filter_map(number).filter(|id| is_forlorn(id));
+    ids.map(|id| format!("/dev/ublkb{id}")).collect()
 }
 
 fn command(id: u32) -> sys::ublksrv_ctrl_cmd {
