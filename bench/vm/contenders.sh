@@ -219,14 +219,17 @@ pool_of() {
     echo $((table + $(figure "$1" "${2:-mem_used_total}")))
 }
 
-# memory_of CONTENDER: bytes that it took at most, everything counted: a daemon's own pages too. What
-# the pool takes is shared memory, and not among those.
+# processes_of PID: of a daemon, the `status` of it and of those that it has started. Some may end meanwhile.
+processes_of() { grep -lE "^(Pid|PPid):[[:space:]]*$1\$" /proc/[0-9]*/status 2>/dev/null; }
+
+# memory_of CONTENDER: bytes that it took at most, everything counted: the own pages of all processes of a daemon too, and
+# the files that they map, which are the same, once. What the pool takes is shared memory, and not among those.
 memory_of() {
     local own=0
     case $1 in
         tmem-*)
-            own=$(awk '/^RssAnon|^RssFile/ { kib += $2 } END { print kib * 1024 }' \
-                "/proc/${PID_OF[$1]}/status")
+            own=$(awk '/^RssAnon/ { kib += $2 } /^RssFile/ && $2 > files { files = $2 }
+                END { print (kib + files) * 1024 }' $(processes_of "${PID_OF[$1]}"))
             ;;
         zram-*) ;;
         *) echo 0; return ;;
