@@ -23,8 +23,12 @@ mod imp {
     use std::ptr::{self, NonNull};
     use std::sync::Arc;
 
-    use rustix::fs::{FallocateFlags, MemfdFlags, SeekFrom};
+    use rustix::fs::{FallocateFlags, MemfdFlags, Mode, OFlags, SeekFrom};
     use rustix::mm::{Advice, MapFlags, MlockFlags, MprotectFlags, ProtFlags};
+    use rustix::mount::{
+        FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_flag,
+        fsconfig_set_string, fsmount, fsopen,
+    };
 
     /// A memory file; a clone is the same one.
     #[derive(Clone)]
@@ -34,6 +38,16 @@ mod imp {
         /// A file of so many bytes, none of which has memory.
         pub(crate) fn new(name: &str, bytes: u64) -> io::Result<Self> {
             let file = rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC)?;
+            rustix::fs::ftruncate(&file, bytes)?;
+            Ok(Self::from_file(file))
+        }
+
+        /// The same, of a kind that the kernel never swaps out, if that is to be had. Locked memory is not swapped either, but
+        /// it is locked only while a process has it mapped: between the end of one process and the mapping by the
+        /// next, a file of pages could be swapped out, to the device that is to be served from it.
+        pub(crate) fn unswappable(name: &str, bytes: u64) -> io::Result<Self> {
+            // Linux has it from 6.4 on, for those with CAP_SYS_ADMIN.
+            let Ok(file) = file_without_swap() else { return Self::new(name, bytes) };
             rustix::fs::ftruncate(&file, bytes)?;
             Ok(Self::from_file(file))
         }
@@ -59,6 +73,23 @@ mod imp {
             let mode = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
             Ok(rustix::fs::fallocate(&*self.0, mode, offset, bytes)?)
         }
+    }
+
+    /// A file without a name in a file system of its own, that nobody else sees, goes with it and has no swap.
+    fn file_without_swap() -> rustix::io::Result<OwnedFd> {
+        let system = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
+        // As large as it likes, as a memory file is.
+        for (key, value) in [("size", "0"), ("nr_inodes", "0"), ("mode", "0700")] {
+            fsconfig_set_string(system.as_fd(), key, value)?;
+        }
+        fsconfig_set_flag(system.as_fd(), "noswap")?;
+        fsconfig_create(system.as_fd())?;
+        let nothing_else = MountAttrFlags::MOUNT_ATTR_NOSUID
+            | MountAttrFlags::MOUNT_ATTR_NODEV
+            | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+        let root = fsmount(system.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, nothing_else)?;
+        let flags = OFlags::TMPFILE | OFlags::EXCL | OFlags::RDWR | OFlags::CLOEXEC;
+        rustix::fs::openat(&root, ".", flags, Mode::RUSR | Mode::WUSR)
     }
 
     pub(super) struct Mapping {
@@ -143,6 +174,32 @@ mod imp {
             debug_assert!(unmapped.is_ok());
         }
     }
+
+    #[cfg(test)]
+    mod tests {
+        use rustix::io::Errno;
+
+        use super::*;
+
+        #[test]
+        fn a_file_without_swap_is_like_any_other_or_refused() {
+            let refused = match file_without_swap() {
+                Ok(file) => {
+                    let file = MemoryFile::from_file(file);
+                    file.resize(1 << 40).unwrap();
+                    rustix::io::pwrite(file.file(), b"x", 1 << 30).unwrap();
+                    let first = rustix::fs::seek(file.file(), SeekFrom::Data(0)).unwrap();
+                    assert_eq!(first, 1 << 30);
+                    file.punch(1 << 30, 4096).unwrap();
+                    assert_eq!(rustix::fs::fstat(file.file()).unwrap().st_blocks, 0);
+                    return;
+                }
+                Err(errno) => errno,
+            };
+            let reasons = [Errno::PERM, Errno::INVAL, Errno::NOSYS, Errno::NODEV];
+            assert!(reasons.contains(&refused), "{refused}");
+        }
+    }
 }
 
 #[cfg(miri)]
@@ -157,6 +214,10 @@ mod imp {
 
     impl MemoryFile {
         pub(crate) fn new(_name: &str, _bytes: u64) -> io::Result<Self> {
+            Ok(Self)
+        }
+
+        pub(crate) fn unswappable(_name: &str, _bytes: u64) -> io::Result<Self> {
             Ok(Self)
         }
 

@@ -202,7 +202,7 @@ pub struct Store {
 impl Store {
     /// An empty store.
     pub fn new() -> io::Result<Self> {
-        let store = Self::over(MemoryFile::new("tmem", TABLE_AT)?)?;
+        let store = Self::over(MemoryFile::unswappable("tmem", TABLE_AT)?)?;
         store.head.populate(0, store.head.bytes())?;
         Ok(store)
     }

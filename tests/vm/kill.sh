@@ -14,6 +14,9 @@ reads() { dd if="$DEVICE" of=/dev/null bs=64k count=4 iflag=direct status=none; 
 
 start_tmem "$(mem $((share + 5)))" 58%
 wait_for 60 eval '[ -n "$(pid_of tmem-standby)" ]' || give_up "there is no standby"
+# Or the kernel could swap it to us, in the moment when nobody has it mapped.
+is_memfd() { ls -l "/proc/$(pid_of tmem-worker)/fd" | grep -q memfd; }
+check_fails "what outlives a process is in a file that is never swapped out" is_memfd
 swap_on "$DEVICE"
 say "$DEVICE, $(mem 100) bytes of memory, $share % of it in use, $kills kills with seed $seed"
 

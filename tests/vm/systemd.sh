@@ -51,6 +51,8 @@ for pid in $(main_pid) $(pid_of tmem-worker) $(pid_of tmem-standby); do
     check "$(cat "/proc/$pid/comm"): its name tells systemd-shutdown to leave it" [ "$(head -c 5 "/proc/$pid/cmdline")" = @tmem ]
     check "and the OOM killer leaves it" [ "$(cat "/proc/$pid/oom_score_adj")" = -1000 ]
 done
+is_memfd() { ls -l "/proc/$(pid_of tmem-worker)/fd" | grep -q memfd; }
+check_fails "what outlives a process is in a file that is never swapped out" is_memfd
 # Field 41 is the scheduling policy: 2 is SCHED_RR.
 check "who waits may become real-time, for the kernel's reserve of memory" \
     wait_for 20 awk '$41 != 2 { exit 1 }' $(pid_of tmem-standby | sed 's#.*#/proc/&/stat#')
