@@ -1,29 +1,14 @@
 //! The engine's own figure of its memory against the kernel's.
 //!
-//! One test, so that it has the process to itself: the kernel counts per memory file, and other
-//! engines' files would be among them.
+//! All of it is in one memory file, whose bytes the kernel counts.
 
 // In a test a panic is the report.
 #![allow(clippy::unwrap_used)]
 
-use std::fs;
+use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 
-use tmem::{Config, Engine, Handle, OBJECT_PAGES, PAGE_SIZE, Page, PoolKind, PutError};
-
-/// Bytes behind all memory files of the engine, as the kernel counts them.
-fn kernel_bytes() -> u64 {
-    let mut bytes = 0;
-    for entry in fs::read_dir("/proc/self/fd").unwrap() {
-        let path = entry.unwrap().path();
-        // The directory's own descriptor is gone by the time it is looked at.
-        let Ok(name) = fs::read_link(&path) else { continue };
-        if name.to_string_lossy().starts_with("/memfd:tmem") {
-            bytes += fs::metadata(&path).unwrap().blocks() * 512;
-        }
-    }
-    bytes
-}
+use tmem::{Config, Engine, Handle, OBJECT_PAGES, PAGE_SIZE, Page, PoolKind, PutError, Store};
 
 fn page(seed: u64) -> Page {
     let mut page = [0; PAGE_SIZE];
@@ -39,7 +24,11 @@ fn page(seed: u64) -> Page {
 #[cfg_attr(miri, ignore = "Miri has no memory files")]
 fn memory_used_is_what_the_kernel_counts() {
     let limit = 64 << 20;
-    let engine = Engine::new(&Config { limit, limit_max: 4 * limit, shards: 4 }).unwrap();
+    let store = Store::new().unwrap();
+    let file = File::from(store.file().try_clone_to_owned().unwrap());
+    let kernel_bytes = || file.metadata().unwrap().blocks() * 512;
+    let config = Config { limit, limit_max: 4 * limit, shards: 4 };
+    let engine = Engine::create(&config, store).unwrap();
     // What no memory file holds: the shards themselves.
     let apart = engine.stats().mem_used_total - kernel_bytes();
     assert!(apart < 1 << 20, "{apart}");
