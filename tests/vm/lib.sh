@@ -148,12 +148,7 @@ start_zram() {
 }
 
 # The processes of that name. The one that serves is tmem-worker, those that wait to go on for it are tmem-standby.
-pid_of() {
-    local process
-    for process in /proc/[0-9]*; do
-        [ "$(cat "$process/comm" 2>/dev/null)" = "$1" ] && echo "${process#/proc/}"
-    done
-}
+pid_of() { grep -lx -- "$1" /proc/[0-9]*/comm 2>/dev/null | sed 's#^/proc/##; s#/comm$##'; }
 other_than() { [ -n "$(pid_of "$1")" ] && [ "$(pid_of "$1")" != "$2" ]; }
 are_standbys() { [ "$(pid_of tmem-standby | wc -l)" = "$1" ]; }
 
