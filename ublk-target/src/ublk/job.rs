@@ -1,6 +1,7 @@
 //! What a device's control thread does: see [`super::server`].
 
 use std::fmt;
+use std::fs;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
@@ -209,6 +210,7 @@ impl Job {
         let path = format!("/dev/ublkb{id}");
         if let Way::Add(_) = way {
             wait_for_node(&path)?;
+            keep_a_command_waiting(id, info.queue_depth);
         }
         let crew = Arc::clone(queues.crew());
         Ok(Live { id, path, queues: info.nr_hw_queues, depth: info.queue_depth, crew })
@@ -264,6 +266,20 @@ fn open_device(id: u32) -> io::Result<OwnedFd> {
 /// A line on standard error, or nothing: its reader may be gone, and that must not end a thread.
 pub(super) fn say(line: fmt::Arguments<'_>) {
     let _ = writeln!(io::stderr(), "tmem: {line}");
+}
+
+/// Has the kernel never send a queue as many requests as it has commands there.
+///
+/// It learns that a server is dead by the commands that wait for requests, which are cancelled then. Where all of a queue's
+/// commands have one, it notices only when a request has taken too long, after 30 s (`ublk_timeout()` in Linux 6.12).
+fn keep_a_command_waiting(id: u32, depth: u16) {
+    let path = format!("/sys/block/ublkb{id}/queue/nr_requests");
+    if let Err(error) = fs::write(&path, (depth - 1).to_string()) {
+        say(format_args!(
+            "cannot set {path} ({error}): if the process that serves dies while a queue is full, I/O goes on only after 30 s; \
+             let the daemon write there"
+        ));
+    }
 }
 
 fn wait_for_node(path: &str) -> Result<(), ServerError> {
