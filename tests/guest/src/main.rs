@@ -8,6 +8,7 @@
 //! * `watchdog` makes the kernel tell what it waits for before the machine is given up;
 //! * `kill` kills a process again and again, and measures how long it takes until another has its place;
 //! * `hold` stops a thread, and leaves the rest of its process running;
+//! * `pause` runs a command while a block device is read, and measures how long reads stood still;
 //! * `json` takes values out of a JSON document, for scripts without jq.
 //!
 //! Linked statically, so that it needs nothing of the machine that it runs on. Exit status: 0 when
@@ -23,6 +24,7 @@ mod kill;
 mod lines;
 mod memory;
 mod pattern;
+mod pause;
 mod pressure;
 mod touch;
 
@@ -41,6 +43,7 @@ usage: tmem-guest pressure --memory SIZE|N% [--hot FRACTION] [--passes N | --sec
        tmem-guest watchdog --after SECONDS
        tmem-guest kill --name NAME --while NAME [--count N] [--signal N] [--least MS] [--most MS] [--seed N]
        tmem-guest hold --name NAME --thread NAME
+       tmem-guest pause --path DEVICE --run COMMAND [--count N] [--pages N]
        tmem-guest json FIELD... < DOCUMENT";
 
 /// What a subcommand ends with: `Ok(false)` is a failed check.
@@ -58,6 +61,7 @@ fn main() -> ExitCode {
         "watchdog" => args::parse(words).and_then(heartbeat::watchdog),
         "kill" => args::parse(words).and_then(kill::run),
         "hold" => args::parse(words).and_then(hold::run),
+        "pause" => args::parse(words).and_then(pause::run),
         "json" => json::run(words),
         _ => Err(format!("unknown command {command:?}\n{USAGE}")),
     };
