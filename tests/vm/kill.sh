@@ -12,6 +12,7 @@ fill=${FILL:-heap=60,same=25,text=15}
 
 reads() { dd if="$DEVICE" of=/dev/null bs=64k count=4 iflag=direct status=none; }
 
+mount -t tmpfs -o size=256k tmpfs /run || give_up "cannot mount /run"
 start_tmem "$(mem $((share + 5)))" 58%
 wait_for 60 eval '[ -n "$(pid_of tmem-standby)" ]' || give_up "there is no standby"
 # Or the kernel could swap it to us, in the moment when nobody has it mapped.
@@ -39,6 +40,8 @@ wait $beat
 cat /tmp/pressure /tmp/heartbeat | sed 's/^/      /'
 check_number "every page is right" $status -eq 0
 check "and all were verified" grep ' errors=0 ' /tmp/pressure
+# Where all commands of a queue are under way, the kernel notices a death by a time limit of 30 s only.
+check_number "none of them by the time limit of a request, in ms" "$(sed -n 's/.*longest_ms=//p' /tmp/kills)" -lt 30000
 check_number "each is in the log" "$(grep -c 'took over in' "$TMEM_LOG")" -eq "$kills"
 check_frames "after $kills kills"
 check "swapoff" swapoff "$DEVICE"
@@ -90,6 +93,18 @@ for death in 1 2; do
 done
 is_right "twice"
 
+# With a full /run.
+wait_for 60 are_standbys 2
+head -c 1M /dev/zero >/run/full 2>/dev/null
+check_fails "/run is full" cp /bin/bash /run/more
+worker=$(pid_of tmem-worker)
+kill -9 "$worker"
+check "a worker is replaced while /run is full" wait_for 60 other_than tmem-worker "$worker"
+check "and can be asked" wait_for 20 tmem list
+check "there are two standbys, too" wait_for 60 are_standbys 2
+is_right "full"
+rm -f /run/full /run/more
+
 # A device that comes and one that goes.
 wait_for 60 are_standbys 2
 check_code "add" 0 . tmem add swap --size 8M --name second
@@ -106,6 +121,33 @@ check_code "a new device is listed" 0 second tmem list
 check_code "del" 0 '' tmem del second
 check_number "stats tell of it" "$(stat_of takeovers)" -ge $((kills + 5))
 check_number "and who serves" "$(stat_of worker_pid)" -eq "$(pid_of tmem-worker)"
+
+# Another program. While it cannot serve, the old one goes on.
+wait_for 60 are_standbys 2
+program=$(command -v tmem)
+cp "$program" /tmp/tmem.good
+worker=$(pid_of tmem-worker)
+replace() { cp "$1" "$program.new" && chmod 755 "$program.new" && mv "$program.new" "$program"; }
+printf '#!/bin/sh\nexit 7\n' >/tmp/tmem.bad
+check "a program that is none" replace /tmp/tmem.bad
+check_code "is not gone on with" 1 'the old program goes on: .*exit status: 7' /tmp/tmem.good upgrade
+check_number "the same process serves" "$(pid_of tmem-worker)" -eq "$worker"
+is_right "not upgraded"
+kill -9 "$worker"
+check "and is replaced when it dies" wait_for 60 other_than tmem-worker "$worker"
+wait_for 60 are_standbys 2
+worker=$(pid_of tmem-worker)
+check "a new program" replace /tmp/tmem.good
+{ while [ ! -e /tmp/upgraded ]; do reads || break; done; touch /tmp/reads.ended; } &
+check_code "is gone on with" 0 'pid [0-9]+ serves' tmem upgrade
+check_fails "reads go on meanwhile" test -e /tmp/reads.ended
+touch /tmp/upgraded
+check "by another process" other_than tmem-worker "$worker"
+for pid in "$(pid_of tmem-worker)" "$TMEM_PID"; do
+    check "$(cat "/proc/$pid/comm") is of that program" [ "/proc/$pid/exe" -ef "$program" ]
+done
+check "there are two standbys of it" wait_for 60 are_standbys 2
+is_right "upgraded"
 
 # Without the supervisor.
 wait_for 60 are_standbys 2

@@ -63,6 +63,8 @@ check "it is beside all slices" [ "$(property tmem ControlGroup)" = /tmem.servic
 check "and none of it is swapped" [ "$(cat /sys/fs/cgroup/tmem.service/memory.swap.max)" = 0 ]
 check "its control socket is root's alone" [ "$(stat -c '%U %a' /run/tmem/control.sock)" = "root 600" ]
 check_code "the command line reaches it" 0 swap0 tmem list
+depth=$(tmem list --noheadings --raw --output DEPTH)
+check_number "a queue has one request less than it has room for" "$(cat /sys/block/ublkb0/queue/nr_requests)" -eq $((depth - 1))
 
 say "-- pressure"
 before=$(vmstat_of pswpout)
@@ -113,18 +115,54 @@ check "those that came later are left by systemd-shutdown, too" [ -z "$(grep -Lz
 say "-- a sudden end of the one that looks after it"
 hog alone "$(bytes 40M)" --property MemoryMax=16M
 check_number "swap is in use, in KiB" "$(swap_used)" -gt 8192
-worker=$(pid_of tmem-worker)
+pid=$(main_pid)
 systemctl kill --kill-who=main -s KILL tmem
-check "systemd tries once to start another, which leaves those alone that serve" wait_for 60 is tmem ActiveState failed
-check_is tmem ExecMainStatus 10
-check_number "they do" "$(pid_of tmem-worker)" -eq "$worker"
+has_another() { is tmem ActiveState active && [ "$(main_pid)" != 0 ] && [ "$(main_pid)" != "$pid" ]; }
+check "systemd starts another" wait_for 120 has_another
+worker_is_its_own() { [ "$(awk '{ print $4 }' "/proc/$(pid_of tmem-worker)/stat")" = "$(main_pid)" ]; }
+check "which has a process of its own go on" wait_for 120 worker_is_its_own
+check "and two that wait, and no other" wait_for 120 are_standbys 2
 hog_is_right alone
-kill -TERM "$worker"
-check "they stop when told to" wait_for 60 eval '[ -z "$(pid_of tmem-worker)$(pid_of tmem-standby)" ]'
+check_is tmem NRestarts 1
+check "it can be asked" wait_for 60 eval 'tmem stats | grep "served: by pid $(pid_of tmem-worker)"'
+check_fails "it has a supervisor" grep "without a supervisor" <(tmem stats)
+
+say "-- a sudden end of all"
+hog orphaned "$(bytes 40M)" --property MemoryMax=16M
+check_number "swap is in use, in KiB" "$(swap_used)" -gt 8192
+pid=$(main_pid)
+systemctl kill --kill-who=all -s KILL tmem
+check "systemd starts it again" wait_for 120 has_another
+check "it goes on with what was swapped" wait_for 120 worker_is_its_own
+hog_is_right orphaned
+check_is tmem NRestarts 2
+check "swap is on the same device" [ "$(swapped_on)" = /dev/ublkb0 ]
+check "two wait to go on" wait_for 60 are_standbys 2
+
+say "-- upgrade"
+hog upgraded "$(bytes 40M)" --property MemoryMax=16M
+check_number "swap is in use, in KiB" "$(swap_used)" -gt 8192
+pid=$(main_pid) worker=$(pid_of tmem-worker)
+cp /usr/bin/tmem /usr/bin/tmem.new
+mv /usr/bin/tmem.new /usr/bin/tmem
+check "systemctl reload" systemctl reload tmem
+check_is tmem ActiveState active
+check_is tmem MainPID "$pid"
+check "another process serves" [ "$(pid_of tmem-worker)" != "$worker" ]
+is_of_new() { [ "$(stat -Lc %i "/proc/$1/exe")" = "$(stat -c %i /usr/bin/tmem)" ]; }
+check "it is of the new program" is_of_new "$(pid_of tmem-worker)"
+check "and so is the one that looks after it" is_of_new "$(main_pid)"
+check "two wait to go on" wait_for 60 are_standbys 2
+hog_is_right upgraded
+
+say "-- stop, after all that"
+check "it stops" systemctl stop tmem
+check_is tmem Result success
 check "nothing is swapped on" [ -z "$(swapped_on)" ]
-check "then it starts again" systemctl start tmem
+check "systemd keeps nothing" [ "$(property tmem NFileDescriptorStore)" = 0 ]
+check "it starts again" systemctl start tmem
+check_is tmem NRestarts 0
 check "and swap is on" [ -n "$(swapped_on)" ]
-# UPGRADE: `systemctl reload tmem` (ExecReload=) with a hog that is swapped belongs here, once there is `tmem upgrade`.
 
 say "-- a configuration that is wrong"
 mkdir -p /etc/tmem/tmem.toml.d

@@ -67,6 +67,8 @@ pub enum Command {
         #[arg(long)]
         force: bool,
     },
+    /// Have the running daemon go on as the program that has its name by now, without taking anything out of use
+    Upgrade,
     /// Show the configuration as it is in force, every key and where it was said
     Config(ConfigArgs),
     /// Check whether this machine is fit for tmem, and say what to do where it is not

@@ -35,6 +35,7 @@ pub fn execute(
         Command::List(args) => print(out, &output::devices(&client.list()?, args)?)?,
         Command::Stats(args) => print(out, &output::stats(&client.stats()?, args)?)?,
         Command::Set { setting, force } => print(out, &set(&client, setting, *force)?)?,
+        Command::Upgrade => print(out, &format!("pid {} serves\n", client.upgrade()?))?,
         Command::Config(ConfigArgs { config, root }) => {
             let files = Files::read(config.as_deref(), root)?;
             print(out, &files.show(&Machine::here()?)?)?;

@@ -220,6 +220,7 @@ pub struct IoCounters {
     enospc: AtomicU64,
     starved: AtomicU64,
     eio: AtomicU64,
+    first: AtomicU64,
 }
 
 impl IoCounters {
@@ -231,6 +232,14 @@ impl IoCounters {
             Op::Discard | Op::WriteZeroes => bump(&self.discards),
             Op::Flush => {}
         }
+    }
+
+    /// Takes the requests that have come so far for those that were there when the queue began to be served. False if none has.
+    pub fn begun(&self) -> bool {
+        let came = [&self.reads, &self.writes, &self.discards];
+        let count = came.map(|counter| counter.load(Ordering::Relaxed)).iter().sum();
+        self.first.store(count, Ordering::Relaxed);
+        count > 0
     }
 
     /// Counts how a request ended, or that it has to wait.
@@ -271,6 +280,7 @@ impl IoCounters {
         sum.enospc_errors += self.enospc.load(Ordering::Relaxed);
         sum.starved_errors += self.starved.load(Ordering::Relaxed);
         sum.io_errors += self.eio.load(Ordering::Relaxed);
+        sum.first_requests += self.first.load(Ordering::Relaxed);
     }
 }
 
@@ -296,6 +306,9 @@ pub struct IoStats {
     pub deferred_ns_total: u64,
     /// The longest that one of them waited.
     pub deferred_ns_max: u64,
+    /// Requests that were there when this process began to serve: after a take-over those that the dead one had, and those
+    /// that had come since.
+    pub first_requests: u64,
     /// Requests of which only the first pages succeeded; the kernel asks for the rest again.
     pub partial_requests: u64,
     /// Writes failed with ENOSPC because the pool was full.

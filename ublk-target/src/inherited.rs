@@ -1,4 +1,4 @@
-//! Files that a process of ours is started with: named in an environment variable, and open.
+//! Files that a process of ours is started with: named in an environment variable, and open; or kept for it by systemd.
 //!
 //! A process that is started anew takes each of them once, and closes none by accident: whatever it
 //! runs in turn does not get them.
@@ -7,6 +7,7 @@
 use std::env;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::process::CommandExt;
 use std::process::{Child, Command};
 
 use rustix::io::{FdFlags, fcntl_getfd, fcntl_setfd};
@@ -26,14 +27,40 @@ impl<'a> Legacy<'a> {
         self.files.push((name, file));
     }
 
+    /// The files and their names.
+    pub fn files(&self) -> &[(&'static str, BorrowedFd<'a>)] {
+        &self.files
+    }
+
     /// Starts a process that gets the files. Call it while no other thread starts one.
     pub fn spawn(&self, command: &mut Command) -> io::Result<Child> {
+        self.name_in(command);
+        let started = self.keep_open(true).and_then(|()| command.spawn());
+        self.keep_open(false)?;
+        started
+    }
+
+    /// Goes on as another program that gets the files; returns only if that fails. Call it in a process with one thread.
+    pub fn exec(&self, command: &mut Command) -> io::Error {
+        self.name_in(command);
+        let error = match self.keep_open(true) {
+            Ok(()) => command.exec(),
+            Err(error) => error,
+        };
+        // They were as they are to be.
+        let _ = self.keep_open(false);
+        error
+    }
+
+    fn name_in(&self, command: &mut Command) {
         let pairs = self.files.iter().map(|(name, file)| format!("{name}={}", file.as_raw_fd()));
         command.env(VARIABLE, pairs.collect::<Vec<_>>().join(","));
-        let set = |flags| self.files.iter().try_for_each(|(_, file)| fcntl_setfd(file, flags));
-        let started = set(FdFlags::empty()).map_err(io::Error::from).and_then(|()| command.spawn());
-        set(FdFlags::CLOEXEC)?;
-        started
+    }
+
+    /// Whether a program that is run now gets the files.
+    fn keep_open(&self, keep: bool) -> io::Result<()> {
+        let flags = if keep { FdFlags::empty() } else { FdFlags::CLOEXEC };
+        Ok(self.files.iter().try_for_each(|(_, file)| fcntl_setfd(file, flags))?)
     }
 }
 
@@ -46,14 +73,26 @@ pub struct Inherited {
 impl Inherited {
     /// Takes all of them. Call it once, before anything else is opened.
     pub fn take() -> io::Result<Self> {
-        let wrong = || io::Error::other(format!("{VARIABLE} does not say what is inherited"));
-        let text = env::var(VARIABLE).map_err(|_| wrong())?;
+        let text = env::var(VARIABLE).map_err(|_| wrong(VARIABLE))?;
+        let pairs = text.split_terminator(',').map(|pair| {
+            let (name, number) = pair.split_once('=')?;
+            Some((number.parse().ok()?, name.to_owned()))
+        });
+        Self::open(pairs.map(|pair| pair.ok_or_else(|| wrong(VARIABLE))))
+    }
+
+    /// Takes those that systemd keeps for the service that we are; none if there is no such thing. Call it once, before
+    /// anything else is opened.
+    pub fn kept_by_systemd() -> io::Result<Self> {
+        Self::open(sd_notify::listen_fds_with_names()?.map(Ok))
+    }
+
+    fn open(pairs: impl Iterator<Item = io::Result<(RawFd, String)>>) -> io::Result<Self> {
         let mut files = Vec::<(String, OwnedFd)>::new();
-        for pair in text.split_terminator(',') {
-            let (name, number) = pair.split_once('=').ok_or_else(wrong)?;
-            let number: RawFd = number.parse().map_err(|_| wrong())?;
+        for pair in pairs {
+            let (number, name) = pair?;
             if number <= libc::STDERR_FILENO || files.iter().any(|(_, f)| f.as_raw_fd() == number) {
-                return Err(wrong());
+                return Err(wrong(&name));
             }
             // SAFETY: it is only looked at, and may well not be open.
             fcntl_getfd(unsafe { BorrowedFd::borrow_raw(number) })?;
@@ -61,17 +100,27 @@ impl Inherited {
             // each number is taken once.
             let file = unsafe { OwnedFd::from_raw_fd(number) };
             fcntl_setfd(&file, FdFlags::CLOEXEC)?;
-            files.push((name.to_owned(), file));
+            files.push((name, file));
         }
         Ok(Self { files })
+    }
+
+    /// Whether there is a file of that name.
+    pub fn has(&self, name: &str) -> bool {
+        self.files.iter().any(|(other, _)| other == name)
     }
 
     /// The file of that name, which is the caller's from now on.
     pub fn file(&mut self, name: &str) -> io::Result<OwnedFd> {
         let at = self.files.iter().position(|(other, _)| other == name);
         let missing = || io::Error::other(format!("no file '{name}' was inherited"));
-        Ok(self.files.swap_remove(at.ok_or_else(missing)?).1)
+        Ok(self.files.remove(at.ok_or_else(missing)?).1)
     }
+}
+
+/// It cannot be said what is inherited.
+fn wrong(what: &str) -> io::Error {
+    io::Error::other(format!("{what} does not say what is inherited"))
 }
 
 /// A second descriptor of the same open file.

@@ -3,6 +3,7 @@
 //! Whatever goes wrong is one line on standard error, and an exit code of its own.
 
 use std::env;
+use std::ffi::OsString;
 use std::io::{self, Write};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -19,6 +20,9 @@ use tmem_ublk_target::{commands, process, service, standby, worker};
 /// The first argument of a process that the supervisor starts.
 const WORKER: &str = "worker";
 const STANDBY: &str = "standby";
+
+/// The program that we are, whatever has its name by now.
+const OURSELVES: &str = "/proc/self/exe";
 
 fn main() -> ExitCode {
     let mut args = env::args_os().skip(1);
@@ -37,6 +41,11 @@ fn main() -> ExitCode {
         Some(first) if first == STANDBY => {
             process::name_thread("tmem-preparing");
             return end(standby::run().map(|()| Exit::Ok));
+        }
+        // It knows what it is to do, whatever the command line says that another program was started with.
+        _ if supervisor::is_resumed() => {
+            let run = run(&RunArgs::default(), None, &mut io::stdout());
+            return end(run.map(|()| Exit::Ok));
         }
         _ => {}
     }
@@ -71,19 +80,29 @@ fn usage(error: &clap::Error) -> Result<Exit, Failure> {
 
 /// `tmem run`: everything is checked before anything is done.
 fn run(args: &RunArgs, control: Option<&Path>, out: &mut dyn Write) -> Result<(), Failure> {
-    let files = Files::read(args.config.as_deref(), Path::new("/"))?;
-    let config = RunConfig::new(args, control, &files, &Machine::here()?)?;
-    // The file that we are, whatever has its name by now.
-    let start = |role| {
-        let mut command = Command::new("/proc/self/exe");
-        // By a name that begins with '@' systemd-shutdown is told to leave us; then it shall leave them.
-        command.arg0(env::args_os().next().unwrap_or_else(|| "tmem".into())).arg(role);
-        command
+    // Before anybody replaces it.
+    let name = env::current_exe();
+    let config = || {
+        let files = Files::read(args.config.as_deref(), Path::new("/"))?;
+        RunConfig::new(args, control, &files, &Machine::here()?)
     };
+    let successor = || command(name.as_deref().unwrap_or(Path::new(OURSELVES)), [STANDBY.into()]);
     let setup = Setup {
         harden: &service::harden,
-        worker: &|| start(WORKER),
-        standby: Some(&|| start(STANDBY)),
+        worker: &|| command(Path::new(OURSELVES), [WORKER.into()]),
+        standby: Some(&|| command(Path::new(OURSELVES), [STANDBY.into()])),
+        successor: name.as_ref().ok().map(|_| &successor as &dyn Fn() -> Command),
+        supervisor: &|| {
+            command(name.as_deref().unwrap_or(Path::new(OURSELVES)), env::args_os().skip(1))
+        },
     };
-    supervisor::run(&config, &setup, out)
+    supervisor::run(config, &setup, out)
+}
+
+/// A process of the program at `path`. By a name that begins with '@' systemd-shutdown is told to leave us; then it
+/// shall leave them.
+fn command(path: &Path, args: impl IntoIterator<Item = OsString>) -> Command {
+    let mut command = Command::new(path);
+    command.arg0(env::args_os().next().unwrap_or_else(|| "tmem".into())).args(args);
+    command
 }

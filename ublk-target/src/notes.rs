@@ -29,6 +29,8 @@ pub struct Notes {
     pub backing: Option<BackingNote>,
     /// The process that serves.
     pub worker: u32,
+    /// The one that has started it. What another has started, and is not of use any more, ends.
+    pub supervisor: u32,
     /// How often another went on.
     pub takeovers: Takeovers,
     /// Nothing is in use any more, and nobody shall go on.
@@ -121,6 +123,7 @@ impl Notebook {
             devices: Vec::new(),
             backing: None,
             worker: std::process::id(),
+            supervisor: std::os::unix::process::parent_id(),
             takeovers: Takeovers::default(),
             is_ended: false,
         };

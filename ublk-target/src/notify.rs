@@ -3,6 +3,7 @@
 //! Nothing happens without `$NOTIFY_SOCKET`. That systemd cannot be told is no reason to stop
 //! serving devices, so a failure is logged and that is all.
 
+use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
 use sd_notify::NotifyState;
@@ -33,6 +34,19 @@ pub fn watchdog_limit() -> Option<Duration> {
 /// The daemon runs.
 pub fn alive() {
     tell(&[NotifyState::Watchdog]);
+}
+
+/// Has systemd keep a file by this name, for the next process of the service should this one die.
+pub fn keep(name: &str, file: BorrowedFd<'_>) {
+    let state = [NotifyState::FdStore, NotifyState::FdName(name)];
+    if let Err(error) = sd_notify::notify_with_fds(&state, &[file]) {
+        log(format_args!("cannot have systemd keep a file: {error}"));
+    }
+}
+
+/// Has systemd keep no file by this name any more.
+pub fn forget(name: &str) {
+    tell(&[NotifyState::FdStoreRemove, NotifyState::FdName(name)]);
 }
 
 /// The daemon has begun to stop, which may take a while.

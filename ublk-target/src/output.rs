@@ -72,6 +72,16 @@ pub const DEVICE_COLUMNS: &[Column<DeviceInfo>] = &[
         help: "live; degraded: the kernel has lost some NBD connections; dead: its node is of no use",
         cell: |device| Cell::Word(device.state.as_str().to_owned()),
     },
+    Column {
+        name: "WORKER",
+        help: "process that serves it",
+        cell: |device| Cell::Count(device.worker_pid.into()),
+    },
+    Column {
+        name: "TAKEOVERS",
+        help: "times that another process went on for one that had ended",
+        cell: |device| Cell::Count(device.takeovers),
+    },
 ];
 
 /// What `tmem stats` shows if not told otherwise.
@@ -271,6 +281,7 @@ struct Pool {
     worker_pid: u32,
     takeovers: u64,
     takeover_ns_last: u64,
+    takeover_requests_last: u64,
     has_supervisor: bool,
 }
 
@@ -375,7 +386,8 @@ fn summary(pool: &Pool, deferred: u64, bytes: bool) -> String {
 fn serving(pool: &Pool) -> Option<String> {
     let count = (pool.takeovers > 0).then(|| {
         let last = duration(pool.takeover_ns_last);
-        format!(", in the place of {} that died, the last time after {last}", pool.takeovers)
+        let Pool { takeovers, takeover_requests_last: requests, .. } = pool;
+        format!(", in the place of {takeovers} that ended, the last time after {last}, for which {requests} requests waited")
     });
     let supervisor = (!pool.has_supervisor)
         .then_some("; without a supervisor: if it dies twice, nobody goes on");
@@ -477,6 +489,8 @@ mod tests {
             depth: 128,
             swapped_on: true,
             state: DeviceState::Live,
+            worker_pid: 77,
+            takeovers: 3,
         }
     }
 
@@ -522,8 +536,8 @@ mod tests {
         let all = TableArgs { output_all: true, raw: true, bytes: true, ..args() };
         assert_eq!(
             devices(&[info()], &all).unwrap(),
-            "NAME TYPE PATH URI CONNECTIONS DISKSIZE QUEUES DEPTH MOUNTPOINT STATE\n\
-             swap0 swap /dev/ublkb0 - 0 4294967296 2 128 [SWAP] live\n"
+            "NAME TYPE PATH URI CONNECTIONS DISKSIZE QUEUES DEPTH MOUNTPOINT STATE WORKER TAKEOVERS\n\
+             swap0 swap /dev/ublkb0 - 0 4294967296 2 128 [SWAP] live 77 3\n"
         );
     }
 
@@ -578,11 +592,12 @@ mod tests {
         assert!(!stats(&report, &args()).unwrap().contains("served:"));
         report["total"]["takeovers"] = 2.into();
         report["total"]["takeover_ns_last"] = 12_300_000.into();
+        report["total"]["takeover_requests_last"] = 9.into();
         report["total"]["worker_pid"] = 77.into();
-        let line = "\nserved: by pid 77, in the place of 2 that died, the last time after 12.3ms\n";
+        let line = "\nserved: by pid 77, in the place of 2 that ended, the last time after 12.3ms, for which 9 requests waited\n";
         assert!(stats(&report, &args()).unwrap().contains(line));
         report["total"]["has_supervisor"] = false.into();
-        assert!(stats(&report, &args()).unwrap().contains("12.3ms; without a supervisor"));
+        assert!(stats(&report, &args()).unwrap().contains("waited; without a supervisor"));
     }
 
     #[test]

@@ -126,11 +126,21 @@ pub enum ProcessError {
     },
 }
 
+/// Whose mount namespace this process has.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Mounts {
+    /// The one that it was started with by others, which it is to leave.
+    Leave,
+    /// The one that its supervisor has moved to. They share it, for the kernel names swap by where its device was in the
+    /// namespace of who switched it on, and only as long as there is that namespace.
+    Left,
+}
+
 /// Hardens the process. Call it first in `main`.
 ///
 /// With `best_effort` what cannot be had is returned as warnings, and is the caller's to tell
 /// the user; otherwise the first such thing is an error.
-pub fn prepare(best_effort: bool) -> Result<Vec<ProcessError>, ProcessError> {
+pub fn prepare(best_effort: bool, mounts: Mounts) -> Result<Vec<ProcessError>, ProcessError> {
     let count = list_threads()?.len();
     if count != 1 {
         return Err(ProcessError::Threads { count });
@@ -138,7 +148,10 @@ pub fn prepare(best_effort: bool) -> Result<Vec<ProcessError>, ProcessError> {
     hold_signals();
     let steps: [fn() -> Result<(), ProcessError>; 6] = [
         limit_heap,
-        leave_mount_namespace,
+        match mounts {
+            Mounts::Leave => leave_mount_namespace,
+            Mounts::Left => check_mount_namespace,
+        },
         become_io_flusher,
         refuse_oom_kill,
         lock_memory,
@@ -419,6 +432,15 @@ fn leave_mount_namespace() -> Result<(), ProcessError> {
         if fs::read_link("/proc/self/ns/mnt")? == before {
             return Err(io::Error::other("the namespace did not change"));
         }
+        Ok(())
+    };
+    attempt().map_err(|source| ProcessError::MountNamespace { source })?;
+    check_mount_namespace()
+}
+
+/// Sees to it that what is mounted or unmounted here is so nowhere else.
+fn check_mount_namespace() -> Result<(), ProcessError> {
+    let attempt = || {
         if fs::read_to_string("/proc/self/mountinfo")?.lines().any(is_shared_mount) {
             return Err(io::Error::other("mounts are still shared"));
         }
@@ -641,7 +663,7 @@ mod tests {
         let waits = std::sync::Barrier::new(2);
         std::thread::scope(|scope| {
             scope.spawn(|| waits.wait());
-            assert!(matches!(prepare(true), Err(ProcessError::Threads { count: 2.. })));
+            assert!(matches!(prepare(true, Mounts::Leave), Err(ProcessError::Threads { count: 2.. })));
             waits.wait();
         });
     }

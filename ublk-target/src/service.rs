@@ -10,7 +10,7 @@ use crate::daemon::{Daemon, DaemonError, DaemonStats, DeviceInfo};
 use crate::exit::{Exit, Failure};
 use crate::log::log;
 use crate::nbd::{KernelError, NbdServerError};
-use crate::process::{self, ProcessError};
+use crate::process::{self, Mounts, ProcessError};
 use crate::program::ProgramError;
 use crate::ublk::{self, DriverError, ServerError};
 use crate::watchdog::{Pulse, Watched};
@@ -32,9 +32,9 @@ pub fn start(start: Start) -> Result<Daemon, Failure> {
 }
 
 /// Makes this process fit to look after a worker.
-pub fn harden(config: &RunConfig) -> Result<(), Failure> {
+pub fn harden(config: &RunConfig, mounts: Mounts) -> Result<(), Failure> {
     // What could not be had, the worker says.
-    let _ = process::prepare(config.best_effort).map_err(DaemonError::from)?;
+    let _ = process::prepare(config.best_effort, mounts).map_err(DaemonError::from)?;
     Ok(())
 }
 

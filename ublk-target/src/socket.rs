@@ -6,9 +6,9 @@
 //! lock file itself stays, for a lock on a removed file guards nothing.
 
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::os::fd::AsFd;
-use std::os::unix::fs::{DirBuilderExt, FileTypeExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, FileTypeExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
@@ -136,6 +136,14 @@ impl Listener {
         Ok(Self { socket, path: path.to_owned(), lock, is_owner: false })
     }
 
+    /// The same, and the name is ours from now on, in the place of whoever had it.
+    pub fn adopted(inherited: &mut Inherited, name: &str, path: &Path) -> io::Result<Self> {
+        let mut listener = Self::inherited(inherited, name, path)?;
+        listener.is_owner = true;
+        write_pid(&listener.lock)?;
+        Ok(listener)
+    }
+
     /// Where the socket is.
     pub fn path(&self) -> &Path {
         &self.path
@@ -180,7 +188,7 @@ fn lock(socket: &Path, option: OptionName) -> Result<File, BindError> {
     let mut options = OpenOptions::new();
     options.read(true).write(true).create(true).mode(0o600);
     options.custom_flags(i32::try_from(OFlags::NOFOLLOW.bits()).expect("flags fit an int"));
-    let mut file = options.open(&path).map_err(on("open the lock file", &path))?;
+    let file = options.open(&path).map_err(on("open the lock file", &path))?;
     match file.try_lock() {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => {
@@ -191,9 +199,14 @@ fn lock(socket: &Path, option: OptionName) -> Result<File, BindError> {
         }
         Err(TryLockError::Error(error)) => return Err(on("lock", &path)(error)),
     }
-    let written = file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id()));
-    written.map_err(on("write the lock file", &path))?;
+    write_pid(&file).map_err(on("write the lock file", &path))?;
     Ok(file)
+}
+
+/// Says whose a lock is.
+fn write_pid(lock: &File) -> io::Result<()> {
+    lock.set_len(0)?;
+    lock.write_all_at(format!("{}\n", std::process::id()).as_bytes(), 0)
 }
 
 /// Removes a socket that a dead daemon left. The caller holds the lock, so nobody serves it.

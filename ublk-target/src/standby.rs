@@ -34,7 +34,8 @@ pub fn run() -> Result<(), Failure> {
     let start_failed = |error| system("start a standby", &error);
     let mut inherited = Inherited::take().map_err(start_failed)?;
     let link = Link::inherited(inherited.file("link").map_err(start_failed)?);
-    let worker = inherited.file("worker").map_err(start_failed)?;
+    // There is none if it is dead.
+    let worker = inherited.file("worker").ok();
     let pulse = inherited.file("pulse").map_err(start_failed)?;
     let store = inherited.file("store").map_err(start_failed)?;
     let failed = |error: &dyn std::fmt::Display| Failure::new(Exit::Failure, error);
@@ -52,7 +53,7 @@ pub fn run() -> Result<(), Failure> {
 }
 
 /// Waits for the worker's death, and takes over; or if another was first, for the death of that one.
-fn wait(successor: Successor, mut worker: OwnedFd) -> Succession {
+fn wait(successor: Successor, mut worker: Option<OwnedFd>) -> Succession {
     // For the kernel's small allocations. Where that is refused, they may have to wait.
     let _ = process::become_urgent();
     let mut successor = Box::new(successor);
@@ -61,20 +62,27 @@ fn wait(successor: Successor, mut worker: OwnedFd) -> Succession {
             Ok(succession) => return succession,
             Err(successor) => successor,
         };
-        let mut fds = [PollFd::from_borrowed_fd(worker.as_fd(), PollFlags::IN)];
-        match poll(&mut fds, Some(&FOLLOW_PERIOD)) {
-            Ok(0) => successor.follow(),
-            // It is dead, but another was first, and tells soon who it is.
-            Ok(_) if !fds[0].revents().is_empty() => {
-                sleep(OTHER_PERIOD);
-                let pid = successor.worker().and_then(|pid| Pid::from_raw(pid.cast_signed()));
-                let opened = pid.map(|pid| pidfd_open(pid, PidfdFlags::empty()));
-                if let Some(Ok(other)) = opened {
-                    worker = other;
+        let is_dead = match &worker {
+            None => true,
+            Some(worker) => {
+                let mut fds = [PollFd::from_borrowed_fd(worker.as_fd(), PollFlags::IN)];
+                match poll(&mut fds, Some(&FOLLOW_PERIOD)) {
+                    Ok(0) if successor.is_left_over() => return Succession::Over,
+                    Ok(0) => successor.follow(),
+                    // Interrupted, or for want of kernel memory: look again.
+                    _ => {}
                 }
+                !fds[0].revents().is_empty()
             }
-            // Interrupted, or for want of kernel memory: look again.
-            _ => {}
+        };
+        if is_dead {
+            // But another was first, and tells soon who it is.
+            sleep(OTHER_PERIOD);
+            let pid = successor.worker().and_then(|pid| Pid::from_raw(pid.cast_signed()));
+            let opened = pid.map(|pid| pidfd_open(pid, PidfdFlags::empty()));
+            if let Some(Ok(other)) = opened {
+                worker = Some(other);
+            }
         }
     }
 }

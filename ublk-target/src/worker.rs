@@ -19,6 +19,7 @@ use tmem::Store;
 use crate::config::RunConfig;
 use crate::control::{Operations, Server};
 use crate::exit::{Exit, Failure};
+use crate::handover::Handover;
 use crate::inherited::Inherited;
 use crate::log::log;
 use crate::signals::StopSignals;
@@ -124,7 +125,7 @@ pub fn serve<S: Service + 'static>(
         // No reason not to serve.
         log(format_args!("nobody will see whether requests end: {error}"));
     });
-    let server = match Server::start(control, service.clone()) {
+    let server = match Server::start(control, service.clone(), Arc::clone(&orders.handover)) {
         Ok(server) => server,
         Err(error) => {
             service.shutdown()?;
@@ -244,6 +245,8 @@ impl Drop for Leftovers {
 /// Who tells the worker what to do: its supervisor, and when that is gone, signals.
 pub struct Orders {
     link: Arc<Link>,
+    /// For whom it is to tell how an upgrade ended.
+    handover: Arc<Handover>,
     signals: StopSignals,
     /// Not beating yet.
     pulse: Option<OwnedFd>,
@@ -255,8 +258,9 @@ impl Orders {
     /// They come by this link and these signals.
     pub fn new(link: Link, signals: StopSignals, pulse: OwnedFd) -> Self {
         let link = Arc::new(link);
+        let handover = Arc::new(Handover::by(Arc::clone(&link)));
         let pulse = Some(pulse);
-        Self { link, signals, pulse, is_orphan: false, is_stop_wanted: false }
+        Self { link, handover, signals, pulse, is_orphan: false, is_stop_wanted: false }
     }
 
     /// From now on the supervisor may feel that we run, and serve.
@@ -293,6 +297,7 @@ impl Orders {
             match self.link.receive() {
                 Ok(Received::Message(Order::Stop)) => self.is_stop_wanted = true,
                 Ok(Received::Nothing) => break,
+                Ok(Received::Message(Order::Upgraded(failure))) => self.handover.ended(failure),
                 Ok(Received::Message(Order::Serve(_))) => {}
                 Ok(Received::Closed) | Err(_) => {
                     self.is_orphan = true;

@@ -4,7 +4,8 @@ use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use tmem::WritebackSettings;
@@ -16,6 +17,10 @@ use crate::exit::{Exit, Failure};
 
 /// How long the daemon may take to answer a question. Changes may take as long as a swapoff does.
 const QUERY_PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long an upgrade may take after the old process is gone, and how often it is asked how it went.
+const UPGRADE_PATIENCE: Duration = Duration::from_secs(90);
+const UPGRADE_PERIOD: Duration = Duration::from_millis(50);
 
 /// Why the daemon could not be asked.
 #[derive(Debug, thiserror::Error)]
@@ -136,10 +141,40 @@ impl Client {
         }
     }
 
+    /// Has another process go on, of the program that has the daemon's name by now, and returns its number.
+    pub fn upgrade(&self) -> Result<u32, Failure> {
+        let answer = match self.exchange(&Request::Upgrade) {
+            // The one that was asked is ended if all goes well, and the next one knows.
+            Err(ClientError::Nonsense { .. } | ClientError::Io { .. }) => Response::UpgradePending,
+            answer => self.understand(&answer?)?,
+        };
+        let deadline = Instant::now() + UPGRADE_PATIENCE;
+        let mut answer = answer;
+        loop {
+            match answer {
+                Response::Upgraded { pid } => return Ok(pid),
+                Response::UpgradePending if Instant::now() < deadline => {}
+                Response::UpgradePending => return Err(ClientError::Mute(self.path.clone()).into()),
+                other => return Err(self.unexpected(&other)),
+            }
+            sleep(UPGRADE_PERIOD);
+            answer = match self.exchange(&Request::UpgradeOutcome) {
+                Err(ClientError::NoDaemon(path)) => {
+                    return Err(ClientError::NoDaemon(path).into());
+                }
+                Err(_) => Response::UpgradePending,
+                Ok(line) => self.understand(&line)?,
+            };
+        }
+    }
+
     /// Sends a request and reads what comes back; a refusal is an error.
     fn ask(&self, request: &Request) -> Result<Response, Failure> {
-        let line = self.exchange(request)?;
-        match Response::parse(&line).map_err(|reason| self.nonsense(reason))? {
+        self.understand(&self.exchange(request)?)
+    }
+
+    fn understand(&self, line: &[u8]) -> Result<Response, Failure> {
+        match Response::parse(line).map_err(|reason| self.nonsense(reason))? {
             Response::Failed(failure) => Err(Failure::new(failure.code, failure.message)),
             response => Ok(response),
         }

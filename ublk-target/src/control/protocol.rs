@@ -69,12 +69,16 @@ pub enum Request {
     SetWriteback(WritebackChange),
     /// Report all figures.
     Stats,
+    /// Have a process of the program go on that has the daemon's name by now. If it does, this one is not answered.
+    Upgrade,
+    /// Say what became of that.
+    UpgradeOutcome,
 }
 
 impl Request {
     /// True for the requests that are answered at once and change nothing.
     pub fn is_query(&self) -> bool {
-        matches!(self, Request::List | Request::Stats)
+        matches!(self, Request::List | Request::Stats | Request::UpgradeOutcome)
     }
 
     /// The request as a line.
@@ -110,6 +114,13 @@ pub enum Response {
     PoolLimit(u64),
     /// The report, see `report.rs`.
     Stats(Value),
+    /// Another process serves, of the program that has the daemon's name.
+    Upgraded {
+        /// Which.
+        pid: u32,
+    },
+    /// That is still under way, or nothing is known of it.
+    UpgradePending,
     /// The settings of writeback now in force.
     Writeback(WritebackSettings),
 }
@@ -190,6 +201,8 @@ mod tests {
             Request::SetWriteback(WritebackChange::Rate(None)),
             Request::SetWriteback(WritebackChange::Age(Some(1))),
             Request::Stats,
+            Request::Upgrade,
+            Request::UpgradeOutcome,
         ] {
             let line = request.to_line();
             assert_eq!(line.find('\n'), Some(line.len() - 1), "{line:?}");

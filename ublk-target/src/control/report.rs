@@ -119,6 +119,8 @@ mod tests {
             depth: 128,
             swapped_on: true,
             state: DeviceState::Live,
+            worker_pid: 0,
+            takeovers: 0,
         };
         let mut latencies = Latencies::default();
         latencies.put_latency.count = compr_data_size;

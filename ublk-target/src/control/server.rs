@@ -22,6 +22,7 @@ use super::report::report;
 use crate::backing::BackingSpec;
 use crate::daemon::{check_name, check_swap_bytes};
 use crate::exit::{Exit, Failure};
+use crate::handover::{Handover, Outcome};
 use crate::process::spawn;
 use crate::socket::Listener;
 
@@ -48,17 +49,23 @@ pub struct Server {
 }
 
 impl Server {
-    /// Serves `operations` to the clients of `listener`.
-    pub fn start(listener: Listener, operations: Arc<dyn Operations>) -> io::Result<Self> {
+    /// Serves `operations` to the clients of `listener`, and upgrades by `handover`.
+    pub fn start(
+        listener: Listener,
+        operations: Arc<dyn Operations>,
+        handover: Arc<Handover>,
+    ) -> io::Result<Self> {
         let wake = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
         let (queries, query_jobs) = sync_channel(QUERIES_MAX);
         let (changes, change_jobs) = sync_channel(CLIENTS_MAX);
         let reader = Reader { listener, wake: wake.clone(), clients: Vec::new(), queries, changes };
-        let for_changes = operations.clone();
+        let (for_changes, handover_for_changes) = (operations.clone(), handover.clone());
         // A thread that cannot be started drops its end of a channel, and with it those that were.
         let threads = vec![
-            spawn("tmem-query".into(), move || work(&query_jobs, &*operations))?,
-            spawn("tmem-change".into(), move || work(&change_jobs, &*for_changes))?,
+            spawn("tmem-query".into(), move || work(&query_jobs, &*operations, &handover))?,
+            spawn("tmem-change".into(), move || {
+                work(&change_jobs, &*for_changes, &handover_for_changes);
+            })?,
             spawn("tmem-control".into(), move || reader.run())?,
         ];
         Ok(Self { wake, threads })
@@ -254,15 +261,19 @@ impl Client {
 }
 
 /// A worker: carries out requests one at a time, until there can be no more.
-fn work(jobs: &Receiver<Job>, operations: &dyn Operations) {
+fn work(jobs: &Receiver<Job>, operations: &dyn Operations, handover: &Handover) {
     for Job { client, request } in jobs {
-        let response = carry_out(operations, request).unwrap_or_else(Response::Failed);
+        let response = carry_out(operations, handover, request).unwrap_or_else(Response::Failed);
         answer(&client, &response);
     }
 }
 
 /// Carries out one request. Nothing that a client says is trusted.
-fn carry_out(operations: &dyn Operations, request: Request) -> Result<Response, Failure> {
+fn carry_out(
+    operations: &dyn Operations,
+    handover: &Handover,
+    request: Request,
+) -> Result<Response, Failure> {
     Ok(match request {
         Request::AddSwap { name, bytes } => {
             name.as_deref().map_or(Ok(()), check_name)?;
@@ -284,6 +295,15 @@ fn carry_out(operations: &dyn Operations, request: Request) -> Result<Response, 
         Request::SetWriteback(change) => Response::Writeback(operations.set_writeback(change)?),
         Request::SetPoolLimit { bytes } => Response::PoolLimit(operations.set_pool_limit(bytes)?),
         Request::Stats => Response::Stats(report(&operations.stats())),
+        Request::Upgrade => {
+            handover.ask()?;
+            Response::Upgraded { pid: std::process::id() }
+        }
+        Request::UpgradeOutcome => match handover.outcome() {
+            Outcome::Done => Response::Upgraded { pid: std::process::id() },
+            Outcome::Failed(failure) => return Err(failure),
+            Outcome::None | Outcome::Pending => Response::UpgradePending,
+        },
     })
 }
 

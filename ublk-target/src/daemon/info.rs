@@ -34,6 +34,12 @@ pub struct DeviceInfo {
     /// Whether its node can be used.
     #[serde(default)]
     pub state: DeviceState,
+    /// The process that serves it.
+    #[serde(default)]
+    pub worker_pid: u32,
+    /// How often another went on for one that had died.
+    #[serde(default)]
+    pub takeovers: u64,
 }
 
 /// One device and what it counts.
@@ -58,6 +64,8 @@ pub struct ServingStats {
     pub takeovers: u64,
     /// How long the last one took, from when the death was seen until I/O went on.
     pub takeover_ns_last: u64,
+    /// Requests that waited for that: those that the dead process had, and those that had come since.
+    pub takeover_requests_last: u64,
     /// Whether there is a supervisor, which starts the next process that can go on.
     pub has_supervisor: bool,
 }

@@ -41,7 +41,7 @@ use crate::device::BlockDevice;
 use crate::log::log;
 use crate::nbd::{EngineSide, KernelClient, NbdServer, Purpose, check_reserve};
 use crate::notes::{DeviceNote, NodeNote, Notebook};
-use crate::process::{self, ProcessError};
+use crate::process::{self, Mounts, ProcessError};
 use crate::size::ram_bytes;
 use crate::socket::Listener;
 use crate::supply::Supply;
@@ -110,7 +110,7 @@ impl Daemon {
         store: Store,
     ) -> Result<Self, DaemonError> {
         let supervisor = getppid();
-        let mut warnings = process::prepare(config.best_effort)?;
+        let mut warnings = process::prepare(config.best_effort, Mounts::Left)?;
         let candidate = Candidate::new(&store).map_err(system("open the memory file"))?;
         let taken = || io::Error::other("another process has the lock");
         let role = candidate.try_take().map_err(|_| system("lock the memory file")(taken()))?;
@@ -281,9 +281,13 @@ impl Daemon {
             latencies: device.block.latencies(),
             io: device.attachment.io_stats(),
         };
-        let devices = self.snapshot().iter().map(of).collect();
+        let devices: Vec<DeviceStats> = self.snapshot().iter().map(of).collect();
         let (total, supply) = (self.parts.engine.stats(), self.parts.supply.stats());
-        let serving = self.serving();
+        let mut serving = self.serving();
+        if serving.takeovers > 0 {
+            serving.takeover_requests_last =
+                devices.iter().map(|device| device.io.first_requests).sum();
+        }
         DaemonStats { total, serving, supply, devices, backing: self.parts.backing.stats() }
     }
 
@@ -294,6 +298,7 @@ impl Daemon {
             takeovers: notes.takeovers.count,
             // A u64 holds centuries.
             takeover_ns_last: notes.takeovers.last.as_nanos() as u64,
+            takeover_requests_last: 0,
             has_supervisor: getppid() == self.parts.supervisor,
         }
     }
@@ -579,6 +584,8 @@ impl Daemon {
             depth,
             swapped_on: device.attachment.node().is_some_and(is_swap),
             state: device.attachment.state(),
+            worker_pid: std::process::id(),
+            takeovers: self.parts.notebook.notes().takeovers.count,
         }
     }
 }

@@ -20,7 +20,7 @@ use crate::backing::{Backing, BackingFile, BackingNote, Claim, Driver, Ready};
 use crate::device::BlockDevice;
 use crate::log::log;
 use crate::notes::{DeviceNote, NoNotes, NodeNote, Notebook, Notes};
-use crate::process::{self, ProcessError};
+use crate::process::{self, Mounts, ProcessError};
 use crate::socket::Listener;
 use crate::supply::Supply;
 use crate::ublk::{Draft, QueuePlan, Served, ServerError, Started, Way, helpers_for};
@@ -96,7 +96,8 @@ impl Successor {
     pub fn prepare(store: Store) -> Result<Self, SuccessorError> {
         let supervisor = getppid();
         let notes = Notes::read(&store)?;
-        let warnings = process::prepare(notes.config.best_effort).map_err(DaemonError::from)?;
+        let warnings = process::prepare(notes.config.best_effort, Mounts::Left);
+        let warnings = warnings.map_err(DaemonError::from)?;
         let candidate = Candidate::new(&store).map_err(system("open the memory file"))?;
         let prepared = Prepared::new(store.clone())?;
         let mut drafts = Vec::new();
@@ -148,6 +149,14 @@ impl Successor {
     /// The process that serves, as far as is noted.
     pub fn worker(&self) -> Option<u32> {
         Some(Notes::read(&self.waiting.store).ok()?.worker)
+    }
+
+    /// Whether the supervisor that has started us is gone, and another has all in hand, and processes of its own that wait.
+    pub fn is_left_over(&self) -> bool {
+        let supervisor = self.waiting.supervisor;
+        getppid() != supervisor
+            && Notes::read(&self.waiting.store)
+                .is_ok_and(|notes| Pid::from_raw(notes.supervisor.cast_signed()) != supervisor)
     }
 
     /// Goes on in the place of a process that is dead, if it is, and no other process was first. What cannot be gone on
@@ -225,6 +234,7 @@ impl Waiting {
         notes.takeovers.count += 1;
         notes.takeovers.last = took;
         notes.worker = std::process::id();
+        notes.supervisor = self.supervisor.map_or(0, |pid| pid.as_raw_pid().cast_unsigned());
         let parts = Parts {
             config: notes.config.clone(),
             warnings: self.warnings,

@@ -1,25 +1,37 @@
-//! A process of ours that the supervisor has started.
+//! A process of ours that the supervisor looks after: one that it has started, or one that another supervisor had.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::process::{Child as Process, Command, ExitStatus, Stdio};
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Command, ExitStatus, Stdio};
 
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::process::{
+    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, WaitIdStatus, pidfd_open, pidfd_send_signal,
+    waitid,
+};
 
 use super::link::Link;
 use super::pulse::Pulse;
-use crate::inherited::{Legacy, duplicate};
+use crate::inherited::{Inherited, Legacy, duplicate};
+
+/// How often it is looked whether a process has ended that is not ours to wait for.
+const LOOK_PERIOD: Timespec = Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
 
 /// See the module's description. It lives on when this is dropped.
 #[derive(Debug)]
 pub struct Child {
-    process: Process,
-    pidfd: OwnedFd,
+    pid: Pid,
+    /// None of one that had ended when we came.
+    pidfd: Option<OwnedFd>,
     ended: Option<ExitStatus>,
     /// Whether it runs.
     pub pulse: Pulse,
     /// What it and we say to each other.
     pub link: Link,
+    /// Where it has a link to somebody else: ours leads nowhere, and this keeps it open.
+    nowhere: Option<Link>,
 }
 
 impl Child {
@@ -31,25 +43,58 @@ impl Child {
         let mut legacy = legacy;
         legacy.add("link", far_end.as_fd());
         legacy.add("pulse", far_pulse.as_fd());
-        // What we print is ours alone to say.
+        // What we print is ours alone to say, and what we were its concern.
+        command.env_remove(super::RESUMED);
         let process = legacy.spawn(command.stdin(Stdio::null()).stdout(Stdio::null()))?;
-        let pidfd = pidfd_open(Pid::from_child(&process), PidfdFlags::empty())?;
-        Ok(Self { process, pidfd, ended: None, pulse, link })
+        let pid = Pid::from_child(&process);
+        let pidfd = Some(pidfd_open(pid, PidfdFlags::empty())?);
+        Ok(Self { pid, pidfd, ended: None, pulse, link, nowhere: None })
     }
 
-    /// Readable once it has ended.
-    pub fn pidfd(&self) -> BorrowedFd<'_> {
-        self.pidfd.as_fd()
+    /// One that another supervisor has started, and that may have ended. Nothing is heard of it but its end.
+    pub fn of_another(pid: Pid) -> io::Result<Self> {
+        let (link, nowhere) = Link::pair()?;
+        let (pidfd, ended) = match pidfd_open(pid, PidfdFlags::empty()) {
+            Ok(pidfd) => (Some(pidfd), None),
+            Err(Errno::SRCH) => (None, Some(unknown_end())),
+            Err(error) => return Err(error.into()),
+        };
+        Ok(Self { pid, pidfd, ended, pulse: Pulse::new()?, link, nowhere: Some(nowhere) })
+    }
+
+    /// Leaves it to the program that this process goes on as.
+    pub fn bequeath<'a>(&'a self, legacy: &mut Legacy<'a>) {
+        legacy.add("worker-link", self.link.as_fd());
+        legacy.add("worker-pulse", self.pulse.as_fd());
+    }
+
+    /// One that this process has started when it was another program.
+    pub fn inherited(inherited: &mut Inherited, pid: Pid) -> io::Result<Self> {
+        let link = Link::inherited(inherited.file("worker-link")?);
+        let pulse = Pulse::inherited(inherited.file("worker-pulse")?);
+        // It is ours to wait for, so the number is still its own.
+        let pidfd = Some(pidfd_open(pid, PidfdFlags::empty())?);
+        Ok(Self { pid, pidfd, ended: None, pulse, link, nowhere: None })
+    }
+
+    /// Readable once it has ended; none if it had when we came.
+    pub fn pidfd(&self) -> Option<BorrowedFd<'_>> {
+        self.pidfd.as_ref().map(AsFd::as_fd)
     }
 
     /// Its process.
     pub fn pid(&self) -> u32 {
-        self.process.id()
+        self.pid.as_raw_pid().cast_unsigned()
+    }
+
+    /// Whether another supervisor has started it.
+    pub fn is_of_another(&self) -> bool {
+        self.nowhere.is_some()
     }
 
     /// How it ended, if it has.
     pub fn ended(&mut self) -> io::Result<Option<ExitStatus>> {
-        self.ended = self.process.try_wait()?;
+        self.look(WaitIdOptions::NOHANG)?;
         Ok(self.ended)
     }
 
@@ -59,12 +104,123 @@ impl Child {
     }
 
     /// Waits for its end.
-    pub fn wait(&mut self) -> io::Result<ExitStatus> {
-        self.process.wait()
+    pub fn wait(&mut self) -> io::Result<()> {
+        while self.ended.is_none() {
+            self.look(WaitIdOptions::empty())?;
+        }
+        Ok(())
     }
 
     /// Ends it at once, whatever it does.
     pub fn kill(&self) -> io::Result<()> {
-        Ok(pidfd_send_signal(&self.pidfd, Signal::KILL)?)
+        self.signal(Signal::KILL)
+    }
+
+    /// Sends it a signal. One that has ended has no use for it.
+    pub fn signal(&self, signal: Signal) -> io::Result<()> {
+        match self.pidfd.as_ref().map(|pidfd| pidfd_send_signal(pidfd, signal)) {
+            None | Some(Ok(()) | Err(Errno::SRCH)) => Ok(()),
+            Some(Err(error)) => Err(error.into()),
+        }
+    }
+
+    /// Has it stand still, and waits until it does. Only for one that is ours to wait for.
+    pub fn halt(&self) -> io::Result<()> {
+        self.signal(Signal::STOP)?;
+        let Some(pidfd) = &self.pidfd else { return Ok(()) };
+        // One that ends instead stays to be waited for.
+        let states = WaitIdOptions::STOPPED | WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
+        loop {
+            match waitid(WaitId::PidFd(pidfd.as_fd()), states) {
+                Err(Errno::INTR) => {}
+                waited => return waited.map(drop).map_err(io::Error::from),
+            }
+        }
+    }
+
+    /// Looks whether it has ended.
+    fn look(&mut self, options: WaitIdOptions) -> io::Result<()> {
+        let Some(pidfd) = self.pidfd.as_ref().filter(|_| self.ended.is_none()) else {
+            return Ok(());
+        };
+        match waitid(WaitId::PidFd(pidfd.as_fd()), options | WaitIdOptions::EXITED) {
+            Ok(status) => self.ended = status.as_ref().map(exit_status),
+            // It is not ours to wait for.
+            Err(Errno::CHILD) => {
+                let mut fds = [PollFd::new(pidfd, PollFlags::IN)];
+                let limit = if options.contains(WaitIdOptions::NOHANG) {
+                    Timespec::default()
+                } else {
+                    LOOK_PERIOD
+                };
+                if poll(&mut fds, Some(&limit)) == Ok(1) {
+                    self.ended = Some(unknown_end());
+                }
+            }
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+        Ok(())
+    }
+}
+
+/// The same as the standard library has it.
+fn exit_status(status: &WaitIdStatus) -> ExitStatus {
+    let signal = status.terminating_signal();
+    let raw = signal.or_else(|| status.exit_status().map(|code| code << 8)).unwrap_or_default();
+    ExitStatus::from_raw(raw)
+}
+
+/// Only its parent could learn how a process ended. Usually we have killed it.
+fn unknown_end() -> ExitStatus {
+    ExitStatus::from_raw(libc::SIGKILL)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn start(script: &str) -> Child {
+        let mut command = Command::new("sh");
+        command.args(["-c", script]);
+        Child::start(command, Legacy::default()).unwrap()
+    }
+
+    #[test]
+    fn its_end_is_told_as_it_was() {
+        for (script, expected) in
+            [("exit 3", "exit status: 3"), ("kill -9 $$", "signal: 9 (SIGKILL)")]
+        {
+            let mut child = start(script);
+            child.wait().unwrap();
+            assert!(child.has_ended() && !child.is_of_another());
+            assert_eq!(child.ended().unwrap().unwrap().to_string(), expected);
+            // There is nobody any more who could get the signal.
+            child.kill().unwrap();
+        }
+        let mut child = start("sleep 1000");
+        assert_eq!(child.ended().unwrap(), None);
+        child.halt().unwrap();
+        assert_eq!(child.ended().unwrap(), None);
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+
+    #[test]
+    fn one_of_another_is_seen_to_end_and_one_that_had_ended_is_known_to() {
+        // The shell has started it, and goes before it does.
+        let mut command = Command::new("sh");
+        command.args(["-c", "sleep 1000 >&- 2>&- & echo $!"]);
+        let output = command.output().unwrap().stdout;
+        let pid = str::from_utf8(&output).unwrap().trim().parse().ok().and_then(Pid::from_raw);
+        let mut other = Child::of_another(pid.unwrap()).unwrap();
+        assert!(other.is_of_another() && other.ended().unwrap().is_none());
+        other.kill().unwrap();
+        other.wait().unwrap();
+        let mut dead = start("exit 0");
+        dead.wait().unwrap();
+        let mut dead = Child::of_another(Pid::from_raw(dead.pid().cast_signed()).unwrap()).unwrap();
+        assert!(dead.has_ended() && dead.ended().unwrap().is_some() && dead.pidfd().is_none());
+        dead.kill().unwrap();
     }
 }

@@ -31,6 +31,8 @@ pub enum Order {
     Serve(Box<RunConfig>),
     /// Take all out of use and end, or try that again now.
     Stop,
+    /// How the upgrade ended: why the old program goes on, if it does.
+    Upgraded(Option<Failure>),
 }
 
 /// What a worker tells.
@@ -45,6 +47,8 @@ pub enum News {
     },
     /// There are other devices than there were.
     Changed,
+    /// Somebody wants another process to go on, of the program that has our name by now.
+    Upgrade,
     /// A device that was asked for at the start is there.
     Added {
         /// Its name.

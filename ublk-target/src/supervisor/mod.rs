@@ -4,12 +4,18 @@
 //! says on the worker's behalf what a person and systemd want to know, and passes on that it is to stop. It touches no
 //! page, has one thread, and nobody's I/O waits for it: a worker goes on without it, and a standby takes over without
 //! it. Signals are only noted, from before the worker starts until it has ended.
+//!
+//! A supervisor that finds what another has left ([`estate`]) goes on from there. If that one's worker still serves, it
+//! is replaced by one that listens to us, as in an [`upgrade`].
 
 mod child;
+mod estate;
 mod link;
 pub mod pulse;
+mod upgrade;
 
 use std::collections::HashSet;
+use std::env;
 use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::os::unix::process::ExitStatusExt;
@@ -17,18 +23,20 @@ use std::process::{Command, ExitStatus};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use tmem::Store;
+use rustix::process::{Pid, Signal};
 
 use self::child::Child;
+use self::estate::Estate;
 pub use self::link::{Link, News, Order, Received};
+use self::upgrade::Upgrade;
 use crate::config::RunConfig;
 use crate::exit::{Exit, Failure};
-use crate::inherited::Legacy;
+use crate::inherited::Inherited;
 use crate::log::log;
 use crate::notes::Notes;
 use crate::notify::{self, Patience};
+use crate::process::Mounts;
 use crate::signals::StopSignals;
-use crate::socket::Listener;
 
 /// How long to wait before a process is started in place of one that has failed. The wait doubles each time, up to
 /// [`RETRY_MAX`].
@@ -45,70 +53,83 @@ const WATCHDOG_TIMES: u32 = 4;
 /// A process that has lived so long has not failed at its start.
 const LONG_ENOUGH: Duration = Duration::from_secs(10);
 
+/// How often it is looked who serves, when that is not known.
+const SEARCH_PERIOD: Duration = Duration::from_millis(50);
+
+/// Says, to a program that a supervisor goes on as, which process is its worker.
+const RESUMED: &str = "TMEM_RESUMED";
+
 /// What the supervisor is made of that is not its own.
 pub struct Setup<'a> {
     /// Makes the process fit to look after one that serves swap.
-    pub harden: &'a dyn Fn(&RunConfig) -> Result<(), Failure>,
+    pub harden: &'a dyn Fn(&RunConfig, Mounts) -> Result<(), Failure>,
     /// What a worker is started by.
     pub worker: &'a dyn Fn() -> Command,
     /// What a standby is started by, if there shall be one.
     pub standby: Option<&'a dyn Fn() -> Command>,
+    /// The same, of the program that has our name by now; none if there are no upgrades.
+    pub successor: Option<&'a dyn Fn() -> Command>,
+    /// What this process goes on as then.
+    pub supervisor: &'a dyn Fn() -> Command,
 }
 
 /// Runs the daemon until it is told to stop and has stopped. Each device is reported on `out` as a line
-/// `NAME PATH BYTES` as soon as it is there.
-pub fn run(config: &RunConfig, setup: &Setup<'_>, out: &mut dyn Write) -> Result<(), Failure> {
+/// `NAME PATH BYTES` as soon as it is there. Where another supervisor has left a daemon, that one is gone on
+/// with, as it was configured; else `config` says what it shall be.
+pub fn run(
+    config: impl FnOnce() -> Result<RunConfig, Failure>,
+    setup: &Setup<'_>,
+    out: &mut dyn Write,
+) -> Result<(), Failure> {
     let signals = StopSignals::take().map_err(|error| system("handle signals", &error))?;
-    // First of all, for it tells whether there is a daemon already.
-    let control = Listener::bind(&config.control, "--control")?;
-    let nbd = config.nbd.as_ref().map(|nbd| Listener::bind(nbd.path(), "--nbd")).transpose()?;
-    (setup.harden)(config)?;
-    let store = Store::new().map_err(|error| system("make a memory file", &error))?;
-    let estate = Estate { control, nbd, store };
+    if is_resumed() {
+        // It may just have stopped.
+        let Some((estate, notes, worker)) = resumed(setup)? else { return Ok(()) };
+        let mut supervisor = Supervisor::new(setup, signals, &estate, worker, out);
+        supervisor.is_ready = true;
+        supervisor.announced = notes.devices.into_iter().map(|device| device.name).collect();
+        supervisor.wants_standbys = setup.standby.is_some();
+        supervisor.tell_upgraded(None);
+        return supervisor.run();
+    }
+    if let Some((mut estate, notes)) = estate::deposited()? {
+        (setup.harden)(&notes.config, Mounts::Leave)?;
+        estate.keep_mounts()?;
+        let worker = Pid::from_raw(notes.worker.cast_signed()).ok_or(io::ErrorKind::InvalidData);
+        let worker = worker.map_err(io::Error::from).and_then(Child::of_another);
+        let worker = worker.map_err(|error| system("find the worker", &error))?;
+        estate.deposit();
+        let mut supervisor = Supervisor::new(setup, signals, &estate, worker, out);
+        supervisor.wants_standbys = setup.standby.is_some();
+        return supervisor.run();
+    }
+    let config = config()?;
+    let estate = Estate::new(&config, setup.harden)?;
     let start = || {
-        let worker = Child::start((setup.worker)(), estate.legacy())?;
+        let worker = Child::start((setup.worker)(), estate.bequeath())?;
         worker.link.send(&Order::Serve(Box::new(config.clone())))?;
         Ok(worker)
     };
     let worker = start().map_err(|error| system("start a worker", &error))?;
-    let supervisor = Supervisor {
-        setup,
-        signals,
-        estate: &estate,
-        worker,
-        worker_since: Instant::now(),
-        next_feel: Instant::now() + pulse::PERIOD,
-        standbys: Vec::new(),
-        wants_standbys: false,
-        not_before: Instant::now(),
-        retry: RETRY_FIRST,
-        out,
-        announced: HashSet::new(),
-        is_ready: false,
-        watchdog: notify::watchdog_limit().map(|limit| (limit / WATCHDOG_TIMES, Instant::now())),
-        patience: None,
-        end: None,
-    };
-    supervisor.run()
+    Supervisor::new(setup, signals, &estate, worker, out).run()
 }
 
-/// What outlives a worker.
-struct Estate {
-    control: Listener,
-    nbd: Option<Listener>,
-    store: Store,
+/// Whether this process was another program's supervisor before.
+pub fn is_resumed() -> bool {
+    env::var_os(RESUMED).is_some()
 }
 
-impl Estate {
-    fn legacy(&self) -> Legacy<'_> {
-        let mut legacy = Legacy::default();
-        self.control.bequeath("control", "control-lock", &mut legacy);
-        if let Some(nbd) = &self.nbd {
-            nbd.bequeath("nbd", "nbd-lock", &mut legacy);
-        }
-        legacy.add("store", self.store.file());
-        legacy
-    }
+/// What it had then; none if nothing is in use any more.
+fn resumed(setup: &Setup<'_>) -> Result<Option<(Estate, Notes, Child)>, Failure> {
+    let pid = env::var(RESUMED).ok();
+    let failed = |error| system("go on as another program", &error);
+    let pid = pid.and_then(|pid| pid.parse().ok()).and_then(Pid::from_raw);
+    let pid = pid.ok_or_else(|| failed(io::ErrorKind::InvalidData.into()))?;
+    let mut inherited = Inherited::take().map_err(failed)?;
+    let Some((estate, notes)) = Estate::inherited(&mut inherited)? else { return Ok(None) };
+    (setup.harden)(&notes.config, Mounts::Left)?;
+    let worker = Child::inherited(&mut inherited, pid).map_err(failed)?;
+    Ok(Some((estate, notes, worker)))
 }
 
 /// A process that waits to go on in the worker's place.
@@ -148,12 +169,47 @@ struct Supervisor<'a> {
     patience: Option<Patience>,
     /// What the worker said when it had stopped.
     end: Option<Result<(), Failure>>,
+    /// If there is one under way.
+    upgrade: Option<Upgrade>,
+    /// How the last one ended, if that is still to be told.
+    upgrade_outcome: Option<Option<Failure>>,
 }
 
-impl Supervisor<'_> {
+impl<'a> Supervisor<'a> {
+    fn new(
+        setup: &'a Setup<'a>,
+        signals: StopSignals,
+        estate: &'a Estate,
+        worker: Child,
+        out: &'a mut dyn Write,
+    ) -> Self {
+        let now = Instant::now();
+        Self {
+            setup,
+            signals,
+            estate,
+            worker,
+            worker_since: now,
+            next_feel: now + pulse::PERIOD,
+            standbys: Vec::new(),
+            wants_standbys: false,
+            not_before: now,
+            retry: RETRY_FIRST,
+            out,
+            announced: HashSet::new(),
+            is_ready: false,
+            watchdog: notify::watchdog_limit().map(|limit| (limit / WATCHDOG_TIMES, now)),
+            patience: None,
+            end: None,
+            upgrade: None,
+            upgrade_outcome: None,
+        }
+    }
+
     fn run(mut self) -> Result<(), Failure> {
         loop {
             self.tell_watchdog();
+            self.check_upgrade();
             self.start_standby();
             self.wait();
             self.feel_pulse();
@@ -162,8 +218,7 @@ impl Supervisor<'_> {
                     log(format_args!("stopping on {signal}"));
                     self.stopping();
                 }
-                // One that has ended meanwhile is seen below.
-                let _ = self.worker.link.send(&Order::Stop);
+                self.stop_worker();
             }
             // Before the news, so that none that it left is missed.
             let ended =
@@ -173,15 +228,37 @@ impl Supervisor<'_> {
                 // It has nothing more to do than to end.
                 self.dismiss_standbys();
                 let _ = self.worker.wait();
+                self.estate.withdraw();
                 return end;
             }
             self.look_after_standbys();
             if let Some(status) = ended
                 && !self.is_succeeded()
             {
-                return Err(died(status));
+                return self.nobody_goes_on(status);
             }
         }
+    }
+
+    /// The worker has ended, without another to go on.
+    fn nobody_goes_on(&self, status: ExitStatus) -> Result<(), Failure> {
+        match Notes::read(&self.estate.store) {
+            // It listened to another supervisor, and has stopped as it was told to.
+            Ok(notes) if notes.is_ended => {
+                self.estate.withdraw();
+                Ok(())
+            }
+            _ => Err(died(status)),
+        }
+    }
+
+    /// Tells the worker to stop.
+    fn stop_worker(&self) {
+        // One that has ended meanwhile is seen to have.
+        let _ = match self.worker.is_of_another() {
+            true => self.worker.signal(Signal::TERM),
+            false => self.worker.link.send(&Order::Stop),
+        };
     }
 
     /// Waits for something to come.
@@ -190,16 +267,18 @@ impl Supervisor<'_> {
         let wanted = self.wants_another().then_some(self.not_before);
         let feel = (!self.worker.has_ended()).then_some(self.next_feel);
         let watchdog = self.watchdog.map(|(_, next)| next);
-        let next = wanted.into_iter().chain(watchdog).chain(feel).min();
+        let upgrade = self.upgrade.as_ref().map(Upgrade::deadline);
+        let search = self.is_searching().then_some(now + SEARCH_PERIOD);
+        let others = [watchdog, feel, upgrade, search].into_iter().flatten();
+        let next = wanted.into_iter().chain(others).min();
         let left = next.map(|next| next.saturating_duration_since(now));
         let limit = left.and_then(|left| Timespec::try_from(left).ok());
         let mut fds = vec![self.signals.as_fd()];
         // Of one that has ended nothing more is to come.
-        if !self.worker.has_ended() {
-            fds.extend([self.worker.pidfd(), self.worker.link.as_fd()]);
-        }
-        for standby in &self.standbys {
-            fds.extend([standby.child.pidfd(), standby.child.link.as_fd()]);
+        let others = self.standbys.iter().map(|standby| &standby.child);
+        for child in others.chain([&self.worker]).filter(|child| !child.has_ended()) {
+            fds.extend(child.pidfd());
+            fds.push(child.link.as_fd());
         }
         let mut fds: Vec<_> =
             fds.into_iter().map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)).collect();
@@ -259,11 +338,13 @@ impl Supervisor<'_> {
                 // The first time, that is; the next worker says it again.
                 if !self.is_ready {
                     self.is_ready = true;
+                    self.estate.deposit();
                     notify::ready(&format!("serving {devices} devices"));
                     self.outdate_standbys();
                 }
             }
             News::Changed => self.outdate_standbys(),
+            News::Upgrade => self.begin_upgrade(),
             News::Stopping => self.stopping(),
             News::Status(status) => notify::status(&status),
             News::Left(bytes) => {
@@ -278,13 +359,15 @@ impl Supervisor<'_> {
     fn stopping(&mut self) {
         if self.patience.is_none() {
             self.patience = Some(notify::stopping());
+            self.cancel_upgrade();
         }
     }
 
     /// Whether another standby is to be started. One at a time is prepared.
     fn wants_another(&self) -> bool {
         let fit = self.standbys.iter().filter(|standby| !standby.is_outdated).count();
-        self.wants_standbys && fit < STANDBYS && self.standbys.iter().all(|s| s.is_prepared)
+        let is_quiet = self.upgrade.is_none() && self.standbys.iter().all(|s| s.is_prepared);
+        self.wants_standbys && fit < STANDBYS && is_quiet
     }
 
     /// Starts a standby, if another is wanted and it is time.
@@ -293,16 +376,19 @@ impl Supervisor<'_> {
         if !self.wants_another() || Instant::now() < self.not_before {
             return;
         }
-        let mut legacy = self.estate.legacy();
-        legacy.add("worker", self.worker.pidfd());
-        match Child::start(command(), legacy) {
-            Ok(child) => {
-                let since = Instant::now();
-                let (is_prepared, is_outdated) = (false, false);
-                self.standbys.push(Standby { child, since, is_prepared, is_outdated });
-            }
+        match self.new_standby(command()) {
+            Ok(standby) => self.standbys.push(standby),
             Err(error) => self.back_off(&format!("cannot start a standby: {error}")),
         }
+    }
+
+    fn new_standby(&self, command: Command) -> io::Result<Standby> {
+        let mut legacy = self.estate.bequeath();
+        if let Some(pidfd) = self.worker.pidfd() {
+            legacy.add("worker", pidfd);
+        }
+        let child = Child::start(command, legacy)?;
+        Ok(Standby { child, since: Instant::now(), is_prepared: false, is_outdated: false })
     }
 
     /// Has the next standby wait a while.
@@ -327,6 +413,7 @@ impl Supervisor<'_> {
             match (news, ended) {
                 (Some(News::Prepared), _) => {
                     self.standbys[at].is_prepared = true;
+                    self.switch_to(self.standbys[at].child.pid());
                     if !self.standbys[at].is_outdated {
                         self.dismiss_outdated();
                         at = 0;
@@ -345,10 +432,43 @@ impl Supervisor<'_> {
                     }
                     let how =
                         ended.map_or_else(|e| e.to_string(), |s| s.unwrap_or_default().to_string());
+                    self.upgrade_failed(standby.child.pid(), &how);
                     self.back_off(&format!("a standby ended unexpectedly: {how}"));
                 }
             }
         }
+        self.replace_worker_of_another();
+    }
+
+    /// Ends a worker that does not listen to us, once there is another to go on. Its own standbys may be first then, and
+    /// are ended in turn: nobody starts more of them.
+    fn replace_worker_of_another(&mut self) {
+        if self.is_searching()
+            && let Ok(notes) = Notes::read(&self.estate.store)
+            && notes.worker != self.worker.pid()
+            && self.standbys.iter().all(|standby| standby.child.pid() != notes.worker)
+            && let Some(Ok(worker)) =
+                Pid::from_raw(notes.worker.cast_signed()).map(Child::of_another)
+        {
+            self.worker = worker;
+        }
+        let is_prepared = self.standbys.iter().any(|standby| standby.is_prepared);
+        if self.worker.is_of_another() && !self.worker.has_ended() && is_prepared {
+            log(format_args!(
+                "pid {} had another supervisor: another goes on in its place",
+                self.worker.pid()
+            ));
+            if let Err(error) = self.worker.kill() {
+                log(format_args!("cannot end pid {}: {error}", self.worker.pid()));
+            }
+            // So that it is said once.
+            let _ = self.worker.wait();
+        }
+    }
+
+    /// Whether a process serves, or will, that is not known yet.
+    fn is_searching(&self) -> bool {
+        self.worker.is_of_another() && self.worker.has_ended()
     }
 
     /// A standby has gone on in the worker's place.
@@ -365,13 +485,15 @@ impl Supervisor<'_> {
             self.retry = RETRY_FIRST;
         }
         if self.patience.is_some() {
-            let _ = self.worker.link.send(&Order::Stop);
+            self.stop_worker();
         }
+        self.upgraded();
     }
 
     /// Whether somebody goes on in the place of a worker that has died, or will.
     fn is_succeeded(&mut self) -> bool {
-        if self.setup.standby.is_none() || Notes::read(&self.estate.store).is_err() {
+        let notes = Notes::read(&self.estate.store);
+        if self.setup.standby.is_none() || !notes.is_ok_and(|notes| !notes.is_ended) {
             return false;
         }
         self.wants_standbys = true;

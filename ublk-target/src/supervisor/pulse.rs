@@ -39,6 +39,11 @@ impl Pulse {
         Ok(Self { eventfd, missed: None })
     }
 
+    /// One that was felt by this process when it was another program, and beats.
+    pub fn inherited(eventfd: OwnedFd) -> Self {
+        Self { eventfd, missed: Some(0) }
+    }
+
     /// Feels it. True if it has stopped. To be called every [`PERIOD`].
     pub fn has_stopped(&mut self) -> bool {
         let mut count = [0; 8];

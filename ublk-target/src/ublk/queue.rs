@@ -74,6 +74,7 @@ impl QueueWorker {
     /// first use of anything is made by then.
     pub fn run(&mut self, is_urgent: bool) {
         let mut urgent_for = if is_urgent { self.schedule.buffers().tags() } else { 0 };
+        let mut has_begun = false;
         while !self.port.is_down() {
             let limit = match self.schedule.rest() {
                 Rest::None => Some(Duration::ZERO),
@@ -86,6 +87,7 @@ impl QueueWorker {
             while let Some((completion, result)) = self.port.completed() {
                 self.completed(completion, result);
             }
+            has_begun = has_begun || self.schedule.counters().begun();
             self.call_helper();
             let port = &mut self.port;
             self.schedule.serve(|| port.has_news());

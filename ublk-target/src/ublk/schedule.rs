@@ -140,6 +140,11 @@ impl Schedule {
         }
     }
 
+    /// What the queue counts.
+    pub fn counters(&self) -> &IoCounters {
+        &self.counters[self.id]
+    }
+
     /// The buffers.
     pub fn buffers(&self) -> &Buffers {
         &self.buffers

@@ -60,6 +60,8 @@ impl Operations for Fake {
             depth: 128,
             swapped_on: true,
             state: DeviceState::Live,
+            worker_pid: 0,
+            takeovers: 0,
         };
         devices.push(info.clone());
         Ok(info)
@@ -96,6 +98,7 @@ impl Operations for Fake {
         }
         stats.total.mem_limit = 1 << 30;
         stats.serving.has_supervisor = true;
+        stats.serving.worker_pid = std::process::id();
         stats.backing = self.backing.lock().unwrap().clone();
         stats
     }
@@ -171,7 +174,7 @@ impl Served {
         let socket = home.path().join("control.sock");
         let fake = Arc::new(fake);
         let listener = Listener::bind(&socket, "--control").unwrap();
-        let server = Some(Server::start(listener, fake.clone()).unwrap());
+        let server = Some(Server::start(listener, fake.clone(), Arc::default()).unwrap());
         Self { fake, socket, server, _home: home }
     }
 

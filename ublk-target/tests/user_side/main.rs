@@ -6,4 +6,5 @@ mod commands;
 mod control;
 mod doctor;
 mod fake;
+mod handover;
 mod run;

@@ -2,6 +2,7 @@
 //!
 //! The daemon is a process of its own: this test binary, started once more for [`fake_daemon`].
 
+use std::cell::RefCell;
 use std::io::{self, BufRead, BufReader};
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
@@ -19,11 +20,16 @@ use tmem_ublk_target::supervisor::{self, Setup};
 use tmem_ublk_target::worker;
 
 use crate::fake::Fake;
+use crate::handover;
 
 /// What the daemon's process is told: its socket, its devices, how long its shutdown takes.
 const SOCKET: &str = "FAKE_DAEMON_SOCKET";
 const DEVICES: &str = "FAKE_DAEMON_DEVICES";
 const SHUTDOWN_MS: &str = "FAKE_DAEMON_SHUTDOWN_MS";
+
+/// If it shall have standbys, what they and the program that its name stands for by now are:
+/// `good`; `bad`, the latter; or `dies` as soon as it serves.
+pub const SUCCESSOR: &str = "FAKE_DAEMON_SUCCESSOR";
 
 #[test]
 #[ignore = "this is the daemon that the other tests start"]
@@ -43,13 +49,25 @@ fn fake_daemon() {
         writeback: tmem::WritebackSettings::default(),
         swaps: names.split_terminator(',').map(swap).collect(),
     };
-    let worker = || {
+    let start = |test| {
         let mut command = Command::new(env::current_exe().unwrap());
-        command.args(harness("run::fake_worker"));
+        command.args(harness(test));
         command
     };
-    let setup = Setup { harden: &|_| Ok(()), worker: &worker, standby: None };
-    let exit = match supervisor::run(&config, &setup, &mut io::stdout()) {
+    let standby = || start("handover::fake_standby");
+    let successor = || match env::var(SUCCESSOR).as_deref() {
+        Ok("bad") => Command::new("false"),
+        _ => standby(),
+    };
+    let has_standbys = env::var_os(SUCCESSOR).is_some();
+    let setup = Setup {
+        harden: &|_, _| Ok(()),
+        worker: &|| start("run::fake_worker"),
+        standby: has_standbys.then_some(&standby),
+        successor: has_standbys.then_some(&successor),
+        supervisor: &|| start("run::fake_daemon"),
+    };
+    let exit = match supervisor::run(|| Ok(config), &setup, &mut io::stdout()) {
         Ok(()) => Exit::Ok,
         Err(failure) => {
             eprintln!("{failure}");
@@ -64,10 +82,15 @@ fn fake_daemon() {
 fn fake_worker() {
     let Ok(shutdown_ms) = env::var(SHUTDOWN_MS) else { return };
     let shutdown_takes = Duration::from_millis(shutdown_ms.parse().unwrap());
-    let ended = worker::run(|_| match env::var(DEVICES).unwrap().as_str() {
+    let ended = worker::run(|start| match env::var(DEVICES).unwrap().as_str() {
         "refused" => Err(Failure::new(Exit::NoUblk, "no ublk: run 'modprobe ublk_drv'")),
         "dies" => process::abort(),
-        _ => Ok(Fake::slow_to_shut_down(shutdown_takes)),
+        _ => {
+            if env::var_os(SUCCESSOR).is_some() {
+                handover::begin(start);
+            }
+            Ok(Fake::slow_to_shut_down(shutdown_takes))
+        }
     });
     process::exit(ended.is_err().into());
 }
@@ -79,72 +102,95 @@ fn harness(test: &str) -> [&str; 5] {
 }
 
 /// Where daemons run, and who is told of them.
-struct Home {
+pub struct Home {
     directory: TempDir,
     systemd: UnixDatagram,
+    /// What it was told to keep so far.
+    pub kept: RefCell<Vec<String>>,
 }
 
 impl Home {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
         let systemd = UnixDatagram::bind(directory.path().join("notify")).unwrap();
         systemd.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
-        Self { directory, systemd }
+        Self { directory, systemd, kept: RefCell::default() }
     }
 
-    fn socket(&self) -> PathBuf {
+    pub fn socket(&self) -> PathBuf {
         self.directory.path().join("run/control.sock")
     }
 
-    fn client(&self) -> Client {
+    pub fn client(&self) -> Client {
         Client::new(&self.socket())
     }
 
-    fn start(&self, devices: &str, shutdown_ms: u32) -> Daemon {
+    pub fn start(&self, devices: &str, shutdown_ms: u32) -> Daemon {
         self.start_watched(devices, shutdown_ms, None)
     }
 
     /// With a watchdog that wants to hear of it each `watchdog`.
     fn start_watched(&self, devices: &str, shutdown_ms: u32, watchdog: Option<Duration>) -> Daemon {
+        let variable = watchdog.map(|limit| ("WATCHDOG_USEC", limit.as_micros().to_string()));
+        self.start_with(devices, shutdown_ms, variable)
+    }
+
+    /// With this in its environment.
+    pub fn start_with(
+        &self,
+        devices: &str,
+        shutdown_ms: u32,
+        variable: Option<(&str, String)>,
+    ) -> Daemon {
         let mut command = Command::new(env::current_exe().unwrap());
         command.args(harness("run::fake_daemon"));
         command.env(SOCKET, self.socket()).env(DEVICES, devices);
         command.env(SHUTDOWN_MS, shutdown_ms.to_string());
         command.env("NOTIFY_SOCKET", self.directory.path().join("notify"));
-        if let Some(limit) = watchdog {
-            command.env("WATCHDOG_USEC", limit.as_micros().to_string());
-        }
+        command.envs(variable);
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let stdout = BufReader::new(child.stdout.take().unwrap());
         Daemon { child: Some(child), stdout }
     }
 
     /// Checks what systemd is told next.
-    fn assert_told(&self, text: &str) {
+    pub fn assert_told(&self, text: &str) {
         assert_eq!(self.told().unwrap(), text);
     }
 
-    /// What systemd is told next.
+    /// Takes what systemd was told to keep at last; it was told nothing else.
+    pub fn assert_quiet(&self) {
+        self.systemd.set_nonblocking(true).unwrap();
+        assert_eq!(self.told().unwrap_err().kind(), io::ErrorKind::WouldBlock);
+    }
+
+    /// What systemd is told next, but for what it is to keep.
     fn told(&self) -> io::Result<String> {
-        let mut buffer = [0; 1024];
-        let length = self.systemd.recv(&mut buffer)?;
-        Ok(str::from_utf8(&buffer[..length]).unwrap().to_owned())
+        loop {
+            let mut buffer = [0; 1024];
+            let length = self.systemd.recv(&mut buffer)?;
+            let text = str::from_utf8(&buffer[..length]).unwrap();
+            match text.strip_prefix("FDSTORE") {
+                None => return Ok(text.to_owned()),
+                Some(kept) => self.kept.borrow_mut().push(kept.to_owned()),
+            }
+        }
     }
 }
 
 /// A daemon's process; killed if the test ends before it does.
-struct Daemon {
+pub struct Daemon {
     child: Option<Child>,
     stdout: BufReader<ChildStdout>,
 }
 
 impl Daemon {
-    fn signal(&self, signal: Signal) {
+    pub fn signal(&self, signal: Signal) {
         kill_process(Pid::from_child(self.child.as_ref().unwrap()), signal).unwrap();
     }
 
     /// The next line that names a device, which the test harness's own lines do not.
-    fn device_line(&mut self) -> String {
+    pub fn device_line(&mut self) -> String {
         loop {
             let mut line = String::new();
             assert_ne!(self.stdout.read_line(&mut line).unwrap(), 0, "no more lines");
@@ -155,21 +201,21 @@ impl Daemon {
     }
 
     /// The process that serves.
-    fn worker(&self) -> Pid {
+    pub fn worker(&self) -> Pid {
         worker_of(self.child.as_ref().unwrap()).unwrap()
     }
 
-    fn is_running(&mut self) -> bool {
+    pub fn is_running(&mut self) -> bool {
         self.child.as_mut().unwrap().try_wait().unwrap().is_none()
     }
 
     /// Waits for the end of the supervisor alone, and returns the exit code.
-    fn child_ended(mut self) -> Option<i32> {
+    pub fn child_ended(mut self) -> Option<i32> {
         self.child.take().unwrap().wait().unwrap().code()
     }
 
     /// Waits for the end, and returns the exit code and the log.
-    fn end(mut self) -> (Option<i32>, String) {
+    pub fn end(mut self) -> (Option<i32>, String) {
         let begun = Instant::now();
         while self.is_running() {
             assert!(begun.elapsed() < Duration::from_secs(20), "the daemon does not end");
@@ -203,8 +249,8 @@ impl Drop for Daemon {
     }
 }
 
-const READY: &str = "READY=1\nSTATUS=serving 2 devices\n";
-const STOPPING: &str =
+pub const READY: &str = "READY=1\nSTATUS=serving 2 devices\n";
+pub const STOPPING: &str =
     "STOPPING=1\nEXTEND_TIMEOUT_USEC=30000000\nSTATUS=taking devices out of use\n";
 
 const REFUSED: &str = "STATUS=still running: 'mounted' is used by pid 7: unmount it\n";
@@ -362,7 +408,7 @@ fn a_worker_that_dies_at_its_start_is_said_to_have() {
     assert!(!home.socket().exists());
 }
 
-fn wait_until_gone(process: Pid) {
+pub fn wait_until_gone(process: Pid) {
     let deadline = Instant::now() + Duration::from_secs(20);
     while rustix::process::test_kill_process(process).is_ok() {
         assert!(Instant::now() < deadline, "it does not end");
