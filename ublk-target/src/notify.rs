@@ -13,6 +13,9 @@ use crate::log::log;
 /// How much longer systemd shall wait for the end, each time that it is asked to.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// The same for the start, where another daemon has left what is swapped.
+const START_PATIENCE: Duration = Duration::from_secs(1800);
+
 /// How often it may be asked.
 pub const PATIENCE_PERIOD: Duration = Duration::from_secs(10);
 
@@ -34,6 +37,11 @@ pub fn watchdog_limit() -> Option<Duration> {
 /// The daemon runs.
 pub fn alive() {
     tell(&[NotifyState::Watchdog]);
+}
+
+/// It takes long to get ready, and that is no failure.
+pub fn patience() {
+    tell(&[NotifyState::ExtendTimeoutUsec(START_PATIENCE.as_micros() as u32)]);
 }
 
 /// Has systemd keep a file by this name, for the next process of the service should this one die.

@@ -511,7 +511,7 @@ fn forbid_dumps() -> Result<(), ProcessError> {
 
 /// Blocks what would stop or end the process by default: a daemon that Ctrl-Z suspends hangs whoever
 /// swaps to it. What asks it to end is taken on this thread; faults cannot be blocked.
-fn hold_signals() {
+pub fn hold_signals() {
     let mut held = all_signals();
     for taken in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGQUIT] {
         // SAFETY: the set is initialised, and the signal is one that exists.
@@ -520,7 +520,8 @@ fn hold_signals() {
     set_signals(&held);
 }
 
-fn block_signals() {
+/// Blocks all signals, on this thread. Those that come wait, also for another program that this process goes on as.
+pub fn block_signals() {
     set_signals(&all_signals());
 }
 
@@ -663,7 +664,10 @@ mod tests {
         let waits = std::sync::Barrier::new(2);
         std::thread::scope(|scope| {
             scope.spawn(|| waits.wait());
-            assert!(matches!(prepare(true, Mounts::Leave), Err(ProcessError::Threads { count: 2.. })));
+            assert!(matches!(
+                prepare(true, Mounts::Leave),
+                Err(ProcessError::Threads { count: 2.. })
+            ));
             waits.wait();
         });
     }

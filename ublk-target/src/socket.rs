@@ -136,12 +136,18 @@ impl Listener {
         Ok(Self { socket, path: path.to_owned(), lock, is_owner: false })
     }
 
-    /// The same, and the name is ours from now on, in the place of whoever had it.
+    /// The same, and the lock says from now on that it is ours, in the place of whoever had it. The name stays until it is
+    /// [removed](Self::remove): others may be asked by it.
     pub fn adopted(inherited: &mut Inherited, name: &str, path: &Path) -> io::Result<Self> {
-        let mut listener = Self::inherited(inherited, name, path)?;
-        listener.is_owner = true;
-        write_pid(&listener.lock)?;
+        let listener = Self::inherited(inherited, name, path)?;
+        // It is for people alone.
+        let _ = write_pid(&listener.lock);
         Ok(listener)
+    }
+
+    /// Removes the name. Only for who has the lock, at the end of all.
+    pub fn remove(&self) {
+        remove(&self.path);
     }
 
     /// Where the socket is.

@@ -9,7 +9,7 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, set_parent_process_death_signal};
 use tmem::Store;
 
 use crate::daemon::{Serving, Succession, Successor};
@@ -31,6 +31,8 @@ const OTHER_PERIOD: Duration = Duration::from_millis(5);
 /// A standby's life, as a process that the supervisor has started; when the worker has died, a worker's.
 pub fn run() -> Result<(), Failure> {
     let signals = StopSignals::take().map_err(|error| system("handle signals", &error))?;
+    // It may have stopped us for an upgrade. Where that is refused, somebody has to.
+    let _ = set_parent_process_death_signal(Some(Signal::CONT));
     let start_failed = |error| system("start a standby", &error);
     let mut inherited = Inherited::take().map_err(start_failed)?;
     let link = Link::inherited(inherited.file("link").map_err(start_failed)?);

@@ -128,8 +128,13 @@ pub fn serve<S: Service + 'static>(
     let server = match Server::start(control, service.clone(), Arc::clone(&orders.handover)) {
         Ok(server) => server,
         Err(error) => {
+            let failure = system("start the control threads", &error);
+            if !service.list().is_empty() {
+                // Another process may be able to; what is swapped must not go with this one.
+                process::fatal(format_args!("{failure}"));
+            }
             service.shutdown()?;
-            return Err(system("start the control threads", &error));
+            return Err(failure);
         }
     };
     let added = add_devices(config, &*service, orders);
@@ -299,9 +304,14 @@ impl Orders {
                 Ok(Received::Nothing) => break,
                 Ok(Received::Message(Order::Upgraded(failure))) => self.handover.ended(failure),
                 Ok(Received::Message(Order::Serve(_))) => {}
-                Ok(Received::Closed) | Err(_) => {
+                Ok(Received::Closed) => {
                     self.is_orphan = true;
                     log("the supervisor is gone: serving on without it");
+                }
+                // One of another program may know orders that this one does not.
+                Err(error) => {
+                    log(format_args!("cannot hear the supervisor: {error}"));
+                    break;
                 }
             }
         }

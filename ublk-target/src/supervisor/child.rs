@@ -1,9 +1,12 @@
 //! A process of ours that the supervisor looks after: one that it has started, or one that another supervisor had.
 
+use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, ExitStatus, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
@@ -18,6 +21,10 @@ use crate::inherited::{Inherited, Legacy, duplicate};
 
 /// How often it is looked whether a process has ended that is not ours to wait for.
 const LOOK_PERIOD: Timespec = Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
+
+/// How long a process may take to stand still: one that waits in the kernel cannot.
+const HALT_LIMIT: Duration = Duration::from_secs(1);
+const HALT_PERIOD: Duration = Duration::from_millis(1);
 
 /// See the module's description. It lives on when this is dropped.
 #[derive(Debug)]
@@ -51,14 +58,13 @@ impl Child {
         Ok(Self { pid, pidfd, ended: None, pulse, link, nowhere: None })
     }
 
-    /// One that another supervisor has started, and that may have ended. Nothing is heard of it but its end.
-    pub fn of_another(pid: Pid) -> io::Result<Self> {
+    /// One of that name which another supervisor has started, and that may have ended. Nothing is heard of it but its end.
+    pub fn of_another(pid: Pid, name: &str) -> io::Result<Self> {
         let (link, nowhere) = Link::pair()?;
-        let (pidfd, ended) = match pidfd_open(pid, PidfdFlags::empty()) {
-            Ok(pidfd) => (Some(pidfd), None),
-            Err(Errno::SRCH) => (None, Some(unknown_end())),
-            Err(error) => return Err(error.into()),
-        };
+        let pidfd = pidfd_open(pid, PidfdFlags::empty()).ok();
+        // Its number may be another's by now.
+        let pidfd = pidfd.filter(|_| name_of(pid).as_deref() == Some(name));
+        let ended = pidfd.is_none().then(unknown_end);
         Ok(Self { pid, pidfd, ended, pulse: Pulse::new()?, link, nowhere: Some(nowhere) })
     }
 
@@ -124,18 +130,26 @@ impl Child {
         }
     }
 
-    /// Has it stand still, and waits until it does. Only for one that is ours to wait for.
+    /// Has it stand still, and waits for a moment until it does. Only for one that is ours to wait for.
     pub fn halt(&self) -> io::Result<()> {
         self.signal(Signal::STOP)?;
         let Some(pidfd) = &self.pidfd else { return Ok(()) };
         // One that ends instead stays to be waited for.
-        let states = WaitIdOptions::STOPPED | WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
-        loop {
-            match waitid(WaitId::PidFd(pidfd.as_fd()), states) {
-                Err(Errno::INTR) => {}
-                waited => return waited.map(drop).map_err(io::Error::from),
+        let states = WaitIdOptions::STOPPED | WaitIdOptions::EXITED;
+        let options = states | WaitIdOptions::NOWAIT | WaitIdOptions::NOHANG;
+        let deadline = Instant::now() + HALT_LIMIT;
+        while waitid(WaitId::PidFd(pidfd.as_fd()), options)?.is_none() {
+            if Instant::now() >= deadline {
+                return Err(io::ErrorKind::TimedOut.into());
             }
+            sleep(HALT_PERIOD);
         }
+        Ok(())
+    }
+
+    /// Lets it go on.
+    pub fn resume(&self) -> io::Result<()> {
+        self.signal(Signal::CONT)
     }
 
     /// Looks whether it has ended.
@@ -169,6 +183,20 @@ fn exit_status(status: &WaitIdStatus) -> ExitStatus {
     let signal = status.terminating_signal();
     let raw = signal.or_else(|| status.exit_status().map(|code| code << 8)).unwrap_or_default();
     ExitStatus::from_raw(raw)
+}
+
+/// The name of a process.
+fn name_of(pid: Pid) -> Option<String> {
+    let name = fs::read_to_string(format!("/proc/{}/comm", pid.as_raw_pid())).ok()?;
+    Some(name.trim_end().to_owned())
+}
+
+/// The process that has started another.
+pub fn parent_of(pid: Pid) -> Option<Pid> {
+    let stat = fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_pid())).ok()?;
+    // Behind the name, which may hold anything.
+    let parent = stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(1)?;
+    Pid::from_raw(parent.parse().ok()?)
 }
 
 /// Only its parent could learn how a process ended. Usually we have killed it.
@@ -213,14 +241,23 @@ mod tests {
         command.args(["-c", "sleep 1000 >&- 2>&- & echo $!"]);
         let output = command.output().unwrap().stdout;
         let pid = str::from_utf8(&output).unwrap().trim().parse().ok().and_then(Pid::from_raw);
-        let mut other = Child::of_another(pid.unwrap()).unwrap();
+        let mut other = Child::of_another(pid.unwrap(), "sleep").unwrap();
         assert!(other.is_of_another() && other.ended().unwrap().is_none());
         other.kill().unwrap();
         other.wait().unwrap();
         let mut dead = start("exit 0");
         dead.wait().unwrap();
-        let mut dead = Child::of_another(Pid::from_raw(dead.pid().cast_signed()).unwrap()).unwrap();
+        let gone = Pid::from_raw(dead.pid().cast_signed()).unwrap();
+        let mut dead = Child::of_another(gone, "sh").unwrap();
         assert!(dead.has_ended() && dead.ended().unwrap().is_some() && dead.pidfd().is_none());
         dead.kill().unwrap();
+        // A number that is another's by now is not taken for it.
+        let ours = rustix::process::getpid();
+        assert!(Child::of_another(ours, "tmem-worker").unwrap().has_ended());
+    }
+
+    #[test]
+    fn parents_are_known() {
+        assert_eq!(parent_of(rustix::process::getpid()), rustix::process::getppid());
     }
 }

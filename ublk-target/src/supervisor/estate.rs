@@ -19,6 +19,9 @@ use crate::notify;
 use crate::process::Mounts;
 use crate::socket::Listener;
 
+/// All by which systemd keeps it.
+const NAMES: [&str; 6] = ["control", "control-lock", "nbd", "nbd-lock", "store", MOUNTS];
+
 /// By which name the mount namespaces go, each of them.
 const MOUNTS: &str = "mounts";
 
@@ -107,10 +110,9 @@ impl Estate {
         legacy
     }
 
-    /// Has systemd keep it, for the next supervisor, as long as the service is not stopped.
+    /// Has systemd keep it, for the next supervisor, as long as the service is not stopped. What it has of it already, it has
+    /// once.
     pub fn deposit(&self) {
-        // What is kept of one before us is not this.
-        self.withdraw();
         for (name, file) in self.bequeath_all().files() {
             notify::keep(name, *file);
         }
@@ -118,9 +120,9 @@ impl Estate {
 
     /// There is nothing more to keep.
     pub fn withdraw(&self) {
-        let mut names: Vec<_> = self.bequeath_all().files().iter().map(|(name, _)| *name).collect();
-        names.dedup();
-        names.into_iter().for_each(notify::forget);
+        self.control.remove();
+        self.nbd.iter().for_each(Listener::remove);
+        NAMES.into_iter().for_each(notify::forget);
     }
 }
 

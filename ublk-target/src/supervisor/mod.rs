@@ -25,17 +25,18 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, Signal};
 
-use self::child::Child;
+use self::child::{Child, parent_of};
 use self::estate::Estate;
 pub use self::link::{Link, News, Order, Received};
 use self::upgrade::Upgrade;
 use crate::config::RunConfig;
+use crate::daemon::FrontEnd;
 use crate::exit::{Exit, Failure};
 use crate::inherited::Inherited;
 use crate::log::log;
-use crate::notes::Notes;
+use crate::notes::{NoNotes, Notes};
 use crate::notify::{self, Patience};
-use crate::process::Mounts;
+use crate::process::{self, Mounts};
 use crate::signals::StopSignals;
 
 /// How long to wait before a process is started in place of one that has failed. The wait doubles each time, up to
@@ -55,6 +56,12 @@ const LONG_ENOUGH: Duration = Duration::from_secs(10);
 
 /// How often it is looked who serves, when that is not known.
 const SEARCH_PERIOD: Duration = Duration::from_millis(50);
+
+/// So many messages of a process that are not understood are passed over at a time.
+const NEWS_MAX: usize = 16;
+
+/// The name of a process that serves.
+const WORKER_NAME: &str = "tmem-worker";
 
 /// Says, to a program that a supervisor goes on as, which process is its worker.
 const RESUMED: &str = "TMEM_RESUMED";
@@ -83,6 +90,8 @@ pub fn run(
 ) -> Result<(), Failure> {
     let signals = StopSignals::take().map_err(|error| system("handle signals", &error))?;
     if is_resumed() {
+        // They were held for the time in between.
+        process::hold_signals();
         // It may just have stopped.
         let Some((estate, notes, worker)) = resumed(setup)? else { return Ok(()) };
         let mut supervisor = Supervisor::new(setup, signals, &estate, worker, out);
@@ -92,15 +101,16 @@ pub fn run(
         supervisor.tell_upgraded(None);
         return supervisor.run();
     }
-    if let Some((mut estate, notes)) = estate::deposited()? {
-        (setup.harden)(&notes.config, Mounts::Leave)?;
-        estate.keep_mounts()?;
-        let worker = Pid::from_raw(notes.worker.cast_signed()).ok_or(io::ErrorKind::InvalidData);
-        let worker = worker.map_err(io::Error::from).and_then(Child::of_another);
-        let worker = worker.map_err(|error| system("find the worker", &error))?;
-        estate.deposit();
+    if let Some((estate, notes)) = estate::deposited()? {
+        // What can be tried again is: what was kept goes only with the service.
+        let again = |failure: Failure| Failure::new(Exit::Failure, failure.message);
+        let (estate, worker) = adopt(estate, &notes, setup).map_err(again)?;
         let mut supervisor = Supervisor::new(setup, signals, &estate, worker, out);
         supervisor.wants_standbys = setup.standby.is_some();
+        if !supervisor.worker.has_ended() {
+            supervisor.is_ready = true;
+            notify::ready("serving on");
+        }
         return supervisor.run();
     }
     let config = config()?;
@@ -112,6 +122,30 @@ pub fn run(
     };
     let worker = start().map_err(|error| system("start a worker", &error))?;
     Supervisor::new(setup, signals, &estate, worker, out).run()
+}
+
+/// Takes over what another supervisor has left, and whoever serves.
+fn adopt(mut estate: Estate, notes: &Notes, setup: &Setup<'_>) -> Result<(Estate, Child), Failure> {
+    // Whoever serves goes on; else it takes as long as it takes to make a process ready.
+    notify::patience();
+    (setup.harden)(&notes.config, Mounts::Leave)?;
+    estate.keep_mounts()?;
+    estate.deposit();
+    let failed = |error| system("find the worker", &error);
+    let pid = |number: u32| Pid::from_raw(number.cast_signed()).ok_or(io::ErrorKind::InvalidData);
+    let (worker, other) = (pid(notes.worker), pid(notes.supervisor));
+    let (worker, other) =
+        (worker.map_err(|kind| failed(kind.into()))?, other.map_err(|kind| failed(kind.into()))?);
+    // One that was to stop, could not, and was left by systemd would go on with what is ours now.
+    if parent_of(worker) == Some(other) && other != rustix::process::getpid() {
+        log(format_args!(
+            "pid {} is another supervisor of the same daemon: it is ended",
+            notes.supervisor
+        ));
+        rustix::process::kill_process(other, Signal::KILL).map_err(|error| failed(error.into()))?;
+    }
+    let worker = Child::of_another(worker, WORKER_NAME).map_err(failed)?;
+    Ok((estate, worker))
 }
 
 /// Whether this process was another program's supervisor before.
@@ -209,7 +243,7 @@ impl<'a> Supervisor<'a> {
     fn run(mut self) -> Result<(), Failure> {
         loop {
             self.tell_watchdog();
-            self.check_upgrade();
+            self.pursue_upgrade();
             self.start_standby();
             self.wait();
             self.feel_pulse();
@@ -230,6 +264,9 @@ impl<'a> Supervisor<'a> {
                 let _ = self.worker.wait();
                 self.estate.withdraw();
                 return end;
+            }
+            if let Some(status) = ended {
+                self.upgrade_failed(self.worker.pid(), &status.to_string());
             }
             self.look_after_standbys();
             if let Some(status) = ended
@@ -326,6 +363,10 @@ impl<'a> Supervisor<'a> {
     fn heard(&mut self, news: News) {
         match news {
             News::Added { name, path, bytes } => {
+                // As soon as there is anything to keep.
+                if self.announced.is_empty() {
+                    self.estate.deposit();
+                }
                 if self.announced.insert(name.clone()) {
                     let line = format!("{name} {path} {bytes}");
                     let said = writeln!(self.out, "{line}").and_then(|()| self.out.flush());
@@ -338,10 +379,13 @@ impl<'a> Supervisor<'a> {
                 // The first time, that is; the next worker says it again.
                 if !self.is_ready {
                     self.is_ready = true;
-                    self.estate.deposit();
+                    if self.announced.is_empty() {
+                        self.estate.deposit();
+                    }
                     notify::ready(&format!("serving {devices} devices"));
                     self.outdate_standbys();
                 }
+                self.upgraded();
             }
             News::Changed => self.outdate_standbys(),
             News::Upgrade => self.begin_upgrade(),
@@ -366,7 +410,8 @@ impl<'a> Supervisor<'a> {
     /// Whether another standby is to be started. One at a time is prepared.
     fn wants_another(&self) -> bool {
         let fit = self.standbys.iter().filter(|standby| !standby.is_outdated).count();
-        let is_quiet = self.upgrade.is_none() && self.standbys.iter().all(|s| s.is_prepared);
+        let is_quiet = self.upgrade.as_ref().is_none_or(Upgrade::wants_standby)
+            && self.standbys.iter().all(|s| s.is_prepared);
         self.wants_standbys && fit < STANDBYS && is_quiet
     }
 
@@ -447,33 +492,46 @@ impl<'a> Supervisor<'a> {
             && let Ok(notes) = Notes::read(&self.estate.store)
             && notes.worker != self.worker.pid()
             && self.standbys.iter().all(|standby| standby.child.pid() != notes.worker)
-            && let Some(Ok(worker)) =
-                Pid::from_raw(notes.worker.cast_signed()).map(Child::of_another)
+            && let Some(Ok(worker)) = Pid::from_raw(notes.worker.cast_signed())
+                .map(|pid| Child::of_another(pid, WORKER_NAME))
+            && !worker.has_ended()
         {
             self.worker = worker;
+            if self.patience.is_some() {
+                self.stop_worker();
+            }
         }
         let is_prepared = self.standbys.iter().any(|standby| standby.is_prepared);
-        if self.worker.is_of_another() && !self.worker.has_ended() && is_prepared {
+        let is_foreign = self.worker.is_of_another() && !self.worker.has_ended();
+        if is_foreign && is_prepared && self.patience.is_none() && self.may_replace_worker() {
             log(format_args!(
                 "pid {} had another supervisor: another goes on in its place",
                 self.worker.pid()
             ));
-            if let Err(error) = self.worker.kill() {
-                log(format_args!("cannot end pid {}: {error}", self.worker.pid()));
+            match self.worker.kill() {
+                // So that it is said once.
+                Ok(()) => drop(self.worker.wait()),
+                Err(error) => log(format_args!("cannot end pid {}: {error}", self.worker.pid())),
             }
-            // So that it is said once.
-            let _ = self.worker.wait();
         }
+    }
+
+    /// Whether nothing is lost when another process goes on in the place of the worker: swap by NBD is.
+    fn may_replace_worker(&self) -> bool {
+        Notes::read(&self.estate.store)
+            .is_ok_and(|notes| !(notes.config.swapon && notes.config.frontend == FrontEnd::Nbd))
     }
 
     /// Whether a process serves, or will, that is not known yet.
     fn is_searching(&self) -> bool {
-        self.worker.is_of_another() && self.worker.has_ended()
+        self.worker.has_ended()
     }
 
     /// A standby has gone on in the worker's place.
     fn promote(&mut self, child: Child) {
         let mut dead = std::mem::replace(&mut self.worker, child);
+        // It may have been stopped for an upgrade.
+        let _ = self.worker.resume();
         // The next one has what it needs of the dead one by now.
         let how = dead.ended().ok().flatten().unwrap_or_default();
         log(format_args!("pid {} serves in place of pid {}: {how}", self.worker.pid(), dead.pid()));
@@ -487,13 +545,16 @@ impl<'a> Supervisor<'a> {
         if self.patience.is_some() {
             self.stop_worker();
         }
-        self.upgraded();
+        self.succeeded();
     }
 
     /// Whether somebody goes on in the place of a worker that has died, or will.
     fn is_succeeded(&mut self) -> bool {
-        let notes = Notes::read(&self.estate.store);
-        if self.setup.standby.is_none() || !notes.is_ok_and(|notes| !notes.is_ended) {
+        let is_over = match Notes::read(&self.estate.store) {
+            Ok(notes) => notes.is_ended,
+            Err(error) => matches!(error, NoNotes::None),
+        };
+        if self.setup.standby.is_none() || is_over {
             return false;
         }
         self.wants_standbys = true;
@@ -502,8 +563,8 @@ impl<'a> Supervisor<'a> {
 
     /// Ends the standbys that do not know of what has changed.
     fn dismiss_outdated(&mut self) {
-        // One of them may have gone on in its place, and not said so yet.
-        if self.worker.has_ended() {
+        // One of them may have gone on in its place, and not said so yet; or may have to, should an upgrade fail.
+        if self.worker.has_ended() || self.upgrade.is_some() {
             return;
         }
         for standby in self.standbys.extract_if(.., |standby| standby.is_outdated) {
@@ -519,14 +580,15 @@ impl<'a> Supervisor<'a> {
 
 /// What a process has to say, if anything.
 fn hear(child: &Child) -> Option<News> {
-    match child.link.receive() {
-        Ok(Received::Message(news)) => Some(news),
-        Ok(Received::Nothing | Received::Closed) => None,
-        Err(error) => {
-            log(format_args!("cannot hear pid {}: {error}", child.pid()));
-            None
+    // What another program says that this one does not know is no reason not to hear the rest.
+    for _ in 0..NEWS_MAX {
+        match child.link.receive() {
+            Ok(Received::Message(news)) => return Some(news),
+            Ok(Received::Nothing | Received::Closed) => return None,
+            Err(error) => log(format_args!("cannot hear pid {}: {error}", child.pid())),
         }
     }
+    None
 }
 
 /// Ends a standby.

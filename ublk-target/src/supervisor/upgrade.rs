@@ -7,22 +7,20 @@
 
 use std::time::{Duration, Instant};
 
-use rustix::process::Signal;
-
 use super::{Standby, Supervisor};
 use crate::exit::{Exit, Failure};
 use crate::log::log;
-use crate::notify;
 use crate::supervisor::Order;
 use crate::supervisor::child::Child;
+use crate::{notify, process};
 
 /// How long the new program may take to make a process ready, and then for that to go on.
 const LIMIT: Duration = Duration::from_secs(60);
 
 /// What is under way.
 pub(super) struct Upgrade {
-    /// The process of the new program.
-    pid: u32,
+    /// The process of the new program; none before a standby of the old one is ready, too.
+    pid: Option<u32>,
     deadline: Instant,
     /// Whether the worker has been killed for it.
     is_switching: bool,
@@ -32,32 +30,66 @@ impl Upgrade {
     pub fn deadline(&self) -> Instant {
         self.deadline
     }
+
+    /// Whether it waits for a standby of the old program.
+    pub fn wants_standby(&self) -> bool {
+        self.pid.is_none()
+    }
+
+    fn is_of(&self, pid: u32) -> bool {
+        self.pid == Some(pid)
+    }
 }
 
 impl Supervisor<'_> {
     /// Begins, or says why not.
     pub(super) fn begin_upgrade(&mut self) {
-        if let Err(why) = self.try_begin_upgrade() {
-            self.tell_upgraded(Some(failure(why)));
-        }
+        let refusal = if self.setup.successor.is_none() {
+            "this daemon has no standbys"
+        } else if self.upgrade.is_some() {
+            "another upgrade is under way"
+        } else if self.patience.is_some() {
+            "the daemon is being stopped"
+        } else if !self.may_replace_worker() {
+            "the kernel's NBD client would lose its connections, and all that is swapped"
+        } else {
+            let deadline = Instant::now() + LIMIT;
+            self.upgrade = Some(Upgrade { pid: None, deadline, is_switching: false });
+            return;
+        };
+        self.tell_upgraded(Some(failure(refusal.into())));
     }
 
-    fn try_begin_upgrade(&mut self) -> Result<(), String> {
-        let Some(successor) = self.setup.successor else {
-            return Err("this daemon has no standbys".into());
-        };
-        if self.upgrade.is_some() {
-            return Err("another upgrade is under way".into());
+    /// Goes on as far as is possible now. The new program is started when there is a standby of the old one that could go on
+    /// should it fail.
+    pub(super) fn pursue_upgrade(&mut self) {
+        let Some(upgrade) = &mut self.upgrade else { return };
+        let is_late = upgrade.deadline <= Instant::now();
+        match upgrade.pid {
+            Some(pid) if is_late => {
+                // Whoever looks after the standbys sees to the rest.
+                upgrade.deadline += LIMIT;
+                log(format_args!("pid {pid} is given up: its time is over"));
+                let others = self.standbys.iter().map(|standby| &standby.child);
+                if let Some(child) = others.chain([&self.worker]).find(|c| c.pid() == pid) {
+                    let _ = child.kill();
+                }
+            }
+            None if is_late => self.give_up_upgrade("no standby of the old one got ready"),
+            None if self.standbys.iter().any(|s| s.is_prepared && !s.is_outdated) => {
+                let Some(successor) = self.setup.successor else { return };
+                match self.new_standby(successor()) {
+                    Ok(standby) => {
+                        let pid = Some(standby.child.pid());
+                        self.standbys.push(standby);
+                        let deadline = Instant::now() + LIMIT;
+                        self.upgrade = Some(Upgrade { pid, deadline, is_switching: false });
+                    }
+                    Err(error) => self.give_up_upgrade(&format!("it cannot be started: {error}")),
+                }
+            }
+            _ => {}
         }
-        if self.patience.is_some() {
-            return Err("the daemon is being stopped".into());
-        }
-        let standby = self.new_standby(successor());
-        let standby = standby.map_err(|error| format!("cannot start the new program: {error}"))?;
-        let (pid, deadline) = (standby.child.pid(), Instant::now() + LIMIT);
-        self.standbys.push(standby);
-        self.upgrade = Some(Upgrade { pid, deadline, is_switching: false });
-        Ok(())
     }
 
     /// The daemon is being stopped: it does not matter by which program.
@@ -67,55 +99,64 @@ impl Supervisor<'_> {
         }
     }
 
-    /// Ends a process that has not got on in its time. Whoever looks after the standbys sees to the rest.
-    pub(super) fn check_upgrade(&mut self) {
-        let Some(upgrade) = &self.upgrade else { return };
-        if upgrade.deadline > Instant::now() {
-            return;
-        }
-        log(format_args!("pid {} is given up: its time is over", upgrade.pid));
-        if let Some(standby) = self.standbys.iter().find(|s| s.child.pid() == upgrade.pid) {
-            // One that has ended is seen to have.
-            let _ = standby.child.kill();
-        }
-    }
-
     /// A standby is ready. If it is of the new program, it gets to go on.
     pub(super) fn switch_to(&mut self, pid: u32) {
-        let Some(upgrade) = self.upgrade.as_mut().filter(|upgrade| upgrade.pid == pid) else {
+        let Some(upgrade) = self.upgrade.as_mut().filter(|upgrade| upgrade.is_of(pid)) else {
             return;
         };
         upgrade.is_switching = true;
         upgrade.deadline = Instant::now() + LIMIT;
         self.tell_others(pid, Child::halt);
+        // If it has died by itself, one of the others may be going on already, and must get to.
+        if !matches!(self.worker.ended(), Ok(None)) {
+            return self.tell_others(pid, Child::resume);
+        }
         if let Err(error) = self.worker.kill() {
             log(format_args!("cannot end pid {}: {error}", self.worker.pid()));
         }
     }
 
-    /// A standby has ended. If it is of the new program, the old one goes on.
+    /// A process has ended. If it is the new program's, the old one goes on.
     pub(super) fn upgrade_failed(&mut self, pid: u32, how: &str) {
-        if self.upgrade.take_if(|upgrade| upgrade.pid == pid).is_none() {
-            return;
+        if self.upgrade.as_ref().is_some_and(|upgrade| upgrade.is_of(pid)) {
+            self.tell_others(pid, Child::resume);
+            let why = format!("its process ended before it served ({how}); the log says why");
+            self.give_up_upgrade(&why);
         }
-        self.tell_others(pid, |child| child.signal(Signal::CONT));
-        let why =
-            format!("the new program's process ended before it served ({how}); the log says why");
-        self.tell_upgraded(Some(failure(why)));
     }
 
-    /// Another process serves. If it is of the new program, we go on as that, too.
+    /// Another process goes on. If that is not the one of the new program, for that the old one was faster, then
+    /// the new one is not needed.
+    pub(super) fn succeeded(&mut self) {
+        let pid = self.worker.pid();
+        if self.upgrade.as_ref().is_some_and(|upgrade| upgrade.is_switching && !upgrade.is_of(pid))
+        {
+            self.tell_others(pid, Child::resume);
+            let is_new = |s: &mut Standby| {
+                self.upgrade.as_ref().is_some_and(|upgrade| upgrade.is_of(s.child.pid()))
+            };
+            self.standbys.extract_if(.., is_new).for_each(|standby| super::dismiss(standby.child));
+            self.give_up_upgrade("a process of the old one went on first: try again");
+        } else if let Some(failure) = self.upgrade_outcome.take() {
+            self.tell_upgraded(failure);
+        }
+    }
+
+    /// The worker serves whoever asks it. If it is of the new program, we go on as that, too.
     pub(super) fn upgraded(&mut self) {
         let pid = self.worker.pid();
-        if self.upgrade.take_if(|upgrade| upgrade.pid == pid).is_some() {
+        if self.upgrade.take_if(|upgrade| upgrade.is_of(pid)).is_some() {
             self.dismiss_standbys();
             let error = self.become_successor();
             // The new one serves, and that is what was asked for.
             log(format_args!("this process goes on as the old program: {error}"));
             self.tell_upgraded(None);
-        } else if let Some(failure) = self.upgrade_outcome.take() {
-            self.tell_upgraded(failure);
         }
+    }
+
+    fn give_up_upgrade(&mut self, why: &str) {
+        self.upgrade = None;
+        self.tell_upgraded(Some(failure(why.into())));
     }
 
     /// Goes on as the new program.
@@ -124,7 +165,11 @@ impl Supervisor<'_> {
         let mut legacy = self.estate.bequeath_all();
         self.worker.bequeath(&mut legacy);
         command.env(super::RESUMED, self.worker.pid().to_string());
-        legacy.exec(&mut command)
+        // One that asks us to stop waits until the new program can be asked.
+        process::block_signals();
+        let error = legacy.exec(&mut command);
+        process::hold_signals();
+        error
     }
 
     /// Tells who asked. If nobody serves now, the one that does next is told.

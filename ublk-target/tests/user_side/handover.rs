@@ -119,15 +119,17 @@ fn another_goes_on_each_time_that_a_worker_is_killed_and_systemd_hears_nothing_o
 fn systemd_keeps_what_outlives_a_daemon_until_it_has_stopped() {
     let home = Home::new();
     let daemon = home.start_succeeded("good");
-    let names = ["control", "control-lock", "store", "mounts"];
-    let told = |what: &str| names.map(|name| format!("{what}\nFDNAME={name}\n"));
-    let kept = [told("REMOVE=1"), told("=1")].concat();
-    assert_eq!(*home.kept.borrow(), kept);
+    let told = |what: &str, names: &[&str]| -> Vec<String> {
+        names.iter().map(|name| format!("{what}\nFDNAME={name}\n")).collect()
+    };
+    assert_eq!(*home.kept.borrow(), told("=1", &["control", "control-lock", "store", "mounts"]));
+    home.kept.borrow_mut().clear();
     daemon.signal(Signal::TERM);
     home.assert_told(STOPPING);
     assert_eq!(daemon.end().0, Some(0));
     home.assert_quiet();
-    assert_eq!(home.kept.borrow()[kept.len()..], told("REMOVE=1"));
+    let all = ["control", "control-lock", "nbd", "nbd-lock", "store", "mounts"];
+    assert_eq!(*home.kept.borrow(), told("REMOVE=1", &all));
 }
 
 #[test]
@@ -169,6 +171,21 @@ fn while_the_new_program_cannot_serve_the_old_one_goes_on() {
     // Its standbys as well.
     kill_process(worker, Signal::KILL).unwrap();
     home.other_than(worker);
+    daemon.signal(Signal::TERM);
+    assert_eq!(daemon.end().0, Some(0));
+}
+
+#[test]
+fn a_new_program_that_ends_before_it_can_be_asked_is_succeeded_by_the_old_one() {
+    let home = Home::new();
+    let daemon = home.start_succeeded("fails");
+    for _ in 0..2 {
+        let old = home.serving().unwrap();
+        let failure = home.client().upgrade().unwrap_err();
+        assert!(failure.message.contains("the old program goes on"), "{failure}");
+        assert_eq!(home.client().list().unwrap().len(), 2);
+        home.other_than(old);
+    }
     daemon.signal(Signal::TERM);
     assert_eq!(daemon.end().0, Some(0));
 }

@@ -28,7 +28,7 @@ const DEVICES: &str = "FAKE_DAEMON_DEVICES";
 const SHUTDOWN_MS: &str = "FAKE_DAEMON_SHUTDOWN_MS";
 
 /// If it shall have standbys, what they and the program that its name stands for by now are:
-/// `good`; `bad`, the latter; or `dies` as soon as it serves.
+/// `good`; `bad`, or `fails` when it serves, the latter; or `dies` as soon as it serves.
 pub const SUCCESSOR: &str = "FAKE_DAEMON_SUCCESSOR";
 
 #[test]
@@ -57,6 +57,11 @@ fn fake_daemon() {
     let standby = || start("handover::fake_standby");
     let successor = || match env::var(SUCCESSOR).as_deref() {
         Ok("bad") => Command::new("false"),
+        Ok("fails") => {
+            let mut command = standby();
+            command.env(SUCCESSOR, "dies");
+            command
+        }
         _ => standby(),
     };
     let has_standbys = env::var_os(SUCCESSOR).is_some();
