@@ -12,7 +12,8 @@
 //!
 //! [`Prepared`] is for a process that waits for another's death: it has all memory at hand that it will need, for
 //! there may be none to be had at that moment. [`Prepared::attach`] allocates next to nothing. It changes nothing
-//! that the slots say, so that it may be killed as well, and begun again by the next.
+//! that the slots say (but which of two copies it is, where a segment was being cleaned), so that it may be killed as
+//! well, and begun again by the next.
 
 use std::io;
 use std::sync::Arc;

@@ -4,6 +4,7 @@
 //! 0            header        how large everything is: written once, checked before anything else is touched
 //! 4 KiB        records       the pool limit, the pools, the backing file
 //! 8 KiB        notes         what the daemon wants to know again: two copies
+//! 256 KiB      moves         of the backing file's cleaner                     (crate::backing)
 //! 1 MiB        segments      of the backing file's log                        (crate::backing)
 //! 16 MiB       directories   one window for each pool that there can be       (crate::directory)
 //!              frame table                                                    (crate::arena)
@@ -27,7 +28,7 @@ use rapidhash::v3::rapidhash_v3;
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use crate::backing::{KEY_BYTES, SEGMENTS_BYTES_MAX};
+use crate::backing::{KEY_BYTES, MOVES_BYTES, SEGMENTS_BYTES_MAX};
 use crate::directory::Directory;
 use crate::durable::{DurableU64, crash_point};
 use crate::engine::POOLS_MAX;
@@ -52,13 +53,15 @@ pub(crate) const STORE_BYTES: u64 = RECORDS_AT + PAGE_SIZE as u64;
 
 const RECORDS_AT: u64 = PAGE_SIZE as u64;
 const NOTES_AT: u64 = RECORDS_AT + PAGE_SIZE as u64;
+const MOVES_AT: u64 = 256 << 10;
 const SEGMENTS_AT: u64 = 1 << 20;
 const DIRECTORIES_AT: u64 = 16 << 20;
 const DIRECTORY_BYTES_MAX: u64 = Directory::bytes_for(POOL_PAGES_MAX);
 const TABLE_AT: u64 = DIRECTORIES_AT + POOLS_MAX as u64 * DIRECTORY_BYTES_MAX;
 
 const _: () = assert!(size_of::<Records>() <= PAGE_SIZE);
-const _: () = assert!(NOTES_AT + 2 * NOTES_BYTES as u64 <= SEGMENTS_AT);
+const _: () = assert!(NOTES_AT + 2 * NOTES_BYTES as u64 <= MOVES_AT);
+const _: () = assert!(MOVES_AT + MOVES_BYTES as u64 <= SEGMENTS_AT);
 const _: () = assert!(SEGMENTS_AT + SEGMENTS_BYTES_MAX <= DIRECTORIES_AT);
 const _: () = assert!(TABLE_AT.is_multiple_of(PAGE_SIZE as u64));
 
@@ -318,6 +321,11 @@ impl Store {
         let at = DIRECTORIES_AT + u64::from(pool.0) * DIRECTORY_BYTES_MAX;
         crash_point();
         self.file.punch(at, DIRECTORY_BYTES_MAX)
+    }
+
+    /// Room for what a log's cleaner notes.
+    pub(crate) fn moves(&self) -> io::Result<Region> {
+        Region::of(&self.file, MOVES_AT, MOVES_BYTES)
     }
 
     /// Room for the table of a log's segments.

@@ -10,7 +10,8 @@
 //!
 //! There is always a segment that can be opened for it: some are in reserve, and one of these has frames for its
 //! entries, or there are frames for them. As no victim has more alive than 11/12 of what it takes, each one
-//! that is cleaned makes room for a part of the next.
+//! that is cleaned makes room for a part of the next. A process that dies meanwhile leaves as many free ones: what it
+//! had moved of a victim is undone ([`super::moves`]) unless all of that was, and then the victim is free.
 
 use super::segments::{SEGMENT_BLOCKS, SEGMENT_FRAMES};
 use super::unit::{State, UNIT_BLOCKS, Unit};
@@ -21,7 +22,7 @@ use crate::shard::Passage;
 use crate::zpage::{HEADER_BYTES, Header};
 
 /// Segments that are opened for cleaning only: what is cleaned needs room before it makes any.
-pub(super) const RESERVE_SEGMENTS: u32 = 2;
+pub(crate) const RESERVE_SEGMENTS: u32 = 2;
 
 /// Cleaning begins below so many free segments.
 pub(super) const CLEAN_BELOW: u32 = RESERVE_SEGMENTS + 4;
@@ -114,6 +115,8 @@ impl Writeback {
         if !self.log.segments().take(segment) {
             return false;
         }
+        let segments = self.log.segments();
+        segments.moves().begin(segment, segments.sequence(segment));
         self.victims.push(Victim { segment, read: 0, units: 0 });
         true
     }
@@ -179,22 +182,29 @@ impl Writeback {
             self.log.segments().spoil(source);
             return true;
         }
-        for extent in buddies.as_slice() {
+        for (zpage, extent) in buddies.as_slice().iter().enumerate() {
             let bytes = &image[extent.offset * GRANULE..extent.end() * GRANULE];
             let head =
                 || Header::from_bytes(*bytes.first_chunk::<HEADER_BYTES>().expect("a zpage"));
             let owner = raw.unwrap_or_else(head).owner();
             let passage = engine.shard(owner).passage(owner, block, extent.offset as u8);
-            if passage.is_some_and(|passage| !self.pack(source, passage, bytes, raw)) {
+            if passage.is_some_and(|passage| !self.pack((block, zpage), passage, bytes, raw)) {
                 return false;
             }
         }
         true
     }
 
-    /// Adds a zpage to the unit that is being filled; false if there is no room for it in the log.
-    fn pack(&mut self, source: u32, passage: Passage, bytes: &[u8], raw: Option<Header>) -> bool {
-        let granules = bytes.len() / GRANULE;
+    /// Adds a zpage, by its block and its place among those of it, to the unit that is being filled; false if there is
+    /// no room for it in the log.
+    fn pack(
+        &mut self,
+        from: (u32, usize),
+        passage: Passage,
+        bytes: &[u8],
+        raw: Option<Header>,
+    ) -> bool {
+        let (source, granules) = (from.0 / SEGMENT_BLOCKS, bytes.len() / GRANULE);
         loop {
             let Some(at) = self.filling().or_else(|| self.begin_packing()) else { return false };
             let unit = &mut self.units[at];
@@ -202,6 +212,10 @@ impl Writeback {
                 self.finish(at);
                 continue;
             };
+            // Before a slot can point there.
+            if !self.log.note_move(from, unit.first + n, offset as u8) {
+                return false;
+            }
             let start = offset * GRANULE;
             self.buffers.image(at, n)[start..start + bytes.len()].copy_from_slice(bytes);
             let passage = Passage { granule: offset as u8, ..passage };
@@ -256,17 +270,22 @@ impl Writeback {
         }
     }
 
-    /// Lets segments go that were read, and of which everything alive is elsewhere or has to stay.
+    /// Lets segments go that were read, and of which everything alive is elsewhere or has to stay; in the order in which
+    /// they were begun, so that a segment that is being filled has to stay for no other one than the first.
     pub(super) fn close_victims(&mut self) {
         let reading = &self.units[READER];
         let read = (reading.state == State::Reading).then_some(reading.first / SEGMENT_BLOCKS);
+        let is_over = |victim: &&Victim| {
+            victim.is_read() && victim.units == 0 && read != Some(victim.segment)
+        };
+        let over = self.victims.iter().take_while(is_over).count();
         let (segments, tally) = (self.log.segments(), self.log.tally());
-        self.victims.retain(|victim| {
-            let is_over = victim.is_read() && victim.units == 0 && read != Some(victim.segment);
-            if is_over && segments.close(victim.segment) {
+        for victim in self.victims.drain(..over) {
+            // Before its place can be used again.
+            segments.moves().end(victim.segment);
+            if segments.close(victim.segment) {
                 tally.add_cleaned();
             }
-            !is_over
-        });
+        }
     }
 }

@@ -10,6 +10,7 @@
 use std::sync::Arc;
 
 use super::block::{BLOCKS_PER_FRAME, BlockMeta};
+use super::moves::{Origin, Spot};
 use super::seal::{KEY_BYTES, Place, Seal};
 use super::segments::{SEGMENT_BLOCKS, SEGMENT_FRAMES, Segments};
 use crate::arena::Arena;
@@ -76,11 +77,44 @@ impl Log {
         is_known
     }
 
-    /// Closes what [`Log::recover`] took in hand.
+    /// Closes what [`Log::recover`] took in hand. All slots have been looked at.
     pub(crate) fn close_all(&self) {
+        // Before a segment may become free: nothing points at what was moved any more.
+        self.segments.moves().forget();
         for segment in (0..self.segments.count()).filter(|at| !self.segments.is_free(*at)) {
-            self.segments.close(segment);
+            self.segments.close_found(segment);
         }
+    }
+
+    /// For recovery: where it was before that a slot points at, if it was moved by a cleaning that is not over.
+    pub(crate) fn origin(&self, block: u32, granule: u8) -> Option<(u32, u8)> {
+        let segment = block / SEGMENT_BLOCKS;
+        if segment >= self.segments.count() {
+            return None;
+        }
+        let Origin { segment, sequence, block, zpage } =
+            self.segments.moves().origin(self.spot(block, granule))?;
+        let is_it = segment < self.segments.count()
+            && !self.segments.is_free(segment)
+            && self.segments.sequence(segment) == sequence;
+        if !is_it {
+            return None;
+        }
+        let block = segment * SEGMENT_BLOCKS + block;
+        let buddies = self.entry(block).layout.buddies();
+        Some((block, buddies.as_slice().get(zpage)?.offset as u8))
+    }
+
+    /// Notes that a zpage of a segment that is being cleaned, by its block and its place among those of it, is moved to
+    /// another block; false if it cannot be.
+    pub(crate) fn note_move(&self, from: (u32, usize), block: u32, granule: u8) -> bool {
+        let (victim, at) = (from.0 / SEGMENT_BLOCKS, from.0 % SEGMENT_BLOCKS);
+        self.segments.moves().note(victim, at, from.1, self.spot(block, granule))
+    }
+
+    fn spot(&self, block: u32, granule: u8) -> Spot {
+        let Place { sequence, block: at } = self.place(block);
+        Spot { segment: block / SEGMENT_BLOCKS, sequence, block: at, granule }
     }
 
     pub(crate) fn segments(&self) -> &Segments {

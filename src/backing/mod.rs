@@ -19,6 +19,7 @@ mod block;
 mod cleaner;
 #[allow(unsafe_code)]
 mod log;
+mod moves;
 mod policy;
 mod seal;
 #[allow(unsafe_code)]
@@ -33,9 +34,12 @@ pub(crate) use attach::LOG_BYTES_MIN;
 pub use attach::{BACKING_BYTES_MIN, BackingError};
 pub(crate) use block::{BLOCKS_PER_FRAME, BlockMeta};
 pub(crate) use log::{BlockKey, Found, Log};
+pub(crate) use moves::MOVES_BYTES;
 pub(crate) use policy::{Dials, is_low};
 pub use seal::KEY_BYTES;
 pub(crate) use segments::{SEGMENT_BLOCKS, SEGMENT_FRAMES, SEGMENTS_BYTES_MAX, Segments};
 pub use settings::{SettingsError, WritebackSettings};
 pub(crate) use writeback::ENTRIES_LEAST;
 pub use writeback::{Health, Job, JobFailed, Writeback};
+#[cfg(all(test, not(any(miri, feature = "shuttle"))))]
+pub(crate) use {cleaner::RESERVE_SEGMENTS, writeback::READER};

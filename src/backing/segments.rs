@@ -22,7 +22,7 @@ use std::io;
 use std::sync::atomic::{AtomicU64 as Word, Ordering};
 
 use crate::durable::{DurableU32, DurableU64};
-use crate::frame::NIL;
+use crate::frame::{FRAME_GRANULES, NIL};
 use crate::handle::PAGE_SIZE;
 use crate::region::Region;
 use crate::store::Store;
@@ -30,6 +30,7 @@ use crate::sync::schedule_point;
 
 use super::bits::Bits;
 use super::block::BLOCKS_PER_FRAME;
+use super::moves::{Moves, Records};
 
 /// Blocks of a segment: 1 MiB.
 pub(crate) const SEGMENT_BLOCKS: u32 = 256;
@@ -49,8 +50,14 @@ pub(crate) const SEGMENT_FRAMES: usize = SEGMENT_BLOCKS as usize / BLOCKS_PER_FR
 const META_BYTES: usize = size_of::<SegmentMeta>();
 
 const IN_HAND: u64 = 1 << 63;
+/// Beside that, in hand of a recovery, and was not before. So what is in hand without it when a process has died, that
+/// process was writing or cleaning.
+const FOUND: u64 = 1 << 62;
 /// The rest of the word: live granules.
-const LIVE: u64 = IN_HAND - 1;
+const LIVE: u64 = FOUND - 1;
+
+/// Granules of a segment.
+const SEGMENT_GRANULES: u32 = SEGMENT_BLOCKS * FRAME_GRANULES as u32;
 
 /// A segment is worth cleaning when at least this part of what is used up of it is dead. So no more than so many
 /// bytes are written for each that comes, and when no segment is worth it the log is full.
@@ -85,6 +92,8 @@ struct SegmentMeta {
 /// See the module's description.
 pub(crate) struct Segments {
     table: Region,
+    /// Of [`Moves`].
+    records: Region,
     count: u32,
     free: Word,
     live: Word,
@@ -102,9 +111,11 @@ impl Segments {
     /// So many segments, all of them free, for a store that has none yet.
     pub(crate) fn new(store: &Store, count: u32) -> io::Result<Self> {
         let segments = Self::of_store(store, count)?;
-        // What a process has left there that died before there was a log.
-        segments.table.release(0, segments.table.bytes())?;
-        segments.table.populate(0, segments.table.bytes())?;
+        for region in [&segments.table, &segments.records] {
+            // What a process has left there that died before there was a log.
+            region.release(0, region.bytes())?;
+            region.populate(0, region.bytes())?;
+        }
         Ok(segments)
     }
 
@@ -112,15 +123,24 @@ impl Segments {
     pub(crate) fn of_store(store: &Store, count: u32) -> io::Result<Self> {
         assert!(count > 0 && count <= SEGMENTS_MAX);
         let table = store.segments(u64::from(count) * META_BYTES as u64)?;
+        let records = store.moves()?;
         let (free, live, sequence) = (Word::new(count.into()), Word::new(0), Word::new(0));
         let (bare, framed) = (Bits::new(count, true), Bits::new(count, false));
         let classes = (CLASS_MIN..CLASSES).map(|_| Bits::new(count, false)).collect();
-        Ok(Self { table, count, free, live, sequence, bare, framed, classes })
+        Ok(Self { table, records, count, free, live, sequence, bare, framed, classes })
     }
 
-    /// Makes the table be at hand: see [`Region::bring_in`].
+    /// Makes the tables be at hand: see [`Region::bring_in`].
     pub(crate) fn bring_in(&self) -> io::Result<()> {
-        self.table.bring_in(0, self.table.bytes())
+        self.table.bring_in(0, self.table.bytes())?;
+        self.records.bring_in(0, self.records.bytes())
+    }
+
+    /// What is noted of segments that are being cleaned.
+    pub(crate) fn moves(&self) -> Moves<'_> {
+        // SAFETY: the region has the bytes of the records, page-aligned at its start; they consist of atomics, for
+        // which every bit pattern is valid.
+        Moves(unsafe { self.records.start().cast::<Records>().as_ref() })
     }
 
     /// Takes all segments in hand that have frames, and counts nothing in them as live: what is, is told next, and
@@ -133,7 +153,12 @@ impl Segments {
             if frames.is_none() {
                 self.set_frames(segment, None);
             }
-            let word = if frames.is_some() { IN_HAND } else { 0 };
+            let was_in_hand = meta.word.load(Ordering::Acquire) & (IN_HAND | FOUND) == IN_HAND;
+            let word = match (frames.is_some(), was_in_hand) {
+                (true, true) => IN_HAND,
+                (true, false) => IN_HAND | FOUND,
+                (false, _) => 0,
+            };
             meta.word.store(word, Ordering::Release);
             // As if each had been opened; which set it belongs to, closing it says.
             match frames.is_some() {
@@ -159,14 +184,15 @@ impl Segments {
         self.live.load(Ordering::Acquire)
     }
 
-    /// Bytes of memory that the table and the sets take.
+    /// Bytes of memory that the tables and the sets take.
     pub(crate) fn bytes(&self) -> u64 {
         let sets = self.classes.iter().chain([&self.bare, &self.framed]);
-        self.table.bytes() as u64 + sets.map(Bits::bytes).sum::<u64>()
+        let tables = self.table.bytes() + self.records.bytes();
+        tables as u64 + sets.map(Bits::bytes).sum::<u64>()
     }
 
     pub(crate) fn is_locked(&self) -> bool {
-        self.table.is_locked()
+        self.table.is_locked() && self.records.is_locked()
     }
 
     /// The sequence number that a block's segment was opened with.
@@ -257,13 +283,24 @@ impl Segments {
         schedule_point();
         let before = self.meta(segment).word.fetch_and(LIVE, Ordering::AcqRel);
         assert_ne!(before & IN_HAND, 0, "segment {segment} is not in hand");
-        let is_free = before == IN_HAND;
+        let is_free = before & LIVE == 0;
         if is_free {
             self.freed(segment);
         } else if let Some(class) = self.class(segment, before & LIVE) {
             self.classes[class].add(segment);
         }
         is_free
+    }
+
+    /// The same at the end of a recovery. What a process was writing when it died is not gone on with, so all of it is
+    /// used up, and what was never written in it is as good as dead. (Of what was being cleaned, more may be counted so
+    /// than cleaning gives: it is cleaned once more, at most, than it is worth.)
+    pub(crate) fn close_found(&self, segment: u32) {
+        let meta = self.meta(segment);
+        if meta.word.load(Ordering::Acquire) & FOUND == 0 {
+            meta.used.store(SEGMENT_GRANULES, Ordering::Release);
+        }
+        self.close(segment);
     }
 
     /// Counts so many granules of a segment in hand as used up: nothing else can be there until it is opened
@@ -461,7 +498,7 @@ mod tests {
         }
         assert_eq!(again.free(), 1);
         for segment in [0, 1, 3] {
-            again.close(segment);
+            again.close_found(segment);
         }
         assert_eq!(found(&again), before);
     }

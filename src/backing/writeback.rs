@@ -33,7 +33,7 @@ use crate::handle::PAGE_SIZE;
 const EVICTING: usize = 4;
 
 /// The unit that a segment is read with, behind them, and behind it those that what is alive is packed into.
-pub(super) const READER: usize = EVICTING;
+pub(crate) const READER: usize = EVICTING;
 const UNITS: usize = READER + 5;
 
 /// Free segments that keep the frames of their entries.

@@ -72,6 +72,7 @@ impl Stock {
             if slot.is_empty() {
                 continue;
             }
+            let slot = self.undo_move(leaf, index, slot);
             let found = slot.known_place().filter(|place| self.find_place(pool, handle, *place));
             if found.is_some() {
                 used += 1;
@@ -85,6 +86,17 @@ impl Stock {
             set(lost, index, found.is_none());
         }
         used
+    }
+
+    /// A slot that points at what a cleaning has moved that was not over, points at where that was before again: it is
+    /// there still. Returns the slot.
+    fn undo_move(&mut self, leaf: u32, index: u32, slot: Slot) -> Slot {
+        let Some(Place::Log { block, granule }) = slot.known_place() else { return slot };
+        let origin = self.log.as_ref().and_then(|log| log.origin(block, granule));
+        let Some((block, granule)) = origin else { return slot };
+        let before = slot.moved_to(Place::Log { block, granule });
+        self.set_slot(leaf, index, slot, before);
+        before
     }
 
     /// Notes that a page is at a place, and counts it; false if it cannot be.
