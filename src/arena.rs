@@ -44,6 +44,8 @@ pub(crate) struct Arena {
     limit: AtomicU64,
     /// Frames that can be had by evicting what is ephemeral in them.
     evictable: AtomicU64,
+    /// Frames from this number on have no memory, as far as recovery has found.
+    found: AtomicU64,
     /// Frames from this number on never had memory. Changes only under `backing`.
     top: AtomicU64,
     backing: Mutex<Backing>,
@@ -111,6 +113,7 @@ impl Arena {
             allocated: AtomicU64::new(0),
             limit: AtomicU64::new(u64::from(limit)),
             evictable: AtomicU64::new(0),
+            found: AtomicU64::new(0),
             top: AtomicU64::new(0),
             backing: Mutex::new(Backing { holes: NIL }),
         })
@@ -153,6 +156,11 @@ impl Arena {
         self.limit.load(Ordering::Acquire) as u32
     }
 
+    /// Frames that there is room for.
+    pub(crate) fn frames_max(&self) -> u32 {
+        self.frames_max
+    }
+
     pub(crate) fn set_limit(&self, frames: u32) {
         assert!(frames <= self.frames_max);
         self.limit.store(u64::from(frames), Ordering::Release);
@@ -167,9 +175,10 @@ impl Arena {
         (self.top() as usize * META_BYTES).next_multiple_of(PAGE_SIZE) as u64
     }
 
-    /// Whether there is a frame of that number, which may have no memory.
+    /// For recovery: whether there is a frame of that number among those that were found. One that has no memory is a
+    /// free one.
     pub(crate) fn has(&self, frame: u32) -> bool {
-        frame < self.frames_max
+        u64::from(frame) < self.found.load(Ordering::Acquire)
     }
 
     fn top(&self) -> u32 {
@@ -381,6 +390,21 @@ impl Arena {
     pub(crate) fn bring_in_tables(&self) -> io::Result<()> {
         self.table.bring_in_tables()?;
         self.frames.bring_in_tables()
+    }
+
+    /// For recovery: looks which frames have memory, and forgets what an earlier recovery has found. Returns the number
+    /// past the last of them.
+    pub(crate) fn find_frames(&self) -> io::Result<u32> {
+        let mut past = 0;
+        self.each_populated(|frame| {
+            // Nothing is in these, whatever the table says.
+            (past..frame).for_each(|hole| self.meta(hole).reset(Use::Free));
+            self.meta(frame).unclaim();
+            self.meta(frame).clear_found();
+            past = frame + 1;
+        })?;
+        self.found.store(past.into(), Ordering::Release);
+        Ok(past)
     }
 
     /// For recovery: takes in frames that have memory. There are none yet.

@@ -45,10 +45,14 @@ const FLAG_CLOSED: u32 = 1 << 18;
 const FLAG_HELD: u32 = 1 << 19;
 const FLAG_CLEAN: u32 = 1 << 20;
 const FLAG_CLAIMED: u32 = 1 << 21;
+/// Of a block's zpages, those that recovery has come to, a bit each: where a frame's has other flags.
+const FOUND_SHIFT: usize = 18;
+const FOUND: u32 = ((1 << BUDDIES_MAX) - 1) << FOUND_SHIFT;
 const TICK_SHIFT: u32 = 24;
 
 const _: () = assert!(size_of::<FrameMeta>() == 32);
 const _: () = assert!(BUDDIES_MAX * 2 <= BODY_BYTES);
+const _: () = assert!(FOUND < 1 << TICK_SHIFT);
 // An entry's length is stored less one, so that a whole frame fits in a byte.
 const _: () = assert!(FRAME_GRANULES <= 256);
 
@@ -92,6 +96,10 @@ impl Extent {
         self.offset + self.length
     }
 
+    pub(crate) fn overlaps(self, other: Self) -> bool {
+        self.offset < other.end() && other.offset < self.end()
+    }
+
     fn pack(self) -> u32 {
         assert!(self.length > 0 && self.end() <= FRAME_GRANULES, "{self:?} is not in a frame");
         self.offset as u32 | (self.length as u32 - 1) << 8
@@ -127,6 +135,11 @@ impl Buddies {
     pub(crate) fn push(&mut self, extent: Extent) {
         self.extents[self.count] = extent;
         self.count += 1;
+    }
+
+    /// Which of them begins at a granule.
+    pub(crate) fn position(&self, granule: u8) -> Option<usize> {
+        self.as_slice().iter().position(|extent| extent.offset == usize::from(granule))
     }
 
     /// Takes out the zpage that starts at `offset`.
@@ -209,12 +222,15 @@ impl Layout {
 
     /// Counts none of a block's zpages as one that a slot points at.
     pub(crate) fn deaden_all(&self) {
-        self.state.store(self.state.load(Relaxed) & !0xff, Relaxed);
+        self.state.store(self.state.load(Relaxed) & !(0xff | FOUND), Relaxed);
     }
 
-    /// Whether a zpage is listed that begins there.
-    pub(crate) fn has_zpage(&self, granule: u8) -> bool {
-        self.buddies().as_slice().iter().any(|extent| extent.offset == usize::from(granule))
+    /// For recovery: a slot points at a block's zpage that begins there. False if there is none, or another slot has it.
+    pub(crate) fn find_zpage(&self, granule: u8) -> bool {
+        let Some(buddies) = self.known_buddies() else { return false };
+        let Some(zpage) = buddies.position(granule) else { return false };
+        let bit = 1 << (FOUND_SHIFT + zpage);
+        self.state.fetch_or(bit, Relaxed) & bit == 0
     }
 
     /// Counts one more of a block's zpages that a slot points at.
@@ -252,18 +268,31 @@ impl Layout {
     }
 
     pub(crate) fn buddies(&self) -> Buddies {
+        let state = self.state.load(Relaxed);
+        let buddies = self.known_buddies();
+        buddies.unwrap_or_else(|| panic!("frame table: no frame can hold this: {state:#x}"))
+    }
+
+    /// The zpages that are listed; none if that is nothing that is ever written.
+    pub(crate) fn known_buddies(&self) -> Option<Buddies> {
         let mut buddies = Buddies::NONE;
         if self.is_raw() {
             buddies.push(Extent::WHOLE);
-            return buddies;
+            return Some(buddies);
         }
         let count = (self.state.load(Relaxed) >> 8 & 0xff) as usize;
-        assert!(count <= BUDDIES_MAX, "frame table: a frame cannot hold {count} zpages");
+        if count > BUDDIES_MAX {
+            return None;
+        }
         for at in 0..count {
             let pair = self.body[at / 2].load(Relaxed);
-            buddies.push(Extent::unpack(pair >> (16 * (at % 2)) & 0xffff));
+            let extent = Extent::unpack(pair >> (16 * (at % 2)) & 0xffff);
+            if extent.end() > FRAME_GRANULES {
+                return None;
+            }
+            buddies.push(extent);
         }
-        buddies
+        Some(buddies)
     }
 
     /// Lists these zpages. One that was listed, and is to be, is so at each moment, for one may be the last of the
@@ -377,12 +406,17 @@ impl FrameMeta {
         self.bin.prev.store(0, Relaxed);
     }
 
-    /// that one of its zpages was, by its place among them, of an object of that shard; whether that is news;
-    pub(crate) fn find(&self, zpage: usize, shard: usize) -> bool {
-        let bit = 1 << zpage;
-        let found = self.bin.prev.load(Relaxed);
-        self.bin.prev.store(found | bit | (shard as u32) << 8, Relaxed);
-        found & bit == 0
+    /// that one of its zpages was, by its place among them, of an object of that shard. False if it cannot be, because
+    /// another slot has it, or what it overlaps, or the frame is another shard's;
+    pub(crate) fn find(&self, zpage: usize, shard: usize, of: &Buddies) -> bool {
+        let (found, owner) = self.found();
+        let it = of.as_slice()[zpage];
+        let mut others = of.as_slice().iter().enumerate().filter(|(at, _)| found & 1 << at != 0);
+        if found != 0 && owner != shard || others.any(|(_, other)| it.overlaps(*other)) {
+            return false;
+        }
+        self.bin.prev.store(found | 1 << zpage | (shard as u32) << 8, Relaxed);
+        true
     }
 
     /// and which were, a bit each, and of which shard.
@@ -465,6 +499,48 @@ mod tests {
         assert_eq!(meta.used_for(), Use::Ephemeral);
         meta.reset(Use::Free);
         assert!(!meta.layout.is_raw());
+    }
+
+    #[test]
+    fn what_no_frame_can_hold_is_not_listed() {
+        let meta = meta();
+        meta.reset(Use::Persistent);
+        let last = Extent { offset: FRAME_GRANULES - 2, length: 2 };
+        let mut buddies = Buddies::NONE;
+        buddies.push(last);
+        meta.layout.set_buddies(&buddies);
+        assert_eq!(meta.layout.known_buddies().unwrap().as_slice(), [last]);
+        let pair = meta.layout.body[0].load(Relaxed);
+        meta.layout.body[0].store(pair + (1 << 8), Relaxed);
+        assert!(meta.layout.known_buddies().is_none(), "it is longer than the frame");
+        meta.layout.body[0].store(pair, Relaxed);
+        meta.layout.state.fetch_or((BUDDIES_MAX as u32 + 1) << 8, Relaxed);
+        assert!(meta.layout.known_buddies().is_none(), "there are too many");
+    }
+
+    #[test]
+    fn a_zpage_is_found_once_and_by_one_shard() {
+        let meta = meta();
+        let of = |extents: &[(usize, usize)]| {
+            let mut buddies = Buddies::NONE;
+            extents.iter().for_each(|&(offset, length)| buddies.push(Extent { offset, length }));
+            buddies
+        };
+        let buddies = of(&[(3, 4), (7, 1)]);
+        meta.clear_found();
+        assert!(meta.find(0, 1, &buddies));
+        assert!(!meta.find(0, 1, &buddies) && !meta.find(1, 0, &buddies));
+        assert!(meta.find(1, 1, &buddies));
+        assert_eq!(meta.found(), (3, 1));
+        let overlapping = of(&[(3, 4), (6, 2)]);
+        meta.clear_found();
+        assert!(meta.find(1, 1, &overlapping) && !meta.find(0, 1, &overlapping));
+
+        meta.layout.lay_out(&buddies);
+        assert!(meta.layout.find_zpage(7) && !meta.layout.find_zpage(7));
+        assert!(!meta.layout.find_zpage(4), "none begins there");
+        meta.layout.deaden_all();
+        assert!(meta.layout.find_zpage(7));
     }
 
     #[test]

@@ -22,7 +22,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use slab::Slab;
 
 use crate::arena::Arena;
-use crate::backing::{Log, Segments, Writeback};
+use crate::backing::{Log, SEGMENTS, Segments, Writeback};
 use crate::directory::Directory;
 use crate::engine::{Config, Engine, POOLS_MAX, SHARDS_MAX};
 use crate::frame::{NIL, Use};
@@ -79,24 +79,35 @@ impl Prepared {
         let engine = Engine::over(&config, store, arena);
         let (directories, at_hand) = (Vec::with_capacity(POOLS_MAX), 0);
         let mut prepared = Self { engine, directories, writeback: None, at_hand };
-        prepared.follow()?;
+        prepared.bring_in()?;
         Ok(prepared)
     }
 
     /// Brings what has come since to hand. To be called now and then.
     pub fn follow(&mut self) -> io::Result<()> {
+        self.bring_in().map_err(|error| match error {
+            AttachError::Memory { source } => source,
+            error => io::Error::new(io::ErrorKind::InvalidData, error),
+        })
+    }
+
+    fn bring_in(&mut self) -> Result<(), AttachError> {
         self.open_log()?;
         self.open_directories()?;
         self.at_hand = self.engine.arena.bring_in(self.at_hand)?;
         Ok(())
     }
 
-    fn open_log(&mut self) -> io::Result<()> {
+    fn open_log(&mut self) -> Result<(), AttachError> {
         let (engine, record) = (&self.engine, self.engine.store.log());
         if record.segments() == 0 || self.writeback.is_some() {
             return Ok(());
         }
-        let segments = Segments::of_store(&engine.store, record.segments())?;
+        let segments = u32::try_from(record.segments()).ok();
+        let segments = segments
+            .filter(|segments| SEGMENTS.contains(segments))
+            .ok_or(AttachError::Tables { what: "how large it says that the backing file is" })?;
+        let segments = Segments::of_store(&engine.store, segments)?;
         segments.bring_in()?;
         let key = record.key();
         let log = Arc::new(Log::new(Arc::clone(&engine.arena), segments, key.as_ref()));
@@ -123,9 +134,10 @@ impl Prepared {
     pub fn attach(mut self) -> Result<Attached, AttachError> {
         self.engine.arena.bring_in_tables()?;
         self.open_log()?;
+        self.check_tables()?;
         self.open_directories()?;
         let mut recovered = Recovered::default();
-        let frames = self.forget()?;
+        let frames = self.engine.arena.find_frames()?;
         self.engine.log().inspect(|log| log.recover());
         self.find_pools(&mut recovered);
         self.engine.readmit(frames);
@@ -136,19 +148,20 @@ impl Prepared {
         Ok(Attached { engine: self.engine, writeback: self.writeback, recovered })
     }
 
-    /// Forgets what an earlier recovery has found; returns how many frames ever had memory, as far as
-    /// they matter.
-    fn forget(&self) -> io::Result<u32> {
-        let arena = &self.engine.arena;
-        let mut past = 0;
-        arena.each_populated(|frame| {
-            for frame in past..=frame {
-                arena.meta(frame).unclaim();
-                arena.meta(frame).clear_found();
-            }
-            past = frame + 1;
-        })?;
-        Ok(past)
+    /// Whether all that nothing else can be found without makes sense. What makes none elsewhere costs only what it is
+    /// about.
+    fn check_tables(&self) -> Result<(), AttachError> {
+        let store = &self.engine.store;
+        let mut ids = (0..POOLS_MAX as u16).map(PoolId);
+        if !ids.all(|id| store.pool(id).is_sound()) {
+            return Err(AttachError::Tables { what: "what it says of its pools" });
+        }
+        if !self.engine.log().is_none_or(|log| log.segments().is_sound()) {
+            return Err(AttachError::Tables {
+                what: "what it says of the backing file's segments",
+            });
+        }
+        Ok(())
     }
 
     /// Makes the pools known, and finds what is in them.
@@ -180,12 +193,8 @@ impl Prepared {
             tables += log.segments().bytes() + writeback.bytes();
         }
         engine.tables.store(tables, Ordering::Release);
-        if engine.apply_limit(&registry, engine.store.limit()).is_err() {
-            // It was in force, but what is not in frames may take more with another program. Nothing more is taken in, then,
-            // until it is raised.
-            engine.limit.store(engine.store.limit(), Ordering::Release);
-            engine.arena.set_limit(engine.arena.allocated() - engine.arena.free());
-        }
+        // None that is larger is ever in force.
+        engine.keep_limit(&registry, engine.store.limit().min(engine.config.limit_max));
         drop(registry);
         // First what the log cannot make room without.
         if let Some(writeback) = &mut self.writeback {

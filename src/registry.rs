@@ -178,11 +178,12 @@ impl Engine {
         Ok(id)
     }
 
-    /// Changes what the tables take, and so what is left for frames.
+    /// Changes what the tables take, and so what is left for frames. Whoever makes them larger has checked before that the
+    /// limit leaves room for that.
     pub(crate) fn resize_tables(&self, registry: &Registry, resize: impl FnOnce(u64) -> u64) {
         let tables = resize(self.tables.load(Ordering::Acquire));
         self.tables.store(tables, Ordering::Release);
-        self.apply_limit(registry, self.limit()).expect("checked before it grew, or it shrank");
+        self.keep_limit(registry, self.limit());
     }
 
     /// Flushes everything in a pool and removes it.

@@ -84,6 +84,15 @@ pub enum AttachError {
         /// What it has: version, bytes of a granule, and zpages of a frame.
         found: String,
     },
+    /// A part of it that nothing can be found without says what no engine ever wrote.
+    #[error(
+        "the memory file is damaged: {what} cannot be. Nothing in it can be used: begin with an empty one, and see \
+         whether the machine's memory is sound"
+    )]
+    Tables {
+        /// The part.
+        what: &'static str,
+    },
     /// The kernel did not give what is needed to have it in memory.
     #[error("cannot map the memory file: {source}")]
     Memory {
@@ -121,6 +130,13 @@ pub(crate) struct Geometry {
     pub(crate) shards: u32,
     /// The largest pool limit, in bytes.
     pub(crate) limit_max: u64,
+}
+
+impl Geometry {
+    /// Bytes of the memory file.
+    fn file_bytes(self) -> u64 {
+        Store::arena_at(self.frames_max) + u64::from(self.frames_max) * PAGE_SIZE as u64
+    }
 }
 
 #[derive(Clone, Copy, FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned)]
@@ -220,6 +236,10 @@ impl Store {
         let store = Self::over(file)?;
         match store.geometry() {
             Err(AttachError::Empty) => Ok(store),
+            // What is behind the file's end cannot be looked at.
+            Ok(geometry) if store.file.bytes()? < geometry.file_bytes() => {
+                Err(AttachError::Damaged)
+            }
             result => result.map(|_| store),
         }
     }
@@ -250,7 +270,7 @@ impl Store {
         assert!(self.is_empty(), "a store can be made once");
         let Geometry { frames_max, shards, limit_max } = geometry;
         assert!(frames_max > 0 && frames_max < NIL);
-        self.file.resize(Self::arena_at(frames_max) + u64::from(frames_max) * PAGE_SIZE as u64)?;
+        self.file.resize(geometry.file_bytes())?;
         let mut header = Header {
             magic: MAGIC,
             version: U32::new(VERSION),
@@ -304,7 +324,8 @@ impl Store {
         Region::of(&self.file, at, frames_max as usize * PAGE_SIZE)
     }
 
-    fn arena_at(frames_max: u32) -> u64 {
+    /// Where the frames of an arena of so many begin.
+    pub(crate) fn arena_at(frames_max: u32) -> u64 {
         let table = u64::from(frames_max) * size_of::<FrameMeta>() as u64;
         (TABLE_AT + table).next_multiple_of(PAGE_SIZE as u64)
     }
@@ -439,6 +460,18 @@ impl PoolRecord {
         self.word.load(Ordering::Acquire) == VACANT
     }
 
+    /// Whether it says what is ever written.
+    pub(crate) fn is_sound(&self) -> bool {
+        let word = self.word.load(Ordering::Acquire);
+        let pages = self.pages.load(Ordering::Acquire);
+        let (client, kind, state) = (word >> 16, word >> 8 & 0xff, word & 0xff);
+        word == VACANT
+            || matches!(state, LIVE | CLOSING)
+                && kind <= PoolKind::Persistent as u64
+                && client < POOLS_MAX as u64
+                && (1..=POOL_PAGES_MAX).contains(&pages)
+    }
+
     /// The pool, if there is one.
     pub(crate) fn pool(&self, id: PoolId) -> Option<PoolInfo> {
         let word = self.word.load(Ordering::Acquire);
@@ -466,8 +499,8 @@ impl LogRecord {
     }
 
     /// Segments of the backing file; 0 if there is none.
-    pub(crate) fn segments(&self) -> u32 {
-        self.segments.load(Ordering::Acquire) as u32
+    pub(crate) fn segments(&self) -> u64 {
+        self.segments.load(Ordering::Acquire)
     }
 
     pub(crate) fn key(&self) -> Option<[u8; KEY_BYTES]> {
@@ -531,6 +564,12 @@ mod tests {
             assert!(matches!(again(&store), Err(AttachError::Damaged)), "byte {at}");
             store.head.write(at, &byte);
         }
+        // What is cut off is, too.
+        let bytes = GEOMETRY.file_bytes();
+        store.file.resize(bytes - 1).unwrap();
+        assert!(matches!(again(&store), Err(AttachError::Damaged)));
+        store.file.resize(bytes).unwrap();
+        assert!(again(&store).is_ok());
         let other = rustix::fs::memfd_create("tmem-test", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
         assert!(matches!(Store::from_file(other), Err(AttachError::Damaged)));
     }

@@ -132,8 +132,19 @@ impl Engine {
         let frames = self.config.check_limit(limit, tables)?;
         self.limit.store(limit, Ordering::Release);
         self.store.set_limit(limit);
-        self.arena.set_limit(frames);
+        // A store that another program has made may have been made for fewer.
+        self.arena.set_limit(frames.min(self.arena.frames_max()));
         Ok(())
+    }
+
+    /// The same for a limit that was in force. An engine that goes on from another's store may find that it leaves no
+    /// room: what is not in frames may take more with another program. Nothing more is taken in then, until it is raised.
+    pub(crate) fn keep_limit(&self, locked: &Registry, limit: u64) {
+        if self.apply_limit(locked, limit).is_err() {
+            self.limit.store(limit, Ordering::Release);
+            let in_use = self.arena.allocated().saturating_sub(self.arena.free());
+            self.arena.set_limit(in_use.min(self.arena.frames_max()));
+        }
     }
 
     /// The pool limit in bytes.

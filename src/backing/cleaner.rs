@@ -43,11 +43,19 @@ pub(super) struct Victim {
     read: u32,
     /// Units that what was alive in it is in.
     units: u32,
+    /// Whether something that is alive in it was left there.
+    is_cut: bool,
 }
 
 impl Victim {
     fn is_read(&self) -> bool {
         self.read == SEGMENT_BLOCKS
+    }
+
+    /// Leaves in it what is still there.
+    fn cut(&mut self) {
+        self.read = SEGMENT_BLOCKS;
+        self.is_cut = true;
     }
 }
 
@@ -62,7 +70,7 @@ impl Writeback {
         }
         if !self.can_pack() {
             // What is packed already may make room when it is written; then others have a turn.
-            self.victims.iter_mut().for_each(|victim| victim.read = SEGMENT_BLOCKS);
+            self.victims.iter_mut().filter(|victim| !victim.is_read()).for_each(Victim::cut);
             self.close_victims();
             return self.flush_packed();
         }
@@ -117,7 +125,7 @@ impl Writeback {
         }
         let segments = self.log.segments();
         segments.moves().begin(segment, segments.sequence(segment));
-        self.victims.push(Victim { segment, read: 0, units: 0 });
+        self.victims.push(Victim { segment, read: 0, units: 0, is_cut: false });
         true
     }
 
@@ -159,7 +167,7 @@ impl Writeback {
         for n in 0..blocks {
             if !self.sort_block(engine, segment, n, first + n) {
                 let victim = self.victims.iter_mut().find(|victim| victim.segment == segment);
-                victim.expect("it is being read").read = SEGMENT_BLOCKS;
+                victim.expect("it is being read").cut();
                 break;
             }
         }
@@ -262,11 +270,13 @@ impl Writeback {
         unit.state = State::Ready;
     }
 
-    /// A unit with what was alive in segments has ended.
-    pub(super) fn forget_sources(&mut self, at: usize) {
+    /// A unit with what was alive in segments has ended; it was written, or what is in it stays where it was.
+    pub(super) fn forget_sources(&mut self, at: usize, written: bool) {
         for source in &self.units[at].sources {
             let victim = self.victims.iter_mut().find(|victim| victim.segment == *source);
-            victim.expect("a segment is in hand while what was in it is written").units -= 1;
+            let victim = victim.expect("a segment is in hand while what was in it is written");
+            victim.units -= 1;
+            victim.is_cut |= !written;
         }
     }
 
@@ -283,8 +293,11 @@ impl Writeback {
         for victim in self.victims.drain(..over) {
             // Before its place can be used again.
             segments.moves().end(victim.segment);
-            if segments.close(victim.segment) {
-                tally.add_cleaned();
+            match segments.close(victim.segment) {
+                true => tally.add_cleaned(),
+                // What is alive there is nobody's whose name is on it, as after damage: it would be read for ever.
+                false if !victim.is_cut => segments.spoil(victim.segment),
+                false => {}
             }
         }
     }

@@ -49,28 +49,38 @@ impl Log {
     /// For recovery: takes all segments in hand that have entries, claims the frames with these, and forgets what is
     /// alive. That is told next, by [`Log::find_alive`]; then [`Log::close_all`] ends it.
     pub(crate) fn recover(&self) {
-        let is_frame = |frame| {
-            self.arena.has(frame) && self.arena.meta(frame).known_use() == Some(Use::Blocks)
-        };
-        self.segments.recover(is_frame);
+        self.segments.recover(|frames| self.claim_frames(frames));
         for segment in (0..self.segments.count()).filter(|at| !self.segments.is_free(*at)) {
-            let frames = self.segments.frames(segment).expect("it is in hand for them");
-            for frame in frames {
-                self.arena.meta(frame).claim();
-                self.count_frame();
-            }
+            (0..SEGMENT_FRAMES).for_each(|_| self.count_frame());
             let first = segment * SEGMENT_BLOCKS;
             let blocks = first..first + SEGMENT_BLOCKS;
             blocks.for_each(|block| self.entry(block).layout.deaden_all());
         }
     }
 
-    /// A slot points at a zpage in a block: it is counted as alive, if there is one.
+    /// Claims frames with entries, if all of them are, and are nobody else's.
+    fn claim_frames(&self, frames: &[u32; SEGMENT_FRAMES]) -> bool {
+        let is_free = |frame: &u32| {
+            self.arena.has(*frame)
+                && self.arena.meta(*frame).known_use() == Some(Use::Blocks)
+                && !self.arena.meta(*frame).is_claimed()
+        };
+        let are_apart = frames.iter().enumerate().all(|(at, frame)| !frames[..at].contains(frame));
+        let are_free = are_apart && frames.iter().all(is_free);
+        if are_free {
+            for frame in frames {
+                self.arena.meta(*frame).claim();
+            }
+        }
+        are_free
+    }
+
+    /// A slot points at a zpage in a block: it is counted as alive, if there is one, and no other slot has it.
     pub(crate) fn find_alive(&self, block: u32, granule: u8) -> bool {
         let segment = block / SEGMENT_BLOCKS;
         let is_known = segment < self.segments.count()
             && !self.segments.is_free(segment)
-            && self.entry(block).layout.has_zpage(granule);
+            && self.entry(block).layout.find_zpage(granule);
         if is_known {
             self.enliven(block, granule);
         }
@@ -101,7 +111,7 @@ impl Log {
             return None;
         }
         let block = segment * SEGMENT_BLOCKS + block;
-        let buddies = self.entry(block).layout.buddies();
+        let buddies = self.entry(block).layout.known_buddies()?;
         Some((block, buddies.as_slice().get(zpage)?.offset as u8))
     }
 

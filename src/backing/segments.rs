@@ -56,6 +56,9 @@ const FOUND: u64 = 1 << 62;
 /// The rest of the word: live granules.
 const LIVE: u64 = FOUND - 1;
 
+/// The largest number of a use. It cannot be reached: a segment takes more than a microsecond.
+const SEQUENCE_MAX: u64 = 1 << 60;
+
 /// Granules of a segment.
 const SEGMENT_GRANULES: u32 = SEGMENT_BLOCKS * FRAME_GRANULES as u32;
 
@@ -143,13 +146,19 @@ impl Segments {
         Moves(unsafe { self.records.start().cast::<Records>().as_ref() })
     }
 
+    /// Whether what is not made anew by recovery can be. So many uses there never are, and each has to have a number of
+    /// its own.
+    pub(crate) fn is_sound(&self) -> bool {
+        (0..self.count).all(|segment| self.sequence(segment) <= SEQUENCE_MAX)
+    }
+
     /// Takes all segments in hand that have frames, and counts nothing in them as live: what is, is told next, and
-    /// then each is closed. With what `is_frame` takes for a frame with entries; without both, a segment is free.
-    pub(crate) fn recover(&self, is_frame: impl Fn(u32) -> bool) {
+    /// then each is closed. With what `takes` accepts for frames with entries; without, a segment is free.
+    pub(crate) fn recover(&self, takes: impl Fn(&[u32; SEGMENT_FRAMES]) -> bool) {
         for segment in 0..self.count {
             let meta = self.meta(segment);
             self.sequence.fetch_max(meta.sequence.load(Ordering::Acquire), Ordering::AcqRel);
-            let frames = self.frames(segment).filter(|frames| frames.iter().all(|f| is_frame(*f)));
+            let frames = self.frames(segment).filter(&takes);
             if frames.is_none() {
                 self.set_frames(segment, None);
             }
@@ -292,12 +301,15 @@ impl Segments {
         is_free
     }
 
-    /// The same at the end of a recovery. What a process was writing when it died is not gone on with, so all of it is
+    /// The same at the end of a recovery, when all that is alive was told. What a process was writing when it died is not gone on with, so all of it is
     /// used up, and what was never written in it is as good as dead. (Of what was being cleaned, more may be counted so
     /// than cleaning gives: it is cleaned once more, at most, than it is worth.)
     pub(crate) fn close_found(&self, segment: u32) {
         let meta = self.meta(segment);
-        if meta.word.load(Ordering::Acquire) & FOUND == 0 {
+        let word = meta.word.load(Ordering::Acquire);
+        // Whatever was counted: no less is used up than lives.
+        let can_be = (word & LIVE)..=SEGMENT_GRANULES.into();
+        if word & FOUND == 0 || !can_be.contains(&meta.used.load(Ordering::Acquire).into()) {
             meta.used.store(SEGMENT_GRANULES, Ordering::Release);
         }
         self.close(segment);
@@ -396,7 +408,7 @@ impl Segments {
         best.map(|(_, segment)| segment)
     }
 
-    /// Notes that a segment in hand could not be cleaned: not all that is alive in it could be read.
+    /// Notes that a segment could not be cleaned: not all that is alive in it could be read, or has an owner.
     pub(crate) fn spoil(&self, segment: u32) {
         self.meta(segment).spoiled.store(1, Ordering::Release);
     }
@@ -492,7 +504,7 @@ mod tests {
         let before = found(&segments);
         assert_eq!(before, (2, [Some(2), Some(3)], Some(1)));
         let again = Segments::of_store(&store, 4).unwrap();
-        again.recover(|frame| frame < 9);
+        again.recover(|frames| frames.iter().all(|frame| *frame < 9));
         for (segment, live) in [(0, 500), (1, 300)] {
             again.enliven(segment, live);
         }

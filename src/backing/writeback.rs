@@ -16,13 +16,14 @@
 //!
 //! Segments with little that is alive are cleaned meanwhile: [`super::cleaner`].
 
+use std::ops::RangeInclusive;
 use std::ptr::{self, NonNull};
 use std::sync::Arc;
 
 use super::cleaner::{CLEAN_BELOW, RESERVE_SEGMENTS, VICTIMS, Victim};
 use super::log::Log;
 use super::policy::{self, Policy, Wanted};
-use super::segments::{SEGMENT_BLOCKS, SEGMENT_FRAMES};
+use super::segments::{SEGMENT_BLOCKS, SEGMENT_FRAMES, SEGMENTS_MAX};
 use super::stream::Stream;
 use super::unit::{Buffers, State, Unit};
 use crate::engine::Engine;
@@ -47,6 +48,9 @@ const LATE: u64 = 3_000_000_000;
 
 /// The fewest segments that it works with.
 pub(crate) const SEGMENTS_MIN: u32 = 2 * CLEAN_BELOW;
+
+/// How many there can be.
+pub(crate) const SEGMENTS: RangeInclusive<u32> = SEGMENTS_MIN..=SEGMENTS_MAX;
 
 /// Frames with entries that there may be in any pool: for the smallest file, and in hand.
 pub(crate) const ENTRIES_LEAST: u64 =
@@ -430,7 +434,7 @@ impl Writeback {
             self.take_in(engine, empty);
         }
         let segment = self.units[at].first / SEGMENT_BLOCKS;
-        self.forget_sources(at);
+        self.forget_sources(at, written);
         self.units[at].clear();
         self.close_victims();
         self.close_if_done(segment);

@@ -24,6 +24,7 @@ use rustix::fs::{MemfdFlags, SeekFrom};
 mod backing;
 #[path = "../../tests/support/contents.rs"]
 mod contents;
+mod damage;
 mod lives;
 
 use backing::{TABLES, carry_out};

@@ -16,20 +16,22 @@ impl Shard {
             return;
         }
         let first = Handle { pool: pool.id, object: number, index: 0 };
+        let before = u64::from(number) * u64::from(OBJECT_PAGES);
+        let pages = (pool.pages() - before).min(u64::from(OBJECT_PAGES)) as u32;
         let mut lost = object.lost_bits();
         let used = match object.leaf().map(|leaf| self.stock.claim_leaf(leaf)) {
             None => 0,
             Some(Some(leaf)) => self.stock.find_pages(pool, first, leaf, &mut lost, recovered),
             Some(None) => {
                 // Any of them may have been there.
-                let before = u64::from(number) * u64::from(OBJECT_PAGES);
-                let pages = (pool.pages() - before).min(u64::from(OBJECT_PAGES));
-                (0..pages as u32).for_each(|index| set(&mut lost, index, true));
-                recovered.damaged += pages;
+                (0..pages).for_each(|index| set(&mut lost, index, true));
+                recovered.damaged += u64::from(pages);
                 object.set_leaf(None);
                 0
             }
         };
+        // Nobody can have lost what is behind the pool's end.
+        (pages..OBJECT_PAGES).for_each(|index| set(&mut lost, index, false));
         self.stock.end_object(pool, object, used);
         object.recount(used, &lost);
         let lost = lost.iter().map(|bits| u64::from(bits.count_ones())).sum::<u64>();
@@ -128,14 +130,13 @@ impl Stock {
             return false;
         }
         let meta = self.arena.meta(frame);
-        let (raw, buddies) = (meta.layout.is_raw(), meta.layout.buddies());
-        let mut listed = buddies.as_slice().iter().enumerate();
-        let Some((at, extent)) = listed.find(|(_, e)| e.offset == usize::from(granule)) else {
-            return false;
-        };
-        if !meta.find(at, self.member.number) {
+        let (raw, buddies) = (meta.layout.is_raw(), meta.layout.known_buddies());
+        let Some(buddies) = buddies else { return false };
+        let Some(at) = buddies.position(granule) else { return false };
+        if !meta.find(at, self.member.number, &buddies) {
             return false;
         }
+        let extent = buddies.as_slice()[at];
         let counters = self.counters(handle);
         counters.zpages += 1;
         counters.compr_data_size += (extent.length * GRANULE) as u64;
