@@ -40,7 +40,8 @@ use crate::sync::Mutex;
 /// The layout that this code knows.
 const VERSION: u32 = 1;
 
-const MAGIC: [u8; 8] = *b"tmem\0mem";
+const MAGIC: [u8; MAGIC_BYTES] = *b"tmem\0mem";
+const MAGIC_BYTES: usize = size_of::<u64>();
 
 /// Most bytes of notes.
 pub const NOTES_BYTES_MAX: usize = NOTES_BYTES - size_of::<NotesHeader>();
@@ -69,7 +70,7 @@ const _: () = assert!(TABLE_AT.is_multiple_of(PAGE_SIZE as u64));
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum AttachError {
-    /// Nothing was ever in it.
+    /// Nothing was ever in it, or who made it died before it was a store.
     #[error("the memory file is empty: there is nothing to go on from")]
     Empty,
     /// It is not a store, or not all of one.
@@ -142,7 +143,8 @@ impl Geometry {
 #[derive(Clone, Copy, FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned)]
 #[repr(C)]
 struct Header {
-    magic: [u8; 8],
+    /// All zeros until the rest is there.
+    magic: [u8; MAGIC_BYTES],
     version: U32,
     granule: U16,
     buddies: U16,
@@ -282,7 +284,9 @@ impl Store {
             checksum: U64::ZERO,
         };
         header.checksum = U64::new(header.sum());
-        self.head.write(0, header.as_bytes());
+        // The magic is last, and one word: what is not whole is empty.
+        self.head.write(MAGIC_BYTES, &header.as_bytes()[MAGIC_BYTES..]);
+        self.magic().store(zerocopy::transmute!(header.magic), Ordering::Release);
         Ok(())
     }
 
@@ -290,10 +294,10 @@ impl Store {
     pub(crate) fn geometry(&self) -> Result<Geometry, AttachError> {
         let mut bytes = [0; HEADER_BYTES];
         self.head.read(0, &mut bytes);
-        if bytes == [0; HEADER_BYTES] {
+        let header: Header = zerocopy::transmute!(bytes);
+        if header.magic == [0; MAGIC_BYTES] {
             return Err(AttachError::Empty);
         }
-        let header: Header = zerocopy::transmute!(bytes);
         if header.magic != MAGIC {
             return Err(AttachError::Damaged);
         }
@@ -353,6 +357,12 @@ impl Store {
     pub(crate) fn segments(&self, bytes: u64) -> io::Result<Region> {
         assert!(bytes <= SEGMENTS_BYTES_MAX);
         Region::of(&self.file, SEGMENTS_AT, bytes as usize)
+    }
+
+    #[allow(unsafe_code)]
+    fn magic(&self) -> &DurableU64 {
+        // SAFETY: it is at the start of the page that the header is in, of which the same is true as of the records.
+        unsafe { self.head.start().cast().as_ref() }
     }
 
     #[allow(unsafe_code)]
@@ -556,6 +566,11 @@ mod tests {
         assert!(error.to_string().contains("(2, "), "{error}");
         store.head.write(8, &VERSION.to_le_bytes());
         assert!(again(&store).is_ok());
+        // What was never whole is empty, and can be used anew.
+        store.head.write(0, &[0; 8]);
+        assert!(again(&store).unwrap().is_empty());
+        store.format(GEOMETRY).unwrap();
+        assert_eq!(again(&store).unwrap().geometry().unwrap(), GEOMETRY);
         // Whatever else changes is damage.
         for at in [0, 16, 20, 24, HEADER_BYTES - 1] {
             let mut byte = [0];

@@ -22,6 +22,7 @@ use rustix::fs::{MemfdFlags, SeekFrom};
 #[allow(unsafe_code)]
 #[path = "../../tests/support/backing.rs"]
 mod backing;
+mod begin;
 #[path = "../../tests/support/contents.rs"]
 mod contents;
 mod damage;
