@@ -93,7 +93,7 @@ pub use handle::{
 pub use histogram::Latency;
 pub use queue::Queue;
 pub use readback::{Backed, Image, Opened};
-pub use recovery::{Attached, Prepared, Recovered};
+pub use recovery::{AttachFailed, Attached, Prepared, Recovered};
 pub use runs::Holding;
 pub use stats::{
     AllocCounters, ClassCounters, FrameCounts, Latencies, LogCounters, PoolCounters, Stats,

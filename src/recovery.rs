@@ -15,9 +15,9 @@
 //! that the slots say (but which of two copies it is, where a segment was being cleaned), so that it may be killed as
 //! well, and begun again by the next.
 
-use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
+use std::{fmt, io};
 
 use slab::Slab;
 
@@ -51,6 +51,33 @@ pub struct Attached {
     pub writeback: Option<Writeback>,
     /// What was found.
     pub recovered: Recovered,
+}
+
+/// An attach that has failed. All is in the store that was.
+#[derive(thiserror::Error)]
+#[error("{error}")]
+#[non_exhaustive]
+pub struct AttachFailed {
+    /// Why.
+    pub error: AttachError,
+    /// What was to go on, for another try. None if that would have to be prepared anew.
+    pub prepared: Option<Box<Prepared>>,
+}
+
+impl fmt::Debug for AttachFailed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let can_try_again = self.prepared.is_some();
+        f.debug_struct("AttachFailed")
+            .field("error", &self.error)
+            .field("can_try_again", &can_try_again)
+            .finish_non_exhaustive()
+    }
+}
+
+impl From<AttachFailed> for AttachError {
+    fn from(failed: AttachFailed) -> Self {
+        failed.error
+    }
 }
 
 /// What recovery has found.
@@ -131,13 +158,29 @@ impl Prepared {
     /// Goes on from what the other process has left. It is dead: no thread of it runs any more. What takes memory is
     /// done in here, all of it: page tables of what has come since, so that who serves requests afterwards never asks
     /// for any. So this is for a thread that may use the kernel's reserve.
-    pub fn attach(mut self) -> Result<Attached, AttachError> {
+    ///
+    /// If something is not to be had, nothing is changed, and it can be tried again.
+    pub fn attach(mut self) -> Result<Attached, AttachFailed> {
+        match self.get_ready() {
+            Ok(frames) => self.go_on(frames).map_err(|source| {
+                let error = AttachError::Memory { source };
+                AttachFailed { error, prepared: None }
+            }),
+            Err(error) => Err(AttachFailed { error, prepared: Some(Box::new(self)) }),
+        }
+    }
+
+    /// Gets what may not be to be had. Returns the number past the last frame that has memory.
+    fn get_ready(&mut self) -> Result<u32, AttachError> {
         self.engine.arena.bring_in_tables()?;
         self.open_log()?;
         self.check_tables()?;
         self.open_directories()?;
+        Ok(self.engine.arena.find_frames()?)
+    }
+
+    fn go_on(mut self, frames: u32) -> io::Result<Attached> {
         let mut recovered = Recovered::default();
-        let frames = self.engine.arena.find_frames()?;
         self.engine.log().inspect(|log| log.recover());
         self.find_pools(&mut recovered);
         self.engine.readmit(frames);

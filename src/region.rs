@@ -346,7 +346,16 @@ impl Region {
     /// Changes nothing; where there is no memory, there may be some afterwards. May block like [`Region::populate`].
     pub(crate) fn bring_in(&self, offset: usize, bytes: usize) -> io::Result<()> {
         self.check(offset, bytes);
-        self.mapping.bring_in(offset, bytes)
+        #[cfg(test)]
+        faults::strike()?;
+        match self.mapping.bring_in(offset, bytes) {
+            Err(error) if is_poisoned(&error) => {
+                // Nobody can have such a page at hand; the others, everybody.
+                let pages = (offset..offset + bytes).step_by(crate::PAGE_SIZE);
+                all_sound(pages, |at| self.mapping.bring_in(at, crate::PAGE_SIZE))
+            }
+            result => result,
+        }
     }
 
     /// Makes page tables be there for all that has memory: then reading and writing it, whatever was brought in, takes
@@ -357,8 +366,12 @@ impl Region {
         while let Some((first, past)) = self.populated(from)? {
             let mut at = first;
             while at < past {
-                self.mapping.bring_in(at, crate::PAGE_SIZE)?;
-                at = (start + at + 1).next_multiple_of(TABLE_BYTES) - start;
+                let end = (start + at + 1).next_multiple_of(TABLE_BYTES) - start;
+                let pages = (at..end.min(past)).step_by(crate::PAGE_SIZE);
+                #[cfg(test)]
+                faults::strike()?;
+                first_sound(pages, |at| self.mapping.bring_in(at, crate::PAGE_SIZE))?;
+                at = end;
             }
             from = past;
         }
@@ -402,6 +415,37 @@ impl Region {
     }
 }
 
+/// Whether the kernel says that memory is broken: who touches it is killed, and nothing else is wrong.
+fn is_poisoned(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(rustix::io::Errno::HWPOISON.raw_os_error())
+}
+
+/// Brings in all pages but those that are broken.
+fn all_sound(
+    mut pages: impl Iterator<Item = usize>,
+    mut bring_in: impl FnMut(usize) -> io::Result<()>,
+) -> io::Result<()> {
+    pages.try_for_each(|page| bring_in(page).or_else(unless_poisoned))
+}
+
+/// Brings in the first page that is not broken, if there is one.
+fn first_sound(
+    pages: impl Iterator<Item = usize>,
+    mut bring_in: impl FnMut(usize) -> io::Result<()>,
+) -> io::Result<()> {
+    for page in pages {
+        match bring_in(page) {
+            Err(error) if is_poisoned(&error) => {}
+            result => return result,
+        }
+    }
+    Ok(())
+}
+
+fn unless_poisoned(error: io::Error) -> io::Result<()> {
+    if is_poisoned(&error) { Ok(()) } else { Err(error) }
+}
+
 /// Failures of the system calls, for tests: each thread has its own.
 #[cfg(test)]
 pub(crate) mod faults {
@@ -415,6 +459,12 @@ pub(crate) mod faults {
     /// After so many calls that succeed, one fails for want of memory.
     pub(crate) fn after(calls: u32) {
         CALLS_LEFT.set(Some(calls));
+    }
+
+    /// None fails any more.
+    #[cfg(not(any(miri, feature = "shuttle")))]
+    pub(crate) fn never() {
+        CALLS_LEFT.set(None);
     }
 
     pub(super) fn strike() -> io::Result<()> {
@@ -449,6 +499,22 @@ mod tests {
             region.populate(PAGE_SIZE, PAGE_SIZE).unwrap();
             assert_eq!(at.read(), 0);
         }
+    }
+
+    #[test]
+    fn broken_pages_are_passed_over_and_nothing_else_is() {
+        let poisoned = || Err(rustix::io::Errno::HWPOISON.into());
+        let mut seen = Vec::new();
+        let mut bring_in = |page| {
+            seen.push(page);
+            if page < 3 { poisoned() } else { Ok(()) }
+        };
+        assert!(first_sound(1..9, &mut bring_in).is_ok());
+        assert!(all_sound(2..5, &mut bring_in).is_ok());
+        assert!(first_sound(0..2, &mut bring_in).is_ok(), "there is no page that is not broken");
+        assert_eq!(seen, [1, 2, 3, 2, 3, 4, 0, 1]);
+        let short = |_| Err(io::ErrorKind::OutOfMemory.into());
+        assert!(first_sound(0..2, short).is_err() && all_sound(0..2, short).is_err());
     }
 
     #[test]

@@ -1,8 +1,10 @@
-//! How it begins: a process dies while it makes an engine, or attaches a backing file.
+//! How it begins: a process dies while it makes an engine, or attaches a backing file; and an attach that cannot get
+//! what it needs.
 
 use std::os::fd::OwnedFd;
 
 use super::*;
+use crate::region::faults;
 
 const HELD: u64 = 60;
 
@@ -122,4 +124,61 @@ fn a_process_may_die_while_it_attaches_a_backing_file() {
         use_all(&engine, &mut writeback, HELD, &place);
     }
     assert!(with > 0 && without > 5, "{with} with a log, {without} without");
+}
+
+#[test]
+fn a_limit_that_does_not_fit_takes_nothing_more_in_until_it_is_raised() {
+    let least = Config::limit_min(SHARDS);
+    for limit in [0, 1, least, least + PAGE_SIZE as u64, 2 * config().limit + 1, u64::MAX] {
+        let whole = filled();
+        whole.store().set_limit(limit);
+        let file = copy(whole.store().file());
+        let prepared = Prepared::new(Store::from_file(file).unwrap()).unwrap();
+        let Attached { engine, recovered, .. } = prepared.attach().unwrap();
+        assert_eq!((recovered.pages, recovered.damaged), (HELD, 0), "{limit}");
+        let info = engine.pools()[0];
+        let made = engine.create_pool(info.client, PoolKind::Persistent, PAGES);
+        let is_too_low = limit < least + 4 * PAGE_SIZE as u64;
+        assert_eq!(made.is_err(), is_too_low, "{limit}: {made:?}");
+        // What frees room is no reason to fail.
+        engine.destroy_pool(info.id).unwrap();
+        engine.set_limit(config().limit).unwrap();
+        let client = engine.create_client().unwrap();
+        engine.create_pool(client, PoolKind::Persistent, PAGES).unwrap();
+    }
+}
+
+/// Whoever gets it may pass it on as any error.
+const _: fn() = || {
+    fn is_error<T: std::error::Error + Send + Sync + 'static>() {}
+    is_error::<AttachFailed>();
+};
+
+#[test]
+fn what_an_attach_cannot_get_it_may_get_later() {
+    for calls in 0..100 {
+        let engine = Engine::new(&config()).unwrap();
+        let file = engine.store().file().try_clone_to_owned().unwrap();
+        let prepared = Prepared::new(Store::from_file(file).unwrap()).unwrap();
+        // What there was not when it was prepared, it has to get.
+        fill(&engine);
+        drop(engine.attach_backing(BACKING_BYTES_MIN, None).unwrap());
+        drop(engine);
+        faults::after(calls);
+        let failed = prepared.attach();
+        faults::never();
+        let failed = match failed {
+            Ok(_) => {
+                assert!(calls > 4, "{calls} calls were made");
+                return;
+            }
+            Err(failed) => failed,
+        };
+        assert!(matches!(failed.error, AttachError::Memory { .. }), "{failed:?}");
+        let prepared = failed.prepared.expect("nothing had begun");
+        let Attached { engine, writeback, recovered } = prepared.attach().unwrap();
+        assert_eq!((recovered.pages, recovered.damaged), (HELD, 0));
+        use_all(&engine, &mut writeback.unwrap(), HELD, "after a failure");
+    }
+    panic!("it always fails");
 }
