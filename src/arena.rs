@@ -228,6 +228,10 @@ impl Arena {
     /// Puts a frame on the free stack. The caller owned it and forgets it.
     pub(crate) fn push(&self, frame: u32) {
         let meta = self.meta(frame);
+        assert!(
+            !meta.is_claimed(),
+            "frame {frame} is freed, and recovery has found something in it"
+        );
         meta.reset(Use::Free);
         // Counted before it can be popped, so that the count never wraps below zero.
         self.stack.free.fetch_add(1, Ordering::AcqRel);

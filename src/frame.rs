@@ -386,7 +386,7 @@ impl FrameMeta {
         self.layout.state.store(state & kept, Relaxed);
     }
 
-    /// Marks the frame as one that recovery has come to; says whether it had been. It means nothing later.
+    /// Marks the frame as one that recovery has come to; says whether it had been. No frame is when that is over.
     pub(crate) fn claim(&self) -> bool {
         let state = self.layout.state.load(Relaxed);
         self.layout.state.store(state | FLAG_CLAIMED, Relaxed);

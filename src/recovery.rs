@@ -335,12 +335,16 @@ impl Engine {
         self.shards[shard].0.lock().adopt(frame, alive);
     }
 
-    /// Frames that something was found in are in use, and all others free; returns how many there are.
+    /// Frames that something was found in are in use, and all others free; returns how many there are. No mark of
+    /// recovery is left on any.
     fn adopt_frames(&self) -> io::Result<u32> {
         let mut adoption = self.arena.adopt();
         let arena = &self.arena;
         arena.each_populated(|frame| match arena.meta(frame).is_claimed() {
-            true => adoption.take_used(frame),
+            true => {
+                arena.meta(frame).unclaim();
+                adoption.take_used(frame);
+            }
             false => adoption.take_free(frame),
         })?;
         Ok(arena.allocated())

@@ -599,6 +599,9 @@ impl<'a> Next<'a> {
         assert_eq!(pools.compr_data_size, stats.eph.zbytes + stats.pers.zbytes, "{what}");
         let pages = pools.zpages + pools.same_pages + pools.bd_count;
         assert_eq!(pools.orig_data_size, pages * PAGE_SIZE as u64, "{what}");
+        let is_claimed = |frame: u32| self.engine.arena.meta(frame).is_claimed();
+        let claimed = (0..self.engine.arena.frames_max()).find(|frame| is_claimed(*frame));
+        assert_eq!(claimed, None, "{what}: a frame has recovery's mark");
         for class in [stats.eph, stats.pers] {
             assert_eq!(class.pageframes, class.buddied_count + class.unbuddied_count, "{what}");
         }
