@@ -2,7 +2,7 @@
 //!
 //! What is wanted is noted first, and read when the request that it is for has nothing else to do: so
 //! neighbours in the log come in one read. Who reads on in the order of the log, as a swapoff does, gets more with each
-//! read, and finds there what it wants next. What is read is in memory of the thread's own ([`super::images`]). Reads
+//! read, and finds there what it wants next; and so does who wants another page of a block that was read just now. What is read is in memory of the thread's own ([`super::images`]). Reads
 //! go through the thread's ring, which is its business: [`Fetches::begin`] says what to queue there, and
 //! [`Fetches::ended`] is told how that went.
 //!
@@ -37,8 +37,12 @@ const AHEAD_BLOCKS_MAX: u64 = 24;
 /// Blocks between where a read has ended and where the next begins, for it to read on.
 const STRIDE_BLOCKS: u64 = 4;
 
-/// Reads whose blocks are kept for what may be wanted next.
-const KEPT: usize = 2;
+/// Reads one after the other from which on more is read than is wanted: two may be so by chance.
+const AHEAD_FROM: u32 = 2;
+
+/// Reads whose blocks are kept for what may be wanted next: the other pages of a block, which were put at the same time as
+/// the one it was read for, and what was read ahead.
+const KEPT: usize = 8;
 
 const BLOCK_BYTES: u64 = PAGE_SIZE as u64;
 
@@ -65,14 +69,15 @@ struct Run {
     failed: Option<Errno>,
     /// When it began, while it has no answer.
     began: Option<Began>,
-    /// Which use of their segment blocks are of that were read ahead, if any were.
-    ahead: Option<u64>,
+    /// Which use of their segment all blocks are of, if they may be kept: a block alone, for a slot has named it, and
+    /// those that were read ahead. Of others some may have been read before they were written.
+    sequence: Option<u64>,
 }
 
 impl Run {
-    fn new(start: u64, blocks: usize, ahead: Option<u64>) -> Self {
+    fn new(start: u64, blocks: usize, sequence: Option<u64>) -> Self {
         let transfer = Transfer::new(start, blocks * PAGE_SIZE);
-        Self { start, blocks, transfer, failed: None, began: None, ahead }
+        Self { start, blocks, transfer, failed: None, began: None, sequence }
     }
 
     fn end(&self) -> u64 {
@@ -88,7 +93,8 @@ impl Run {
 
     /// Whether a block is there, once it is over and kept.
     fn has(&self, backed: Backed) -> bool {
-        (self.start..self.end()).contains(&backed.offset()) && self.ahead == Some(backed.sequence())
+        (self.start..self.end()).contains(&backed.offset())
+            && self.sequence == Some(backed.sequence())
     }
 }
 
@@ -177,27 +183,33 @@ impl<W: Copy + Eq> Fetches<W> {
         let (backed, alone) = (first.backed, first.alone);
         let kept = self.kept.into_iter().flatten().find(|run| self.runs[*run].has(backed));
         if let Some(run) = kept.filter(|_| !alone) {
-            let Run { start, ahead, .. } = self.runs[run];
-            self.assign(run, start..self.runs[run].end(), false, ahead);
+            let Run { start, sequence, .. } = self.runs[run];
+            self.assign(run, start..self.runs[run].end(), false, sequence);
             return Some((run, None));
         }
         let at = backed.offset();
         let mut range = at..at + BLOCK_BYTES;
-        let (mut ahead, mut times) = (None, 0);
+        let (mut sequence, mut times) = (None, 0);
         if !alone {
             range = self.neighbours(at);
             times = self.times_ahead(&range);
-            ahead = widen(engine, backed, times, &mut range);
+            sequence = widen(engine, backed, times, &mut range);
         }
         let blocks = ((range.end - range.start) / BLOCK_BYTES) as usize;
-        let run = self.images.take(blocks).or_else(|| {
-            self.forget_kept();
-            self.images.take(blocks)
-        })?;
+        if blocks == 1 && !alone {
+            sequence = Some(backed.sequence());
+        }
+        let run = loop {
+            match self.images.take(blocks) {
+                Some(run) => break run,
+                None if self.forget_oldest() => {}
+                None => return None,
+            }
+        };
         // Only now: what waits for images is looked at again, and does not read on by that.
         self.ahead = (range.end, times);
         self.assign(run, range.clone(), alone, None);
-        self.runs[run] = Run::new(range.start, blocks, ahead);
+        self.runs[run] = Run::new(range.start, blocks, sequence);
         self.runs[run].began = Some(self.backing.unanswered().began());
         Some((run, Some(self.entry(run))))
     }
@@ -304,8 +316,8 @@ impl<W: Copy + Eq> Fetches<W> {
         if self.kept.contains(&Some(run)) {
             return;
         }
-        let Run { transfer, ahead, .. } = self.runs[run];
-        if ahead.is_none() || transfer.left() > 0 {
+        let Run { transfer, sequence, .. } = self.runs[run];
+        if sequence.is_none() || transfer.left() > 0 {
             self.images.give_back(run, self.runs[run].blocks);
             return;
         }
@@ -315,10 +327,11 @@ impl<W: Copy + Eq> Fetches<W> {
         self.free_kept(oldest);
     }
 
-    fn forget_kept(&mut self) {
-        for run in std::mem::take(&mut self.kept) {
-            self.free_kept(run);
-        }
+    /// Frees the images of the oldest read that is kept; false if there is none.
+    fn forget_oldest(&mut self) -> bool {
+        let oldest = self.kept.iter_mut().rev().find_map(Option::take);
+        self.free_kept(oldest);
+        oldest.is_some()
     }
 
     fn free_kept(&mut self, run: Option<usize>) {
@@ -343,10 +356,8 @@ impl<W: Copy + Eq> Fetches<W> {
 /// Widens a read for who has read on in the order of the log so many times, twice as much each time. Returns the use of
 /// the segment that what is behind the page's block is of then.
 fn widen(engine: &Engine, first: Backed, times: u32, range: &mut Range<u64>) -> Option<u64> {
-    if times == 0 {
-        return None;
-    }
-    let window = (RUN_BLOCKS << times.min(8)).min(AHEAD_BLOCKS_MAX) * BLOCK_BYTES;
+    let twice = times.checked_sub(AHEAD_FROM)?;
+    let window = (RUN_BLOCKS << (1 + twice.min(8))).min(AHEAD_BLOCKS_MAX) * BLOCK_BYTES;
     let end = first.offset() + (u64::from(engine.blocks_behind(first)) + 1) * BLOCK_BYTES;
     let wide = (range.start + window).min(end);
     let is_widened = wide > range.end;
@@ -509,13 +520,12 @@ mod tests {
         let blocks = filled.segment();
         let engine = filled.device.engine();
         let mut fetches = Fetches::new(Arc::clone(&filled.backing), 100);
-        // All images, by reads that are far from each other.
-        let reads: Vec<_> = (0..IMAGES / 8)
-            .map(|n| begin(&mut fetches, engine, &blocks[24 * n..][..8]).unwrap())
-            .collect();
-        assert!(reads.iter().all(|(_, blocks)| *blocks == 8));
+        // All images, by reads that are far from each other but for the last two.
+        let reads = [0, 24, 48, 72, 96, 120, 144, 152]
+            .map(|at| begin(&mut fetches, engine, &blocks[at..][..8]).unwrap());
+        assert!(reads.len() * 8 == IMAGES && reads.iter().all(|(_, blocks)| *blocks == 8));
         // One more reads on from the last, and would be of twice as much.
-        assert_eq!(begin(&mut fetches, engine, &blocks[24 * 7 + 8..][..1]), None);
+        assert_eq!(begin(&mut fetches, engine, &blocks[160..][..1]), None);
         for _ in 0..10 {
             assert!(fetches.begin(engine).is_none());
         }
@@ -525,6 +535,35 @@ mod tests {
         let (run, entry) = fetches.begin(engine).unwrap();
         assert!(entry.is_some());
         assert_eq!(fetches.runs[run].blocks, 16, "it has been looked at ten times");
+    }
+
+    #[test]
+    fn a_block_is_kept_for_its_other_pages_and_two_neighbours_are_no_order() {
+        let mut filled = Filled::new(4096, raw);
+        let blocks = filled.segment();
+        let engine = filled.device.engine();
+        let mut fetches = Fetches::new(Arc::clone(&filled.backing), 100);
+        let (first, count) = begin(&mut fetches, engine, &blocks[40..41]).unwrap();
+        assert_eq!((count, end(&mut fetches, first)), (1, 1));
+        // As often as it is wanted, and though others were read since.
+        for at in 1..KEPT {
+            let (run, count) = begin(&mut fetches, engine, &blocks[40 + 20 * at..][..1]).unwrap();
+            assert_eq!((count, end(&mut fetches, run)), (1, 1));
+            fetches.want(7, blocks[40], Instant::now());
+            fetches.release(|_| true);
+            let (again, entry) = fetches.begin(engine).unwrap();
+            assert!(again == first && entry.is_none());
+            assert_eq!(fetches.take(first).unwrap().image.unwrap(), first);
+            assert!(fetches.take(first).is_none());
+        }
+        // The oldest is forgotten for one more; the block behind that is none that more is read with.
+        let (run, count) = begin(&mut fetches, engine, &blocks[220..221]).unwrap();
+        assert_eq!((count, end(&mut fetches, run)), (1, 1));
+        let (run, count) = begin(&mut fetches, engine, &blocks[221..222]).unwrap();
+        assert_eq!((count, end(&mut fetches, run)), (1, 1));
+        let (run, count) = begin(&mut fetches, engine, &blocks[222..223]).unwrap();
+        assert_eq!((count, end(&mut fetches, run)), (16, 1), "three are an order");
+        assert!(begin(&mut fetches, engine, &blocks[40..41]).is_some());
     }
 
     #[test]
