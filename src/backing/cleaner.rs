@@ -13,6 +13,8 @@
 //! that is cleaned makes room for a part of the next. A process that dies meanwhile leaves as many free ones: what it
 //! had moved of a victim is undone ([`super::moves`]) unless all of that was, and then the victim is free.
 
+use std::ops::Range;
+
 use super::segments::{SEGMENT_BLOCKS, SEGMENT_FRAMES};
 use super::unit::{State, UNIT_BLOCKS, Unit};
 use super::writeback::{Job, READER, Writeback};
@@ -79,13 +81,34 @@ impl Writeback {
         if idle < 2 {
             return None;
         }
-        let victim = self.victims.iter_mut().find(|victim| !victim.is_read())?;
-        let first = victim.segment * SEGMENT_BLOCKS + victim.read;
-        victim.read += UNIT_BLOCKS;
+        let Some(part) = self.next_part() else {
+            // What was left of it has died meanwhile.
+            self.close_victims();
+            return self.flush_packed();
+        };
         let unit = &mut self.units[READER];
-        unit.begin(first, UNIT_BLOCKS);
-        unit.blocks = UNIT_BLOCKS;
+        unit.begin(part.start, part.end - part.start);
+        unit.blocks = part.end - part.start;
         Some(self.start(READER, State::Reading))
+    }
+
+    /// The next blocks to read of a segment that is being cleaned: those with anything alive in them, and what is between.
+    /// None if there are no more.
+    fn next_part(&mut self) -> Option<Range<u32>> {
+        let is_alive = |block: &u32| self.log.entry(*block).layout.live() > 0;
+        for victim in self.victims.iter_mut().filter(|victim| !victim.is_read()) {
+            let segment = victim.segment * SEGMENT_BLOCKS;
+            let end = segment + SEGMENT_BLOCKS;
+            let Some(first) = (segment + victim.read..end).find(is_alive) else {
+                victim.read = SEGMENT_BLOCKS;
+                continue;
+            };
+            let end = end.min(first + UNIT_BLOCKS);
+            victim.read = end - segment;
+            let last = (first..end).rev().find(is_alive).unwrap_or(first);
+            return Some(first..last + 1);
+        }
+        None
     }
 
     /// The units that what is alive is packed into.

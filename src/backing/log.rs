@@ -20,6 +20,10 @@ use crate::stats::LogCounters;
 use crate::sync::{AtomicU64, Ordering};
 use crate::zpage::Header;
 
+/// The part of the pool limit from which on entries are worth it to clean segments for: there are as many whether a
+/// segment's blocks are alive or not.
+const ENTRIES_DEAR: u64 = 16;
+
 /// See the module's description.
 pub(crate) struct Log {
     arena: Arc<Arena>,
@@ -284,6 +288,11 @@ impl Log {
     pub(crate) fn may_grow(&self, least: u64) -> bool {
         let most = u64::from(self.arena.limit() / 2).max(least);
         self.frames() + SEGMENT_FRAMES as u64 <= most
+    }
+
+    /// Whether entries take more of the pool than is good: more than a part of what the pool limit allows.
+    pub(crate) fn is_dear(&self) -> bool {
+        self.frames() > u64::from(self.arena.limit()) / ENTRIES_DEAR
     }
 
     /// Counts a frame of the arena that is kept for entries.

@@ -66,6 +66,9 @@ const SEGMENT_GRANULES: u32 = SEGMENT_BLOCKS * FRAME_GRANULES as u32;
 /// bytes are written for each that comes, and when no segment is worth it the log is full.
 const DEAD_PART: u64 = 12;
 
+/// Nearly dead is a segment of which no more than such a part is alive.
+const ALIVE_PART: u64 = 16;
+
 /// Sealed segments are told apart by how many such parts of what is used up of them are dead.
 const CLASSES: u64 = 2 * DEAD_PART;
 
@@ -379,6 +382,12 @@ impl Segments {
         sets.filter_map(|(class, set)| self.emptiest_of(class, set)).next()
     }
 
+    /// Whether next to nothing is alive in a sealed segment.
+    pub(crate) fn is_nearly_dead(&self, segment: u32) -> bool {
+        let used = u64::from(self.meta(segment).used.load(Ordering::Acquire));
+        self.sealed_live(segment).is_some_and(|live| live * ALIVE_PART <= used)
+    }
+
     /// The emptiest of the first few of a class.
     fn emptiest_of(&self, class: usize, set: &Bits) -> Option<u32> {
         let (mut from, mut choices, mut best) = (0, 0, None);
@@ -532,7 +541,12 @@ mod tests {
         segments.spoil(1);
         segments.close(1);
         assert_eq!(segments.emptiest(), Some(0));
-        segments.deaden(0, 300);
+        segments.deaden(0, 262);
+        assert!(!segments.is_nearly_dead(0), "of 600 granules 38 are alive");
+        segments.deaden(0, 1);
+        assert!(segments.is_nearly_dead(0));
+        segments.deaden(0, 37);
+        assert!(!segments.is_nearly_dead(0), "it is free");
         assert_eq!(segments.emptiest(), None, "little is dead in the third");
         // It is as good as any when it was free once.
         segments.deaden(1, 200);

@@ -145,8 +145,11 @@ impl Writeback {
         }
         let segments = self.log.segments();
         let is_short = segments.free() < CLEAN_BELOW || self.evicting_is_stuck();
-        let is_to_clean = is_short && self.victims.len() < VICTIMS;
-        self.candidate = if is_to_clean { segments.emptiest() } else { None };
+        let is_to_clean = self.victims.len() < VICTIMS;
+        self.candidate = match is_to_clean && (is_short || self.log.is_dear()) {
+            true => segments.emptiest().filter(|one| is_short || segments.is_nearly_dead(*one)),
+            false => None,
+        };
         let job = match self.policy.writing.left(now) {
             Some(_) => None,
             None if !self.policy.is_due(engine, now) => None,
