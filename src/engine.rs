@@ -11,7 +11,7 @@ use std::sync::{Arc, OnceLock};
 use slab::Slab;
 
 use crate::arena::Arena;
-use crate::backing::{Dials, Log, SEGMENT_FRAMES};
+use crate::backing::{Dials, Log, SEGMENT_FRAMES, is_low};
 use crate::clock::{self, Clock};
 use crate::error::{ConfigError, GetError, PutError};
 use crate::frame::{FRAME_GRANULES, FrameMeta};
@@ -59,7 +59,7 @@ impl Config {
     /// each one's spare frame, and a leaf and a frame for one page. A pool's directory comes to it.
     pub fn limit_min(shards: usize) -> u64 {
         let shard = size_of::<Shard>()
-            + 2 * FRAME_GRANULES * size_of::<List>()
+            + 4 * FRAME_GRANULES * size_of::<List>()
             + POOLS_MAX * size_of::<PoolCounters>();
         // The frame table grows by whole pages.
         STORE_BYTES + (shards * shard + PAGE_SIZE) as u64 + (shards as u64 + 2) * FRAME_COST
@@ -305,8 +305,11 @@ impl Engine {
         handle: Handle,
         page: &mut Page,
     ) -> Result<Got, GetError> {
-        // The lock is a temporary of this statement: what follows runs without it.
-        let (unpacked, kind) = self.shard(handle).get(handle, &mut queue.scratch, page)?;
+        // What was read is moved, but not to a frame that puts want: then a get would be the reason for a write.
+        let may_take = self.log().is_some() && !is_low(self);
+        let mut shard = self.shard(handle);
+        let (unpacked, kind) = shard.get(handle, &mut queue.scratch, page, may_take)?;
+        drop(shard);
         if let Unpacked::Backed(backed) = unpacked {
             return Ok(Got::Backed(backed));
         }

@@ -45,6 +45,7 @@ const FLAG_CLOSED: u32 = 1 << 18;
 const FLAG_HELD: u32 = 1 << 19;
 const FLAG_CLEAN: u32 = 1 << 20;
 const FLAG_CLAIMED: u32 = 1 << 21;
+const FLAG_SPENT: u32 = 1 << 22;
 /// Of a block's zpages, those that recovery has come to, a bit each: where a frame's has other flags.
 const FOUND_SHIFT: usize = 18;
 const FOUND: u32 = ((1 << BUDDIES_MAX) - 1) << FOUND_SHIFT;
@@ -368,6 +369,22 @@ impl FrameMeta {
     pub(crate) fn clean(&self) -> Option<u32> {
         let is_clean = self.layout.state.load(Relaxed) & FLAG_CLEAN != 0;
         is_clean.then(|| self.bin.next.load(Relaxed))
+    }
+
+    /// Makes a frame one of zpages that were read since they were put, or one of others.
+    pub(crate) fn set_spent(&self, is_spent: bool) {
+        let state = self.layout.state.load(Relaxed) & !FLAG_SPENT;
+        let flag = if is_spent { FLAG_SPENT } else { 0 };
+        self.layout.state.store(state | flag, Relaxed);
+    }
+
+    pub(crate) fn is_spent(&self) -> bool {
+        self.layout.state.load(Relaxed) & FLAG_SPENT != 0
+    }
+
+    /// Whether it is in its class's queue, and in a bin if it can be.
+    pub(crate) fn is_listed(&self) -> bool {
+        self.layout.state.load(Relaxed) & (FLAG_CLOSED | FLAG_HELD | FLAG_CLEAN) == 0
     }
 
     pub(crate) fn set_tick(&self, tick: u8) {

@@ -65,6 +65,7 @@ mod recovery;
 mod region;
 mod registry;
 mod report;
+mod reuse;
 mod runs;
 #[allow(unsafe_code)]
 mod shard;

@@ -26,6 +26,7 @@ use crate::handle::{Handle, OBJECT_PAGES, PAGE_SIZE, Page, PoolId, PoolKind};
 use crate::owners::{Member, Owners};
 use crate::pool::{Pool, find};
 use crate::readback::Backed;
+use crate::reuse::Reuse;
 use crate::runs::Holding;
 use crate::slot::{Place, Slot};
 use crate::stats::{AllocCounters, PoolCounters};
@@ -113,6 +114,7 @@ struct Stock {
     persistent: Zbud,
     /// The frame that the next compaction copies to. None only after a process has died with it in use.
     spare: Option<u32>,
+    reuse: Reuse,
     /// Generation of the last put.
     generation: u32,
     /// Frames that hold slot words, by kind.
@@ -133,6 +135,7 @@ impl Shard {
             ephemeral: Zbud::new(Use::Ephemeral),
             persistent: Zbud::new(Use::Persistent),
             spare: None,
+            reuse: Reuse::default(),
             generation: 0,
             leaves: [0; 2],
             alloc: AllocCounters::default(),
@@ -172,15 +175,16 @@ impl Shard {
     }
 
     /// Copies a page out, raw into `page`, compressed into `scratch`. From an ephemeral pool it is
-    /// gone then.
+    /// gone then. A persistent one may be moved to others that were read, and take a free frame for that if it may.
     pub(crate) fn get(
         &mut self,
         handle: Handle,
         scratch: &mut [u8; PAGE_SIZE],
         page: &mut Page,
+        may_take: bool,
     ) -> Result<(Unpacked, PoolKind), GetError> {
         let pool = find(&self.pools, handle).ok_or(GetError::NoPage)?;
-        Ok((self.stock.get(pool, handle, scratch, page)?, pool.kind))
+        Ok((self.stock.get(&self.pools, pool, handle, scratch, page, may_take)?, pool.kind))
     }
 
     /// What the page's pool promises; none without a pool that takes pages.
@@ -427,13 +431,16 @@ impl Stock {
                 let (zbud, arena) = self.zbud(kind);
                 zbud.place_raw(arena, frame, header, page)
             }
-            Packed::Zpage(zpage) => match self.place_beside(pools, kind, zpage) {
+            Packed::Zpage(zpage) => match self.place_beside(pools, kind, zpage, false) {
                 Some(placed) => placed,
-                None => {
-                    let frame = self.take_frame(pools, kind, hand)?;
-                    let (zbud, arena) = self.zbud(kind);
-                    zbud.place_alone(arena, frame, zpage)
-                }
+                None => match self.take_frame(pools, kind, hand) {
+                    Some(frame) => {
+                        let (zbud, arena) = self.zbud(kind);
+                        zbud.place_alone(arena, frame, zpage)
+                    }
+                    // Better with what goes first than nowhere.
+                    None => self.place_beside(pools, kind, zpage, true)?,
+                },
             },
         };
         let bytes = match packed {
@@ -456,6 +463,7 @@ impl Stock {
         pools: &[Option<Arc<Pool>>],
         kind: PoolKind,
         zpage: &[u8],
+        is_spent: bool,
     ) -> Option<Placed> {
         if self.spare.is_none() {
             self.set_spare(self.arena.pop());
@@ -465,7 +473,7 @@ impl Stock {
             PoolKind::Persistent => &mut self.persistent,
         };
         let slots = Owners { arena: &self.arena, member: self.member, pools };
-        let placed = zbud.place_beside(&self.arena, zpage, &mut self.spare, &slots)?;
+        let placed = zbud.place_beside(&self.arena, is_spent, zpage, &mut self.spare, &slots)?;
         self.alloc.partner_puts += 1;
         Some(placed)
     }
@@ -518,10 +526,12 @@ impl Stock {
 
     fn get(
         &mut self,
+        pools: &[Option<Arc<Pool>>],
         pool: &Pool,
         handle: Handle,
         scratch: &mut [u8; PAGE_SIZE],
         page: &mut Page,
+        may_take: bool,
     ) -> Result<Unpacked, GetError> {
         let object = pool.directory.object(handle.object);
         let slot = match object.leaf() {
@@ -530,12 +540,18 @@ impl Stock {
         };
         let unpacked = match slot.place() {
             Place::Frame { frame, granule } => {
+                let placed = Placed { frame, granule };
                 let (zbud, arena) = self.zbud(pool.kind);
-                match zbud.fetch(arena, Placed { frame, granule }, scratch, page) {
+                let unpacked = match zbud.fetch(arena, placed, scratch, page) {
                     Fetched::Payload(header, bytes) => Unpacked::Zpage(header, bytes),
                     Fetched::Raw(header) => Unpacked::Raw(header),
                     Fetched::Corrupt => Unpacked::Corrupt,
+                };
+                let is_persistent = pool.kind == PoolKind::Persistent;
+                if is_persistent && self.log.is_some() && !matches!(unpacked, Unpacked::Corrupt) {
+                    self.was_read(pools, handle, placed, may_take);
                 }
+                unpacked
             }
             Place::Log { block, .. } => {
                 let sequence = self.log().sequence(block);
@@ -561,6 +577,36 @@ impl Stock {
             pool.count_active(was_idle, object.is_idle());
         }
         Ok(unpacked)
+    }
+
+    /// A persistent page was read from its frame, and there is a log: what is held of it is the first to go there, as long
+    /// as pages are hardly read again.
+    fn was_read(
+        &mut self,
+        pools: &[Option<Arc<Pool>>],
+        handle: Handle,
+        placed: Placed,
+        may_take: bool,
+    ) {
+        let is_again = self.arena.meta(placed.frame).is_spent();
+        if is_again {
+            self.reuse.again();
+            if self.reuse.is_common() {
+                self.persistent.revive(&self.arena, placed.frame);
+            }
+            return;
+        }
+        if !self.reuse.is_to_retire() {
+            return;
+        }
+        self.reuse.first();
+        let slots = Owners { arena: &self.arena, member: self.member, pools };
+        let (arena, spare) = (&self.arena, &mut self.spare);
+        let free = || if may_take { arena.pop() } else { None };
+        let empty = self.persistent.retire(arena, handle, placed, spare, &slots, free);
+        if let Some(frame) = empty {
+            self.arena.push(frame);
+        }
     }
 
     fn flush_page(&mut self, pool: &Pool, handle: Handle) -> bool {

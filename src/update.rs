@@ -78,7 +78,7 @@ fn read(
     if shard.kind(handle) != Some(PoolKind::Persistent) {
         return Err(PutError::NoPage.into());
     }
-    let (unpacked, _) = shard.get(handle, &mut queue.scratch, page)?;
+    let (unpacked, _) = shard.get(handle, &mut queue.scratch, page, false)?;
     if let Unpacked::Backed(backed) = unpacked {
         return Err(UpdateError::Backed(backed));
     }

@@ -14,6 +14,9 @@
 //! points at, and that is listed in its frame's table entry: so a process that dies here loses nothing. What is
 //! listed and no slot points at, is not there ([`crate::recovery`]).
 //!
+//! A zpage that was read can be moved to frames of such zpages ([`Zbud::retire`]), which are *spent*: they are the first
+//! of the LRU, and what is put comes beside them only if there is no other room. It is moved in the same order.
+//!
 //! Who owns a zpage is in its header, which can be corrupt like the rest of it. So whoever asks for
 //! an owner compares it with the owner's slot, and a frame with a header that is wrong is closed: it
 //! takes no more zpages and is neither compacted nor evicted, until its last zpage is freed.
@@ -73,14 +76,56 @@ pub(crate) trait Slots {
     fn move_to(&self, owner: Handle, from: Placed, to: Placed);
 }
 
-/// See the module's description.
-pub(crate) struct Zbud {
-    class: Use,
+/// Frames that zpages come to be in beside each other.
+struct Side {
+    /// By how many granules they have free.
     bins: Box<[List]>,
     /// A bit for each bin that is not empty.
     filled: [u64; BIN_WORDS],
     lru: List,
-    /// Persistent frames with a raw page: those that cost most, and are first to go.
+}
+
+impl Side {
+    fn new() -> Self {
+        let bins = (0..FRAME_GRANULES).map(|_| List::new(Through::Bin)).collect();
+        Self { bins, filled: [0; BIN_WORDS], lru: List::new(Through::Lru) }
+    }
+
+    /// The fullest frame that has `length` granules free and room for one buddy more.
+    fn partner(&self, length: usize) -> Option<u32> {
+        let mut word = length / 64;
+        let mut bits = self.filled.get(word)? & (!0 << (length % 64));
+        while bits == 0 {
+            word += 1;
+            bits = *self.filled.get(word)?;
+        }
+        self.bins[word * 64 + bits.trailing_zeros() as usize].front()
+    }
+
+    fn bin(&mut self, arena: &Arena, frame: u32, buddies: &Buddies) {
+        if let Some(bin) = bin_of(buddies) {
+            self.bins[bin].push_front(arena, frame);
+            self.filled[bin / 64] |= 1 << (bin % 64);
+        }
+    }
+
+    fn unbin(&mut self, arena: &Arena, frame: u32, buddies: &Buddies) {
+        if let Some(bin) = bin_of(buddies) {
+            self.bins[bin].remove(arena, frame);
+            if self.bins[bin].is_empty() {
+                self.filled[bin / 64] &= !(1 << (bin % 64));
+            }
+        }
+    }
+}
+
+/// See the module's description.
+pub(crate) struct Zbud {
+    class: Use,
+    fresh: Side,
+    /// Frames of zpages that were read since they were put, a raw page's too: the first to go.
+    spent: Side,
+    /// Persistent frames with a raw page: those that cost most, and are first to go of what is not spent.
     raw: List,
     /// Frames of which the log has a copy: least recently used ones, the first to go when frames are needed.
     clean: List,
@@ -94,9 +139,8 @@ impl Zbud {
         assert!(matches!(class, Use::Ephemeral | Use::Persistent));
         Self {
             class,
-            bins: (0..FRAME_GRANULES).map(|_| List::new(Through::Bin)).collect(),
-            filled: [0; BIN_WORDS],
-            lru: List::new(Through::Lru),
+            fresh: Side::new(),
+            spent: Side::new(),
             raw: List::new(Through::Lru),
             clean: List::new(Through::Lru),
             tick: 0,
@@ -116,12 +160,13 @@ impl Zbud {
         &mut self.counters
     }
 
-    /// Puts a zpage (header and payload) into a frame beside others, if one has room. When the
+    /// Puts a zpage (header and payload) into a frame beside others, spent ones or not, if one has room. When the
     /// frame has to be compacted for it, `spare` is exchanged and the owners' slots are changed; without a
     /// spare that is not to be had.
     pub(crate) fn place_beside(
         &mut self,
         arena: &Arena,
+        is_spent: bool,
         zpage: &[u8],
         spare: &mut Option<u32>,
         slots: &impl Slots,
@@ -129,7 +174,7 @@ impl Zbud {
         let length = granules(zpage.len());
         // Each round but the last closes a frame.
         loop {
-            let frame = self.partner(length)?;
+            let frame = self.side(is_spent).partner(length)?;
             let mut buddies = arena.meta(frame).layout.buddies();
             let hole = buddies.hole(length);
             let to = if hole.is_none() { Some((*spare)?) } else { None };
@@ -176,7 +221,7 @@ impl Zbud {
         // of the shard's lock (whence `&mut self`) gets at.
         unsafe { arena.write(frame, 0, page) };
         arena.meta(frame).layout.set_raw(header.to_bytes());
-        self.push_back(arena, frame, true);
+        self.push_back(arena, frame);
         self.count_stored(PAGE_SIZE as u64);
         Placed { frame, granule: 0 }
     }
@@ -209,7 +254,7 @@ impl Zbud {
             meta.layout.set_buddies(&buddies);
             self.bin(arena, frame, &buddies);
         }
-        self.push_back(arena, frame, raw);
+        self.push_back(arena, frame);
     }
 
     /// Copies a zpage out: a compressed payload into `scratch`, a raw page into `page`.
@@ -278,7 +323,7 @@ impl Zbud {
             self.clean.remove(arena, placed.frame);
             self.counters.clean_pageframes -= 1;
         } else if listed {
-            self.queue(raw).remove(arena, placed.frame);
+            self.queue(meta).remove(arena, placed.frame);
             if self.class == Use::Ephemeral {
                 arena.sub_evictable();
             }
@@ -288,6 +333,87 @@ impl Zbud {
         self.counters.pageframes -= 1;
         meta.reset(Use::Free);
         Freed { bytes, raw, block, frame: Some(placed.frame) }
+    }
+
+    /// Moves a zpage that was read to where such are, so that its frame holds what is yet to be read: beside others that
+    /// were, or alone into a frame that is got for it. Where there is no room, and in a frame that is not to be changed, it
+    /// stays. Returns its frame, if nothing is left in it.
+    pub(crate) fn retire(
+        &mut self,
+        arena: &Arena,
+        owner: Handle,
+        placed: Placed,
+        spare: &mut Option<u32>,
+        slots: &impl Slots,
+        frame: impl FnOnce() -> Option<u32>,
+    ) -> Option<u32> {
+        let meta = self.own(arena, placed.frame);
+        if !meta.is_listed() || meta.is_spent() || self.owner(arena, placed) != owner {
+            return None;
+        }
+        let buddies = meta.layout.buddies();
+        let mut bytes = [0; ZPAGE_BYTES_MAX];
+        let to = if meta.layout.is_raw() {
+            None
+        } else {
+            let at = buddies.as_slice().iter().find(|e| e.offset == usize::from(placed.granule));
+            let length = at.expect("a slot points at a zpage that its frame does not know").length;
+            let zpage = &mut bytes[..length * GRANULE];
+            // SAFETY: the frame is this class's, see `place_raw`.
+            unsafe { arena.read(placed.frame, usize::from(placed.granule) * GRANULE, zpage) };
+            let beside = self.place_beside(arena, true, zpage, spare, slots);
+            beside.or_else(|| {
+                let frame = if buddies.count() > 1 { frame()? } else { return None };
+                Some(self.place_spent(arena, frame, zpage))
+            })
+        };
+        let Some(to) = to else {
+            if buddies.count() == 1 {
+                self.set_spent(arena, placed.frame, &buddies, true);
+            }
+            return None;
+        };
+        slots.move_to(owner, placed, to);
+        // That this one was read says nothing of the others.
+        meta.take_referenced();
+        let Freed { bytes, frame, .. } = self.free(arena, placed);
+        // It was stored before.
+        self.counters.cumul_zpages -= 1;
+        self.counters.cumul_zbytes -= bytes;
+        frame
+    }
+
+    /// A frame with what was read is one of the others again: the most recently used one.
+    pub(crate) fn revive(&mut self, arena: &Arena, frame: u32) {
+        let meta = self.own(arena, frame);
+        if meta.is_spent() && meta.is_listed() {
+            self.set_spent(arena, frame, &meta.layout.buddies(), false);
+        }
+    }
+
+    /// Puts a zpage that was read into a frame of its own.
+    fn place_spent(&mut self, arena: &Arena, frame: u32, zpage: &[u8]) -> Placed {
+        let mut buddies = Buddies::NONE;
+        buddies.push(Extent { offset: 0, length: granules(zpage.len()) });
+        self.take_over(arena, frame);
+        arena.meta(frame).set_spent(true);
+        self.store(arena, frame, &buddies, 0, zpage)
+    }
+
+    /// Makes a frame one of those with what was read, or of the others; it is the most recently used one there.
+    fn set_spent(&mut self, arena: &Arena, frame: u32, buddies: &Buddies, is_spent: bool) {
+        let meta = self.own(arena, frame);
+        let raw = meta.layout.is_raw();
+        if !raw {
+            self.unbin(arena, frame, buddies);
+        }
+        self.queue(meta).remove(arena, frame);
+        meta.set_spent(is_spent);
+        meta.take_referenced();
+        if !raw {
+            self.bin(arena, frame, buddies);
+        }
+        self.push_back(arena, frame);
     }
 
     /// Takes the least recently used frame off all lists, a raw page's if there is one: its zpages stay
@@ -306,7 +432,7 @@ impl Zbud {
         if !raw {
             self.unbin(arena, frame, &buddies);
         }
-        self.queue(raw).remove(arena, frame);
+        self.queue(meta).remove(arena, frame);
         meta.set_held(true);
         self.counters.held_pageframes += 1;
         Some((buddies, frame))
@@ -329,7 +455,7 @@ impl Zbud {
         if !raw {
             self.bin(arena, frame, &buddies);
         }
-        self.queue(raw).push_front(arena, frame);
+        self.queue(meta).push_front(arena, frame);
         None
     }
 
@@ -377,7 +503,7 @@ impl Zbud {
         if !raw {
             self.bin(arena, frame, &buddies);
         }
-        self.queue(raw).push_front(arena, frame);
+        self.queue(meta).push_front(arena, frame);
     }
 
     fn take_off_clean(&mut self, arena: &Arena, frame: u32) {
@@ -386,27 +512,34 @@ impl Zbud {
         self.own(arena, frame).set_clean(None);
     }
 
-    /// The LRU queue of a frame. Raw pages are apart where frames are written to the log: they go first.
-    fn queue(&mut self, raw: bool) -> &mut List {
-        if raw && self.class == Use::Persistent { &mut self.raw } else { &mut self.lru }
+    /// The LRU queue of a frame. Raw pages are apart where frames are written to the log.
+    fn queue(&mut self, meta: &FrameMeta) -> &mut List {
+        match meta.is_spent() {
+            true => &mut self.spent.lru,
+            false if meta.layout.is_raw() && self.class == Use::Persistent => &mut self.raw,
+            false => &mut self.fresh.lru,
+        }
     }
 
     /// Puts a frame at the most recently used end of its queue.
-    fn push_back(&mut self, arena: &Arena, frame: u32, raw: bool) {
-        arena.meta(frame).set_tick(self.tick);
-        self.queue(raw).push_back(arena, frame);
+    fn push_back(&mut self, arena: &Arena, frame: u32) {
+        let meta = arena.meta(frame);
+        meta.set_tick(self.tick);
+        self.queue(meta).push_back(arena, frame);
     }
 
     /// The least recently used frame whose zpages' owners are known, after giving frames that were
-    /// read since a second chance; a raw page's if there is one. None that has been there for fewer ticks than
-    /// `age`.
+    /// read since a second chance: one that is spent, or else a raw page's, if there is any. None that has been there for
+    /// fewer ticks than `age`.
     pub(crate) fn oldest(
         &mut self,
         arena: &Arena,
         slots: &impl Slots,
         age: u8,
     ) -> Option<(Buddies, u32)> {
-        [true, false].into_iter().find_map(|raw| self.oldest_of(arena, slots, age, raw))
+        let queues: [fn(&Self) -> &List; 3] =
+            [|zbud| &zbud.spent.lru, |zbud| &zbud.raw, |zbud| &zbud.fresh.lru];
+        queues.into_iter().find_map(|queue| self.oldest_of(arena, slots, age, queue))
     }
 
     fn oldest_of(
@@ -414,11 +547,11 @@ impl Zbud {
         arena: &Arena,
         slots: &impl Slots,
         age: u8,
-        raw: bool,
+        queue: fn(&Self) -> &List,
     ) -> Option<(Buddies, u32)> {
         // Each round but the last closes a frame.
         loop {
-            let frame = self.front_unread(arena, raw)?;
+            let frame = self.front_unread(arena, queue)?;
             if self.tick.wrapping_sub(arena.meta(frame).tick()) < age {
                 return None;
             }
@@ -430,16 +563,17 @@ impl Zbud {
         }
     }
 
-    fn front_unread(&mut self, arena: &Arena, raw: bool) -> Option<u32> {
+    fn front_unread(&mut self, arena: &Arena, queue: fn(&Self) -> &List) -> Option<u32> {
         for _ in 0..SECOND_CHANCES_MAX {
-            let frame = self.queue(raw).front()?;
-            if !arena.meta(frame).take_referenced() {
+            let frame = queue(self).front()?;
+            let meta = arena.meta(frame);
+            if !meta.take_referenced() {
                 break;
             }
-            self.queue(raw).remove(arena, frame);
-            self.push_back(arena, frame, raw);
+            self.queue(meta).remove(arena, frame);
+            self.push_back(arena, frame);
         }
-        self.queue(raw).front()
+        queue(self).front()
     }
 
     fn knows_owners(&self, arena: &Arena, frame: u32, of: &Buddies, slots: &impl Slots) -> bool {
@@ -456,7 +590,7 @@ impl Zbud {
         if !raw {
             self.unbin(arena, frame, &meta.layout.buddies());
         }
-        self.queue(raw).remove(arena, frame);
+        self.queue(meta).remove(arena, frame);
         if self.class == Use::Ephemeral {
             arena.sub_evictable();
         }
@@ -510,9 +644,9 @@ impl Zbud {
         self.own(arena, frame).layout.set_buddies(buddies);
         self.bin(arena, frame, buddies);
         if buddies.count() > 1 {
-            self.lru.remove(arena, frame);
+            self.queue(arena.meta(frame)).remove(arena, frame);
         }
-        self.push_back(arena, frame, false);
+        self.push_back(arena, frame);
         self.count_stored((granules(zpage.len()) * GRANULE) as u64);
         Placed { frame, granule: offset as u8 }
     }
@@ -534,7 +668,9 @@ impl Zbud {
         buddies: &mut Buddies,
         slots: &impl Slots,
     ) -> usize {
+        let is_spent = arena.meta(from).is_spent();
         arena.meta(to).reset(self.class);
+        arena.meta(to).set_spent(is_spent);
         buddies.sort_by_offset();
         let mut packed = Buddies::NONE;
         let mut end = 0;
@@ -553,7 +689,7 @@ impl Zbud {
             let new = Placed { frame: to, granule: new.offset as u8 };
             slots.move_to(self.owner(arena, old), old, new);
         }
-        self.lru.replace(arena, from, to);
+        self.side(is_spent).lru.replace(arena, from, to);
         arena.meta(to).set_tick(arena.meta(from).tick());
         arena.meta(from).reset(Use::Spare);
         self.counters.compacted_pageframes += 1;
@@ -561,31 +697,16 @@ impl Zbud {
         end
     }
 
-    /// The fullest frame that has `length` granules free and room for one buddy more.
-    fn partner(&self, length: usize) -> Option<u32> {
-        let mut word = length / 64;
-        let mut bits = self.filled.get(word)? & (!0 << (length % 64));
-        while bits == 0 {
-            word += 1;
-            bits = *self.filled.get(word)?;
-        }
-        self.bins[word * 64 + bits.trailing_zeros() as usize].front()
-    }
-
     fn bin(&mut self, arena: &Arena, frame: u32, buddies: &Buddies) {
-        if let Some(bin) = bin_of(buddies) {
-            self.bins[bin].push_front(arena, frame);
-            self.filled[bin / 64] |= 1 << (bin % 64);
-        }
+        self.side(arena.meta(frame).is_spent()).bin(arena, frame, buddies);
     }
 
     fn unbin(&mut self, arena: &Arena, frame: u32, buddies: &Buddies) {
-        if let Some(bin) = bin_of(buddies) {
-            self.bins[bin].remove(arena, frame);
-            if self.bins[bin].is_empty() {
-                self.filled[bin / 64] &= !(1 << (bin % 64));
-            }
-        }
+        self.side(arena.meta(frame).is_spent()).unbin(arena, frame, buddies);
+    }
+
+    fn side(&mut self, is_spent: bool) -> &mut Side {
+        if is_spent { &mut self.spent } else { &mut self.fresh }
     }
 }
 
@@ -644,7 +765,8 @@ mod tests {
             let payload = vec![page as u8; bytes - HEADER_BYTES];
             let header = Header::new(handle(page), Encoding::Lz4, &payload);
             let zpage = [&header.to_bytes()[..], &payload[..]].concat();
-            let placed = self.zbud.place_beside(&self.arena, &zpage, &mut self.spare, &self.slots);
+            let placed =
+                self.zbud.place_beside(&self.arena, false, &zpage, &mut self.spare, &self.slots);
             let placed = placed.unwrap_or_else(|| {
                 self.zbud.place_alone(&self.arena, self.arena.pop().unwrap(), &zpage)
             });
@@ -659,6 +781,13 @@ mod tests {
         fn free(&mut self, page: u64) -> Freed {
             let placed = self.slots.0.borrow_mut().remove(&page).unwrap();
             self.zbud.free(&self.arena, placed)
+        }
+
+        /// A page was read; the frame that it left empty.
+        fn retire(&mut self, page: u64) -> Option<u32> {
+            let Self { arena, zbud, spare, slots } = self;
+            let placed = slots.0.borrow()[&page];
+            zbud.retire(arena, handle(page), placed, spare, slots, || arena.pop())
         }
 
         fn oldest(&mut self) -> Option<u32> {
@@ -764,6 +893,92 @@ mod tests {
         assert_eq!(bench.oldest(), Some(first.frame));
         bench.check(1);
         assert_eq!(bench.oldest(), Some(second.frame));
+    }
+
+    #[test]
+    #[cfg(not(feature = "seed-zbud"))]
+    fn what_was_read_is_moved_together_and_goes_first() {
+        let mut bench = Bench::new();
+        let first = bench.put(1, 1000);
+        let (second, third) = (bench.put(2, 1000), bench.put(3, 2000));
+        let other = bench.put(4, 3500);
+        assert!(first.frame == second.frame && second.frame == third.frame);
+        let cumulated = bench.zbud.counters().cumul_zbytes;
+        for page in [2, 4] {
+            bench.check(page);
+            assert_eq!(bench.retire(page), None);
+        }
+        // One left its frame to the others; the other has its own, and does not fit beside the first.
+        let spent = bench.place(2).frame;
+        assert!(spent != first.frame && bench.place(4) == other);
+        assert_eq!(bench.oldest(), Some(spent));
+        bench.check(3);
+        assert_eq!(bench.retire(3), None);
+        assert_eq!(bench.place(3).frame, spent, "there is room beside the second");
+        assert_eq!(bench.retire(1), Some(first.frame), "nothing is left there");
+        for page in 1..=4 {
+            bench.check(page);
+        }
+        // What is put comes beside none of them, unless that is asked for.
+        let fresh = bench.put(5, 500).frame;
+        assert!(fresh != spent && fresh != other.frame);
+        let counters = *bench.zbud.counters();
+        assert_eq!((counters.zpages, counters.pageframes), (5, 3));
+        assert_eq!(counters.cumul_zbytes, cumulated + 512, "what is moved was stored before");
+    }
+
+    #[test]
+    fn what_is_read_where_such_are_stays_and_may_be_one_of_the_others_again() {
+        let mut bench = Bench::new();
+        let (first, second) = (bench.put(1, 3000), bench.put(2, 3000));
+        bench.put(3, 3000);
+        for page in [1, 2] {
+            assert_eq!(bench.retire(page), None);
+        }
+        assert_eq!(bench.oldest(), Some(first.frame));
+        assert_eq!(bench.retire(1), None);
+        bench.check(1);
+        assert_eq!(bench.oldest(), Some(second.frame), "a second chance as everywhere");
+        bench.zbud.revive(&bench.arena, second.frame);
+        bench.zbud.revive(&bench.arena, first.frame);
+        assert_eq!(bench.oldest(), Some(bench.place(3).frame));
+        bench.free(3);
+        assert_eq!(bench.oldest(), Some(second.frame));
+    }
+
+    #[test]
+    fn a_raw_page_that_was_read_goes_before_others() {
+        let mut bench = Bench::new();
+        for page in [1, 2] {
+            let contents = [page as u8; PAGE_SIZE];
+            let header = Header::new(handle(page), Encoding::Raw, &contents);
+            let frame = bench.arena.pop().unwrap();
+            let placed = bench.zbud.place_raw(&bench.arena, frame, header, &contents);
+            bench.slots.0.borrow_mut().insert(page, placed);
+        }
+        let read = bench.place(2);
+        assert_ne!(bench.oldest(), Some(read.frame));
+        assert_eq!(bench.retire(2), None);
+        assert_eq!((bench.oldest(), bench.place(2)), (Some(read.frame), read));
+        assert_eq!(bench.free(2).frame, Some(read.frame));
+        assert_eq!(bench.oldest(), Some(bench.place(1).frame));
+    }
+
+    /// Held, written and let go: it is where it was, and what is in it is not moved meanwhile.
+    #[test]
+    fn what_is_held_is_not_moved() {
+        let mut bench = Bench::new();
+        let first = bench.put(1, 3000);
+        let (_, held) = bench.zbud.hold_oldest(&bench.arena, &bench.slots, 0).unwrap();
+        assert_eq!((held, bench.retire(1), bench.place(1)), (first.frame, None, first));
+        bench.zbud.let_go(&bench.arena, held);
+        assert_eq!(bench.retire(1), None);
+        bench.zbud.hold_oldest(&bench.arena, &bench.slots, 0).unwrap();
+        bench.put(2, 3000);
+        bench.zbud.revive(&bench.arena, held);
+        bench.zbud.let_go(&bench.arena, held);
+        assert_eq!(bench.oldest(), Some(held), "it is one that was read yet");
+        assert_eq!(bench.free(1).frame, Some(held));
     }
 
     #[test]

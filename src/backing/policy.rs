@@ -7,8 +7,8 @@
 //! the pool is as one without a backing file. So it is for a while after a write that failed, twice as long
 //! after each that follows. [`WritebackSettings`] can change at any time.
 //!
-//! *Which* frames go is the allocator's order: [`crate::zbud`], least recently used ones, those with a raw
-//! page first.
+//! *Which* frames go is the allocator's order: [`crate::zbud`], least recently used ones; first those of pages that were
+//! read, then those with a raw page.
 
 use super::log::Log;
 use super::settings::{SettingsError, WritebackSettings};

@@ -155,7 +155,12 @@ impl Shard {
             Place::Log { block, granule }
                 if is_intact && self.find_backed(handle, backed).is_some() =>
             {
-                self.stock.log().note_read(block, granule)
+                let is_again = self.stock.log().note_read(block, granule);
+                match is_again {
+                    true => self.stock.reuse.again(),
+                    false => self.stock.reuse.first(),
+                }
+                is_again
             }
             _ => false,
         }
