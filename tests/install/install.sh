@@ -60,7 +60,7 @@ check "fish completes a command" [ "$(complete_in_fish)" = stats ]
 
 # The unit, with the program where it says, and the drop-in for NBD on it.
 unit=$there/usr/lib/systemd/system/tmem.service
-sed "s#@/usr/bin/tmem#@$there/usr/bin/tmem#" "$unit" >"$home/tmem.service"
+sed "s#\([@=]\)/usr/bin/tmem#\1$there/usr/bin/tmem#" "$unit" >"$home/tmem.service"
 mkdir "$home/tmem.service.d"
 cp "$there/usr/share/doc/tmem/tmem-nbd.conf" "$home/tmem.service.d/"
 systemd-analyze verify --man=no "$home/tmem.service" >"$home/verify" 2>&1
