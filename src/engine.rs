@@ -653,4 +653,16 @@ mod tests {
         let left = small.engine.stats().frames;
         assert!(left.frames_allocated <= 1 + 2 * 4, "{left:?}");
     }
+
+    #[test]
+    fn where_memory_is_short_all_that_is_idle_is_given_back_at_once() {
+        let mut small = Small::new(PoolKind::Persistent);
+        (0..1024).for_each(|number| small.put(number % 60, &page(number as u8)));
+        small.engine.flush_range(small.pool, 0, 1024);
+        assert_eq!(small.engine.settle_all().unwrap().released, 0, "it was free for a moment only");
+        small.engine.settle_all().unwrap();
+        let left = small.engine.stats().frames;
+        assert!(left.frames_allocated <= 1 + 2 * 4, "{left:?}");
+        assert_eq!(small.engine.settle_all().unwrap().released, 0);
+    }
 }

@@ -5,7 +5,7 @@
 //! and [`Engine::settle`] once a second.
 //! Below the low watermark the arena grows, up to the pool limit; what was free more than a step
 //! above that mark for a whole second is given back by and by, so that a burst does not make memory
-//! go to and fro. Above a limit that was lowered, frames are given back as they become free, and
+//! go to and fro; or all at once, where memory is short ([`Engine::settle_all`]). Above a limit that was lowered, frames are given back as they become free, and
 //! ephemeral frames are evicted for it.
 
 use crate::arena::STEP_FRAMES;
@@ -78,13 +78,23 @@ impl Engine {
     /// Gives back some of what was free well above the low watermark both now and at the last call.
     /// To be called about once a second.
     pub fn settle(&self) -> std::io::Result<Supplied> {
+        // Half of it each time: all but 1 MiB is gone in seconds, and a new burst finds the rest.
+        self.give_back(|excess| if excess > STEP_FRAMES { excess / 2 } else { excess })
+    }
+
+    /// As [`Engine::settle`], but gives back all of it: others want memory now. (A swapoff does, which frees frames as fast
+    /// as it needs memory for what was in them.)
+    pub fn settle_all(&self) -> std::io::Result<Supplied> {
+        self.give_back(|excess| excess)
+    }
+
+    fn give_back(&self, share: impl FnOnce(u32) -> u32) -> std::io::Result<Supplied> {
         let free = self.arena.free();
         let before = std::mem::replace(&mut self.settling.lock().free_before, free);
         let keep = self.low() + STEP_FRAMES.min(self.low());
         let excess = free.min(before).saturating_sub(keep);
         let mut done = Supplied::default();
-        // Half of it each time: all but 1 MiB is gone in seconds, and a new burst finds the rest.
-        let wanted = if excess > STEP_FRAMES { excess / 2 } else { excess };
+        let wanted = share(excess);
         // A burst may come meanwhile, and it has the first claim on what is free.
         while done.released < wanted && self.arena.free() > keep {
             let released = self.arena.release((wanted - done.released).min(STEP_FRAMES))?;

@@ -4,6 +4,7 @@
 //! waits for it longer than the front end's bound. It dies only with the process: without it
 //! writes would starve for ever.
 
+use std::ffi::c_ulong;
 use std::io;
 use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -12,16 +13,16 @@ use std::time::Duration;
 
 use rustix::event::Timespec;
 use serde::Serialize;
-use tmem::{Engine, Supplied};
+use tmem::Engine;
 
 use crate::process;
 use crate::waker::Waker;
 
-/// How soon to look again after there was something to do.
-const ACTIVE_PERIOD: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
+/// How soon to look again: nobody tells of frames that discards have freed, and during a swapoff there are many.
+const PERIOD: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
 
-/// How soon to look again otherwise: nobody tells of frames that discards have freed.
-const QUIET_PERIOD: Timespec = Timespec { tv_sec: 8, tv_nsec: 0 };
+/// Memory is short when less than this part of it is free.
+const SHORT_DIVISOR: c_ulong = 8;
 
 /// How long it leaves the system alone after a failure: every queue would wake it again at once.
 const FAILED_PERIOD: Duration = Duration::from_millis(20);
@@ -122,17 +123,14 @@ fn run(engine: &OnceLock<Arc<Engine>>, waker: &Waker, faults: &Faults) {
         match engine.get() {
             Some(engine) => break engine,
             None if waker.is_stopped() => return,
-            None => waker.wait(&QUIET_PERIOD),
+            None => waker.wait(&PERIOD),
         }
     };
     waker.wake();
-    let mut active = true;
     let mut failing = false;
     while !waker.is_stopped() {
-        waker.wait(if active { &ACTIVE_PERIOD } else { &QUIET_PERIOD });
+        waker.wait(&PERIOD);
         let done = round(engine, waker);
-        active = done.as_ref().is_ok_and(|done| done.grown + done.released > 0)
-            || engine.supply_wanted();
         if let Err(error) = &done {
             faults.count(error);
         }
@@ -152,18 +150,22 @@ fn run(engine: &OnceLock<Arc<Engine>>, waker: &Waker, faults: &Faults) {
 }
 
 /// Brings the arena to its watermark, then gives back what is too much. Every step is bounded.
-fn round(engine: &Engine, waker: &Waker) -> io::Result<Supplied> {
-    let mut done = Supplied::default();
-    loop {
-        let step = engine.supply()?;
-        done.grown += step.grown;
-        done.released += step.released;
-        if !step.more || waker.is_stopped() {
-            break;
-        }
-    }
-    done.released += engine.settle()?.released;
-    Ok(done)
+fn round(engine: &Engine, waker: &Waker) -> io::Result<()> {
+    while engine.supply()?.more && !waker.is_stopped() {}
+    if is_memory_short() {
+        engine.settle_all()?
+    } else {
+        engine.settle()?
+    };
+    Ok(())
+}
+
+/// Whether others want memory. Where there is much page cache it looks so as well, and then what is given back is of use
+/// there.
+fn is_memory_short() -> bool {
+    let system = rustix::system::sysinfo();
+    // Both in the same unit.
+    system.freeram < system.totalram / SHORT_DIVISOR
 }
 
 #[cfg(test)]

@@ -28,8 +28,11 @@ use crate::ublk::{Draft, QueuePlan, Served, ServerError, Started, Way, helpers_f
 /// What the heap is made to have beforehand, besides what each queue takes.
 const HEAP_BYTES: usize = 1 << 20;
 
-/// What a queue or a helper takes of the heap: its codec, and room for blocks that it reads from the backing file.
+/// What a queue takes of the heap: its codec, and room for blocks that it reads from the backing file.
 const QUEUE_BYTES: usize = 768 << 10;
+
+/// What a helper takes: its codec.
+const HELPER_BYTES: usize = 128 << 10;
 
 /// Why a process cannot go on in the place of another.
 #[derive(Debug, thiserror::Error)]
@@ -110,9 +113,12 @@ impl Successor {
         let supply = Supply::prepare().map_err(system("start the supply thread"))?;
         let backing = Arc::new(Backing::new().map_err(system("make an eventfd"))?);
         let helpers = helpers_for(available_parallelism().map_err(system("count the CPUs"))?.get());
-        let queues: usize =
-            drafts.iter().map(|(_, draft)| helpers + usize::from(draft.plan().queues)).sum();
-        process::keep_heap(HEAP_BYTES + queues * QUEUE_BYTES);
+        let (mut queue_count, mut helper_count) = (0, 0);
+        for (_, draft) in &drafts {
+            queue_count += usize::from(draft.plan().queues);
+            helper_count += helpers;
+        }
+        process::keep_heap(HEAP_BYTES + queue_count * QUEUE_BYTES + helper_count * HELPER_BYTES);
         let (mut driver, mut file) = (None, None);
         if let Some(note) = notes.backing {
             let ready = Driver::prepare(Arc::clone(&backing));
