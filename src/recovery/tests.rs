@@ -706,7 +706,7 @@ fn a_process_may_die_at_any_moment() {
 
 #[test]
 fn a_process_that_writes_back_may_die_at_any_moment() {
-    let stats = runs(true, false, 2, 3_000);
+    let stats = runs(true, false, 3, 3_000);
     check_done(&stats, "writing", |stats| stats.pers.evicted_pageframes);
     check_done(&stats, "failing", |stats| stats.log.log_failed_jobs);
     check_done(&stats, "cleaning", |stats| stats.log.log_cleaned_segments);
@@ -714,7 +714,7 @@ fn a_process_that_writes_back_may_die_at_any_moment() {
 
 #[test]
 fn a_process_that_keeps_copies_may_die_at_any_moment() {
-    let stats = runs(true, true, 2, 3_000);
+    let stats = runs(true, true, 3, 3_000);
     check_done(&stats, "evicting", |stats| stats.pers.evicted_pageframes);
     check_done(&stats, "cleaning", |stats| stats.log.log_cleaned_segments);
 }
