@@ -83,7 +83,7 @@ impl Engine {
     }
 
     /// As [`Engine::settle`], but gives back all of it: others want memory now. (A swapoff does, which frees frames as fast
-    /// as it needs memory for what was in them.)
+    /// as it needs memory for what was in them.) To be called again soon while there is more.
     pub fn settle_all(&self) -> std::io::Result<Supplied> {
         self.give_back(|excess| excess)
     }
@@ -103,6 +103,7 @@ impl Engine {
             }
             done.released += released;
         }
+        done.more = self.arena.free() > keep;
         self.sample_peaks();
         Ok(done)
     }

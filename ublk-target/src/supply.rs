@@ -21,6 +21,9 @@ use crate::waker::Waker;
 /// How soon to look again: nobody tells of frames that discards have freed, and during a swapoff there are many.
 const PERIOD: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
 
+/// The same while memory is short, and there is something to give back.
+const SHORT_PERIOD: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
+
 /// Memory is short when less than this part of it is free.
 const SHORT_DIVISOR: c_ulong = 8;
 
@@ -128,9 +131,11 @@ fn run(engine: &OnceLock<Arc<Engine>>, waker: &Waker, faults: &Faults) {
     };
     waker.wake();
     let mut failing = false;
+    let mut is_urgent = false;
     while !waker.is_stopped() {
-        waker.wait(&PERIOD);
+        waker.wait(if is_urgent { &SHORT_PERIOD } else { &PERIOD });
         let done = round(engine, waker);
+        is_urgent = done.as_ref().is_ok_and(|is_urgent| *is_urgent);
         if let Err(error) = &done {
             faults.count(error);
         }
@@ -149,15 +154,15 @@ fn run(engine: &OnceLock<Arc<Engine>>, waker: &Waker, faults: &Faults) {
     }
 }
 
-/// Brings the arena to its watermark, then gives back what is too much. Every step is bounded.
-fn round(engine: &Engine, waker: &Waker) -> io::Result<()> {
+/// Brings the arena to its watermark, then gives back what is too much. Every step is bounded. True if others want what is
+/// too much still.
+fn round(engine: &Engine, waker: &Waker) -> io::Result<bool> {
     while engine.supply()?.more && !waker.is_stopped() {}
     if is_memory_short() {
-        engine.settle_all()?
-    } else {
-        engine.settle()?
-    };
-    Ok(())
+        return Ok(engine.settle_all()?.more);
+    }
+    engine.settle()?;
+    Ok(false)
 }
 
 /// Whether others want memory. Where there is much page cache it looks so as well, and then what is given back is of use
