@@ -132,12 +132,16 @@ fn adopt(mut estate: Estate, notes: &Notes, setup: &Setup<'_>) -> Result<(Estate
     estate.keep_mounts()?;
     estate.deposit();
     let failed = |error| system("find the worker", &error);
-    let pid = |number: u32| Pid::from_raw(number.cast_signed()).ok_or(io::ErrorKind::InvalidData);
-    let (worker, other) = (pid(notes.worker), pid(notes.supervisor));
-    let (worker, other) =
-        (worker.map_err(|kind| failed(kind.into()))?, other.map_err(|kind| failed(kind.into()))?);
-    // One that was to stop, could not, and was left by systemd would go on with what is ours now.
-    if parent_of(worker) == Some(other) && other != rustix::process::getpid() {
+    let pid = |number: u32| Pid::from_raw(number.cast_signed());
+    let worker = pid(notes.worker).ok_or_else(|| failed(io::ErrorKind::InvalidData.into()))?;
+    // One that was to stop, could not, and was left by systemd would go on with what is ours now. Init, which has all whose
+    // supervisor is gone, is none.
+    let other = pid(notes.supervisor).filter(|other| {
+        *other != Pid::INIT
+            && *other != rustix::process::getpid()
+            && parent_of(worker) == Some(*other)
+    });
+    if let Some(other) = other {
         log(format_args!(
             "pid {} is another supervisor of the same daemon: it is ended",
             notes.supervisor
