@@ -363,16 +363,6 @@ impl Arena {
         Ok(())
     }
 
-    /// Goes through all frames that have memory, in the order of their numbers.
-    pub(crate) fn each_populated(&self, mut visit: impl FnMut(u32)) -> io::Result<()> {
-        let mut from = 0;
-        while let Some((first, past)) = self.frames.populated(from)? {
-            ((first / PAGE_SIZE) as u32..(past / PAGE_SIZE) as u32).for_each(&mut visit);
-            from = past;
-        }
-        Ok(())
-    }
-
     /// Makes the frames that have memory, from number `from` on, and their entries be at hand: see
     /// [`Region::bring_in`]. Returns the number past the last of them.
     pub(crate) fn bring_in(&self, from: u32) -> io::Result<u32> {
@@ -390,23 +380,26 @@ impl Arena {
         Ok((at / PAGE_SIZE) as u32)
     }
 
-    /// Makes page tables be there for all frames that have memory: see [`Region::bring_in_tables`].
-    pub(crate) fn bring_in_tables(&self) -> io::Result<()> {
-        self.table.bring_in_tables()?;
-        self.frames.bring_in_tables()
-    }
-
-    /// For recovery: looks which frames have memory, and forgets what an earlier recovery has found. Returns the number
-    /// past the last of them.
+    /// For recovery: looks which frames have memory, and notes it ([`FrameMeta::found_memory`]), makes page tables be there
+    /// for them ([`Region::bring_in_tables`]), and forgets what an earlier recovery has found. Returns the number past the
+    /// last of them. The kernel is asked once: it goes from page to page for it.
     pub(crate) fn find_frames(&self) -> io::Result<u32> {
-        let mut past = 0;
-        self.each_populated(|frame| {
-            // Nothing is in these, whatever the table says.
-            (past..frame).for_each(|hole| self.meta(hole).reset(Use::Free));
-            self.meta(frame).unclaim();
-            self.meta(frame).clear_found();
-            past = frame + 1;
-        })?;
+        self.table.bring_in_tables()?;
+        let (mut from, mut past) = (0, 0);
+        while let Some((first, end)) = self.frames.populated(from)? {
+            self.frames.bring_in_tables_of(first, end)?;
+            let (run, after) = ((first / PAGE_SIZE) as u32, (end / PAGE_SIZE) as u32);
+            for hole in past..run {
+                // Nothing is in these, whatever the table says.
+                self.meta(hole).reset(Use::Free);
+                self.meta(hole).clear_found(false);
+            }
+            for frame in run..after {
+                self.meta(frame).unclaim();
+                self.meta(frame).clear_found(true);
+            }
+            (from, past) = (end, after);
+        }
         self.found.store(past.into(), Ordering::Release);
         Ok(past)
     }

@@ -49,6 +49,8 @@ const FLAG_SPENT: u32 = 1 << 22;
 /// Of a block's zpages, those that recovery has come to, a bit each: where a frame's has other flags.
 const FOUND_SHIFT: usize = 18;
 const FOUND: u32 = ((1 << BUDDIES_MAX) - 1) << FOUND_SHIFT;
+/// In what recovery has found of a frame: that it has memory.
+const FOUND_MEMORY: u32 = 1 << 31;
 const TICK_SHIFT: u32 = 24;
 
 const _: () = assert!(size_of::<FrameMeta>() == 32);
@@ -418,9 +420,15 @@ impl FrameMeta {
         self.layout.state.store(self.layout.state.load(Relaxed) & !FLAG_CLAIMED, Relaxed);
     }
 
-    /// Notes for recovery, where the links of its bin would be, that nothing in the frame was found alive yet;
-    pub(crate) fn clear_found(&self) {
-        self.bin.prev.store(0, Relaxed);
+    /// Notes for recovery, where the links of its bin would be, that nothing in the frame was found alive yet, and whether
+    /// it has memory;
+    pub(crate) fn clear_found(&self, has_memory: bool) {
+        self.bin.prev.store(if has_memory { FOUND_MEMORY } else { 0 }, Relaxed);
+    }
+
+    /// what was noted of that, as long as it is in no bin;
+    pub(crate) fn found_memory(&self) -> bool {
+        self.bin.prev.load(Relaxed) & FOUND_MEMORY != 0
     }
 
     /// that one of its zpages was, by its place among them, of an object of that shard. False if it cannot be, because
@@ -432,13 +440,14 @@ impl FrameMeta {
         if found != 0 && owner != shard || others.any(|(_, other)| it.overlaps(*other)) {
             return false;
         }
-        self.bin.prev.store(found | 1 << zpage | (shard as u32) << 8, Relaxed);
+        let memory = self.bin.prev.load(Relaxed) & FOUND_MEMORY;
+        self.bin.prev.store(memory | found | 1 << zpage | (shard as u32) << 8, Relaxed);
         true
     }
 
     /// and which were, a bit each, and of which shard.
     pub(crate) fn found(&self) -> (u32, usize) {
-        let found = self.bin.prev.load(Relaxed);
+        let found = self.bin.prev.load(Relaxed) & !FOUND_MEMORY;
         (found & 0xff, (found >> 8) as usize)
     }
 
@@ -544,14 +553,16 @@ mod tests {
             buddies
         };
         let buddies = of(&[(3, 4), (7, 1)]);
-        meta.clear_found();
+        meta.clear_found(true);
         assert!(meta.find(0, 1, &buddies));
         assert!(!meta.find(0, 1, &buddies) && !meta.find(1, 0, &buddies));
         assert!(meta.find(1, 1, &buddies));
         assert_eq!(meta.found(), (3, 1));
+        assert!(meta.found_memory());
         let overlapping = of(&[(3, 4), (6, 2)]);
-        meta.clear_found();
+        meta.clear_found(false);
         assert!(meta.find(1, 1, &overlapping) && !meta.find(0, 1, &overlapping));
+        assert!(!meta.found_memory());
 
         meta.layout.lay_out(&buddies);
         assert!(meta.layout.find_zpage(7) && !meta.layout.find_zpage(7));

@@ -60,17 +60,13 @@ pub struct Attached {
 pub struct AttachFailed {
     /// Why.
     pub error: AttachError,
-    /// What was to go on, for another try. None if that would have to be prepared anew.
-    pub prepared: Option<Box<Prepared>>,
+    /// What was to go on, for another try.
+    pub prepared: Box<Prepared>,
 }
 
 impl fmt::Debug for AttachFailed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let can_try_again = self.prepared.is_some();
-        f.debug_struct("AttachFailed")
-            .field("error", &self.error)
-            .field("can_try_again", &can_try_again)
-            .finish_non_exhaustive()
+        f.debug_struct("AttachFailed").field("error", &self.error).finish_non_exhaustive()
     }
 }
 
@@ -162,33 +158,29 @@ impl Prepared {
     /// If something is not to be had, nothing is changed, and it can be tried again.
     pub fn attach(mut self) -> Result<Attached, AttachFailed> {
         match self.get_ready() {
-            Ok(frames) => self.go_on(frames).map_err(|source| {
-                let error = AttachError::Memory { source };
-                AttachFailed { error, prepared: None }
-            }),
-            Err(error) => Err(AttachFailed { error, prepared: Some(Box::new(self)) }),
+            Ok(frames) => Ok(self.go_on(frames)),
+            Err(error) => Err(AttachFailed { error, prepared: Box::new(self) }),
         }
     }
 
     /// Gets what may not be to be had. Returns the number past the last frame that has memory.
     fn get_ready(&mut self) -> Result<u32, AttachError> {
-        self.engine.arena.bring_in_tables()?;
         self.open_log()?;
         self.check_tables()?;
         self.open_directories()?;
         Ok(self.engine.arena.find_frames()?)
     }
 
-    fn go_on(mut self, frames: u32) -> io::Result<Attached> {
+    fn go_on(mut self, frames: u32) -> Attached {
         let mut recovered = Recovered::default();
         self.engine.log().inspect(|log| log.recover());
         self.find_pools(&mut recovered);
         self.engine.readmit(frames);
-        recovered.frames = self.engine.adopt_frames()?;
+        recovered.frames = self.engine.adopt_frames(frames);
         self.engine.log().inspect(|log| log.close_all());
         self.settle_account();
         self.clear_away();
-        Ok(Attached { engine: self.engine, writeback: self.writeback, recovered })
+        Attached { engine: self.engine, writeback: self.writeback, recovered }
     }
 
     /// Whether all that nothing else can be found without makes sense. What makes none elsewhere costs only what it is
@@ -335,19 +327,20 @@ impl Engine {
         self.shards[shard].0.lock().adopt(frame, alive);
     }
 
-    /// Frames that something was found in are in use, and all others free; returns how many there are. No mark of
-    /// recovery is left on any.
-    fn adopt_frames(&self) -> io::Result<u32> {
+    /// Frames that something was found in are in use, and all others with memory free; returns how many there are. No
+    /// mark of recovery is left on any.
+    fn adopt_frames(&self, frames: u32) -> u32 {
         let mut adoption = self.arena.adopt();
-        let arena = &self.arena;
-        arena.each_populated(|frame| match arena.meta(frame).is_claimed() {
-            true => {
-                arena.meta(frame).unclaim();
+        for frame in 0..frames {
+            let meta = self.arena.meta(frame);
+            if meta.is_claimed() {
+                meta.unclaim();
                 adoption.take_used(frame);
+            } else if meta.found_memory() {
+                adoption.take_free(frame);
             }
-            false => adoption.take_free(frame),
-        })?;
-        Ok(arena.allocated())
+        }
+        self.arena.allocated()
     }
 }
 

@@ -361,19 +361,25 @@ impl Region {
     /// Makes page tables be there for all that has memory: then reading and writing it, whatever was brought in, takes
     /// no memory. Changes nothing, like [`Region::bring_in`], and costs little where there are tables already.
     pub(crate) fn bring_in_tables(&self) -> io::Result<()> {
-        let start = self.start().as_ptr() as usize;
         let mut from = 0;
         while let Some((first, past)) = self.populated(from)? {
-            let mut at = first;
-            while at < past {
-                let end = (start + at + 1).next_multiple_of(TABLE_BYTES) - start;
-                let pages = (at..end.min(past)).step_by(crate::PAGE_SIZE);
-                #[cfg(test)]
-                faults::strike()?;
-                first_sound(pages, |at| self.mapping.bring_in(at, crate::PAGE_SIZE))?;
-                at = end;
-            }
+            self.bring_in_tables_of(first, past)?;
             from = past;
+        }
+        Ok(())
+    }
+
+    /// The same for a range that has memory.
+    pub(crate) fn bring_in_tables_of(&self, first: usize, past: usize) -> io::Result<()> {
+        let start = self.start().as_ptr() as usize;
+        let mut at = first;
+        while at < past {
+            let end = (start + at + 1).next_multiple_of(TABLE_BYTES) - start;
+            let pages = (at..end.min(past)).step_by(crate::PAGE_SIZE);
+            #[cfg(test)]
+            faults::strike()?;
+            first_sound(pages, |at| self.mapping.bring_in(at, crate::PAGE_SIZE))?;
+            at = end;
         }
         Ok(())
     }

@@ -175,7 +175,7 @@ fn what_an_attach_cannot_get_it_may_get_later() {
             Err(failed) => failed,
         };
         assert!(matches!(failed.error, AttachError::Memory { .. }), "{failed:?}");
-        let prepared = failed.prepared.expect("nothing had begun");
+        let prepared = failed.prepared;
         let Attached { engine, writeback, recovered } = prepared.attach().unwrap();
         assert_eq!((recovered.pages, recovered.damaged), (HELD, 0));
         use_all(&engine, &mut writeback.unwrap(), HELD, "after a failure");
