@@ -404,6 +404,14 @@ impl Arena {
         Ok(past)
     }
 
+    /// How many frames have memory, as the kernel has it.
+    #[cfg(all(test, not(any(miri, feature = "shuttle"))))]
+    pub(crate) fn backed(&self) -> u32 {
+        let range = |from| self.frames.populated(from).expect("the kernel says what has memory");
+        let ranges = std::iter::successors(range(0), |(_, past)| range(*past));
+        ranges.map(|(first, past)| ((past - first) / PAGE_SIZE) as u32).sum()
+    }
+
     /// For recovery: takes in frames that have memory. There are none yet.
     pub(crate) fn adopt(&self) -> Adoption<'_> {
         let backing = self.backing.lock();

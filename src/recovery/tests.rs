@@ -432,7 +432,10 @@ impl Sim {
     fn set_limit(&mut self) {
         self.operation.set("set_limit");
         let limit = self.engine.limit_min() + self.rng.below(2 * FRAMES) * FRAME_COST;
-        let _ = self.engine.set_limit(limit);
+        // What is known of the backing file's pages may take more.
+        if let Err(error) = self.engine.set_limit(limit) {
+            assert!(matches!(error, ConfigError::LimitBelowLog { .. }), "{error}");
+        }
     }
 
     fn remake(&mut self) {
@@ -520,6 +523,8 @@ fn go_on(
     }
     let attached = prepared.attach().unwrap();
     crash::unwatch();
+    let frames = attached.recovered.frames;
+    assert_eq!(frames, attached.engine.arena.backed(), "{what}: frames that have memory");
     Next::new(attached, &map.borrow(), rng).check(&map.borrow(), what);
 }
 

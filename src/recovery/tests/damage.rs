@@ -130,8 +130,9 @@ struct Damaged<'a> {
 
 impl<'a> Damaged<'a> {
     fn new(whole: &'a Whole, store: OwnedFd, rng: Rng) -> Result<Self, AttachError> {
-        let Attached { engine, writeback, .. } =
+        let Attached { engine, writeback, recovered } =
             Prepared::new(Store::from_file(store)?)?.attach()?;
+        assert_eq!(recovered.frames, engine.arena.backed(), "frames that have memory");
         let client = engine.pools().first().map_or(ClientId(0), |info| info.client);
         let (queue, file) = (engine.queue(client), whole.file.clone());
         Ok(Self { whole, engine, queue, writeback, file, rng })
