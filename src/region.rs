@@ -20,14 +20,15 @@ mod imp {
     use std::ffi::c_void;
     use std::io;
     use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+    use std::path::Path;
     use std::ptr::{self, NonNull};
     use std::sync::Arc;
 
-    use rustix::fs::{FallocateFlags, MemfdFlags, Mode, OFlags, SeekFrom};
+    use rustix::fs::{CWD, FallocateFlags, MemfdFlags, Mode, OFlags, SeekFrom};
     use rustix::mm::{Advice, MapFlags, MlockFlags, MprotectFlags, ProtFlags};
     use rustix::mount::{
-        FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_flag,
-        fsconfig_set_string, fsmount, fsopen,
+        FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, fsconfig_create,
+        fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen,
     };
 
     /// A memory file; a clone is the same one.
@@ -46,9 +47,24 @@ mod imp {
         /// it is locked only while a process has it mapped: between the end of one process and the mapping by the
         /// next, a file of pages could be swapped out, to the device that is to be served from it.
         pub(crate) fn unswappable(name: &str, bytes: u64) -> io::Result<Self> {
-            // Linux has it from 6.4 on, for those with CAP_SYS_ADMIN.
             let Ok(file) = file_without_swap() else { return Self::new(name, bytes) };
             rustix::fs::ftruncate(&file, bytes)?;
+            Ok(Self::from_file(file))
+        }
+
+        /// The same, with a name: it is `name` in a file system of its own that is mounted on a directory.
+        pub(crate) fn mounted(directory: &Path, name: &str, bytes: u64) -> io::Result<Self> {
+            let root = file_system_without_swap()?;
+            let flags = OFlags::CREATE | OFlags::EXCL | OFlags::RDWR | OFlags::CLOEXEC;
+            let file = rustix::fs::openat(&root, name, flags, Mode::RUSR | Mode::WUSR)?;
+            rustix::fs::ftruncate(&file, bytes)?;
+            rustix::mount::move_mount(
+                &root,
+                "",
+                CWD,
+                directory,
+                MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH,
+            )?;
             Ok(Self::from_file(file))
         }
 
@@ -77,6 +93,13 @@ mod imp {
 
     /// A file without a name in a file system of its own, that nobody else sees, goes with it and has no swap.
     fn file_without_swap() -> rustix::io::Result<OwnedFd> {
+        let root = file_system_without_swap()?;
+        let flags = OFlags::TMPFILE | OFlags::EXCL | OFlags::RDWR | OFlags::CLOEXEC;
+        rustix::fs::openat(&root, ".", flags, Mode::RUSR | Mode::WUSR)
+    }
+
+    /// The root of a file system that is mounted nowhere. Linux has it from 6.4 on, for those with CAP_SYS_ADMIN.
+    fn file_system_without_swap() -> rustix::io::Result<OwnedFd> {
         let system = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
         // As large as it likes, as a memory file is.
         for (key, value) in [("size", "0"), ("nr_inodes", "0"), ("mode", "0700")] {
@@ -87,9 +110,7 @@ mod imp {
         let nothing_else = MountAttrFlags::MOUNT_ATTR_NOSUID
             | MountAttrFlags::MOUNT_ATTR_NODEV
             | MountAttrFlags::MOUNT_ATTR_NOEXEC;
-        let root = fsmount(system.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, nothing_else)?;
-        let flags = OFlags::TMPFILE | OFlags::EXCL | OFlags::RDWR | OFlags::CLOEXEC;
-        rustix::fs::openat(&root, ".", flags, Mode::RUSR | Mode::WUSR)
+        fsmount(system.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, nothing_else)
     }
 
     pub(super) struct Mapping {

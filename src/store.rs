@@ -228,6 +228,15 @@ impl Store {
         Ok(store)
     }
 
+    /// An empty store in a file that outlives all processes: it is `name` in a file system of its own, without swap, that
+    /// is mounted on this directory. Unmounting that takes it away. For those who may mount, from Linux 6.4 on.
+    #[cfg(not(miri))]
+    pub fn mounted(directory: &std::path::Path, name: &str) -> io::Result<Self> {
+        let store = Self::over(MemoryFile::mounted(directory, name, TABLE_AT)?)?;
+        store.head.populate(0, store.head.bytes())?;
+        Ok(store)
+    }
+
     /// The store in a memory file that another process made. Nothing in it is changed.
     #[cfg(not(miri))]
     pub fn from_file(file: std::os::fd::OwnedFd) -> Result<Self, AttachError> {

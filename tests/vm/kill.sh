@@ -169,17 +169,4 @@ check "it stops on a signal" wait_for 60 eval '! kill -0 $worker 2>/dev/null'
 [ -b "$DEVICE" ] && fail "$DEVICE is still there" || pass "$DEVICE is gone"
 check "nobody is left" wait_for 20 eval '[ -z "$(pid_of tmem-worker)$(pid_of tmem-standby)" ]'
 check_code "no daemon" 3 . tmem list
-
-# All at once: there is nothing to go on with, and that is said.
-start_tmem 32M 32M
-wait_for 60 are_standbys 2
-forlorn=$DEVICE
-kill -9 "$TMEM_PID" $(pid_of tmem-worker) $(pid_of tmem-standby)
-wait "$TMEM_PID" 2>/dev/null
-wait_for 20 eval '[ -z "$(pid_of tmem-worker)$(pid_of tmem-standby)" ]'
-sleep 1
-start_tmem 32M 32M
-[ "$DEVICE" != "$forlorn" ] && pass "a new daemon has a device of its own" || fail "$DEVICE is there twice"
-check "it says what was lost" grep "$forlorn has no server any more" "$TMEM_LOG"
-stop_tmem
 finish

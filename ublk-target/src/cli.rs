@@ -42,6 +42,13 @@ impl Cli {
 pub enum Command {
     /// Run the daemon in the foreground, until it is told to stop
     Run(RunArgs),
+    /// Go on in the foreground with the devices of a daemon that died: all of its processes, or the one that looks after the
+    /// others. A service is restarted instead
+    Recover {
+        /// Go on though the backing file cannot be opened: what is on it is lost
+        #[arg(long)]
+        without_backing: bool,
+    },
     /// Add a device to the running daemon
     #[command(subcommand)]
     Add(AddCommand),

@@ -15,16 +15,18 @@ use crate::exit::{Exit, Failure};
 use crate::output;
 use crate::size::{SizeError, ram_bytes};
 
-/// Carries out the command line, with `run` for the daemon. What a command has to say goes to
+/// Carries out the command line, with `run` and `recover` for the daemon. What a command has to say goes to
 /// `out`; how it ended is returned.
 pub fn execute(
     cli: &Cli,
     out: &mut dyn Write,
     run: impl FnOnce(&RunArgs, Option<&Path>, &mut dyn Write) -> Result<(), Failure>,
+    recover: impl FnOnce(&Path, bool, &mut dyn Write) -> Result<(), Failure>,
 ) -> Result<Exit, Failure> {
     let client = Client::new(&cli.socket());
     match &cli.command {
         Command::Run(args) => run(args, cli.control.as_deref(), out)?,
+        Command::Recover { without_backing } => recover(&cli.socket(), *without_backing, out)?,
         Command::Add(AddCommand::Swap { size, name }) => {
             let bytes = size.bytes(ram_bytes()).map_err(unusable)?;
             check_swap_bytes(bytes)?;

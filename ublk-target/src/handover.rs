@@ -49,7 +49,7 @@ impl Handover {
         let sent = self.link.as_ref().map(|link| link.send(&News::Upgrade));
         if !matches!(sent, Some(Ok(()))) {
             *outcome = Outcome::None;
-            let message = "not upgraded: the daemon has no supervisor any more; start the service again, which brings one";
+            let message = "not upgraded: the daemon has no supervisor any more: 'tmem recover' brings one, and of a service a restart";
             return Err(Failure::new(Exit::Failure, message));
         }
         let deadline = Instant::now() + LIMIT;

@@ -87,6 +87,11 @@ impl Inherited {
         Self::open(sd_notify::listen_fds_with_names()?.map(Ok))
     }
 
+    /// Files that were found elsewhere.
+    pub fn of(files: Vec<(&str, OwnedFd)>) -> Self {
+        Self { files: files.into_iter().map(|(name, file)| (name.to_owned(), file)).collect() }
+    }
+
     fn open(pairs: impl Iterator<Item = io::Result<(RawFd, String)>>) -> io::Result<Self> {
         let mut files = Vec::<(String, OwnedFd)>::new();
         for pair in pairs {

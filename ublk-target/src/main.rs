@@ -50,7 +50,7 @@ fn main() -> ExitCode {
         _ => {}
     }
     end(match Cli::try_parse() {
-        Ok(cli) => commands::execute(&cli, &mut io::stdout(), run),
+        Ok(cli) => commands::execute(&cli, &mut io::stdout(), run, recover),
         Err(error) => usage(&error),
     })
 }
@@ -80,14 +80,24 @@ fn usage(error: &clap::Error) -> Result<Exit, Failure> {
 
 /// `tmem run`: everything is checked before anything is done.
 fn run(args: &RunArgs, control: Option<&Path>, out: &mut dyn Write) -> Result<(), Failure> {
-    // Before anybody replaces it.
-    let name = env::current_exe();
     let config = || {
         let files = Files::read(args.config.as_deref(), Path::new("/"))?;
         RunConfig::new(args, control, &files, &Machine::here()?)
     };
+    with_setup(|setup| supervisor::run(config, setup, out))
+}
+
+/// `tmem recover`.
+fn recover(control: &Path, without_backing: bool, out: &mut dyn Write) -> Result<(), Failure> {
+    with_setup(|setup| supervisor::recover(control, without_backing, setup, out))
+}
+
+/// With what a supervisor is made of in this program.
+fn with_setup(supervise: impl FnOnce(&Setup<'_>) -> Result<(), Failure>) -> Result<(), Failure> {
+    // Before anybody replaces it.
+    let name = env::current_exe();
     let successor = || command(name.as_deref().unwrap_or(Path::new(OURSELVES)), [STANDBY.into()]);
-    let setup = Setup {
+    supervise(&Setup {
         harden: &service::harden,
         worker: &|| command(Path::new(OURSELVES), [WORKER.into()]),
         standby: Some(&|| command(Path::new(OURSELVES), [STANDBY.into()])),
@@ -95,8 +105,7 @@ fn run(args: &RunArgs, control: Option<&Path>, out: &mut dyn Write) -> Result<()
         supervisor: &|| {
             command(name.as_deref().unwrap_or(Path::new(OURSELVES)), env::args_os().skip(1))
         },
-    };
-    supervisor::run(config, &setup, out)
+    })
 }
 
 /// A process of the program at `path`. By a name that begins with '@' systemd-shutdown is told to leave us; then it

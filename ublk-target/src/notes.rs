@@ -137,6 +137,11 @@ impl Notebook {
         Self { store, notes: Mutex::new(notes), watcher: OnceLock::new() }
     }
 
+    /// Where they are.
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
     /// What is noted now.
     pub fn notes(&self) -> Notes {
         self.notes.lock().clone()

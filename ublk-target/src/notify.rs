@@ -19,6 +19,11 @@ const START_PATIENCE: Duration = Duration::from_secs(1800);
 /// How often it may be asked.
 pub const PATIENCE_PERIOD: Duration = Duration::from_secs(10);
 
+/// Whether systemd has started us as a service, and keeps what we give it to keep.
+pub fn is_service() -> bool {
+    std::env::var_os("NOTIFY_SOCKET").is_some()
+}
+
 /// The daemon is ready: every device that was asked for is there.
 pub fn ready(status: &str) {
     tell(&[NotifyState::Ready, NotifyState::Status(status)]);

@@ -390,7 +390,7 @@ fn serving(pool: &Pool) -> Option<String> {
         format!(", in the place of {takeovers} that ended, the last time after {last}, for which {requests} requests waited")
     });
     let supervisor = (!pool.has_supervisor)
-        .then_some("; without a supervisor: if it dies twice, nobody goes on");
+        .then_some("; without a supervisor: if it dies twice, nobody goes on (see 'tmem recover')");
     if count.is_none() && supervisor.is_none() {
         return None;
     }

@@ -14,20 +14,20 @@ use std::fmt;
 use std::fs;
 use std::io::{self, Write};
 use std::mem::MaybeUninit;
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
 use std::ptr;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::{Builder, JoinHandle};
+use std::thread::{self, Builder, JoinHandle};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::mm::MlockAllFlags;
 use rustix::mount::MountPropagationFlags;
 use rustix::process::{DumpableBehavior, Resource, Rlimit};
-use rustix::thread::UnshareFlags;
+use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space};
 
 /// The nice value of the highest weight among ordinary threads.
 pub const NICE_MIN: i32 = -20;
@@ -436,6 +436,23 @@ fn leave_mount_namespace() -> Result<(), ProcessError> {
     };
     attempt().map_err(|source| ProcessError::MountNamespace { source })?;
     check_mount_namespace()
+}
+
+/// Does this in another mount namespace, in a thread of its own: the rest of the process stays where it is.
+pub fn in_mount_namespace<T: Send>(
+    namespace: BorrowedFd<'_>,
+    what: impl FnOnce() -> io::Result<T> + Send,
+) -> io::Result<T> {
+    let inside = move || {
+        // SAFETY: root and working directory are this thread's alone from here on; file descriptors stay shared.
+        unsafe { rustix::thread::unshare_unsafe(UnshareFlags::FS) }?;
+        move_into_link_name_space(namespace, Some(LinkNameSpaceType::Mount))?;
+        what()
+    };
+    thread::scope(|scope| {
+        let thread = Builder::new().spawn_scoped(scope, inside)?;
+        thread.join().unwrap_or_else(|_| Err(io::Error::other("the thread panicked")))
+    })
 }
 
 /// Sees to it that what is mounted or unmounted here is so nowhere else.

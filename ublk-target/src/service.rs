@@ -24,8 +24,9 @@ pub fn start(start: Start) -> Result<Daemon, Failure> {
     }
     for path in ublk::forlorn() {
         log(format_args!(
-            "{path} has no server any more, and what was on it is lost: if it was tmem's, all processes of a tmem died at once. \
-             Whoever reads it or swaps to it waits for ever: if anybody does, reboot"
+            "{path} has no server any more: if it was tmem's, all processes of a tmem died at once. Whoever reads it or swaps to \
+             it waits until 'tmem recover' with that one's --control goes on; if it finds nothing, what was on it is lost, and \
+             who waits for it needs a reboot"
         ));
     }
     Ok(daemon)

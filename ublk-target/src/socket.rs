@@ -8,6 +8,7 @@
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Read};
 use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, FileExt, FileTypeExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
@@ -170,6 +171,33 @@ pub fn remove(path: &Path) {
     let _ = fs::remove_file(path);
 }
 
+/// Whether somebody has the lock of the socket at `path`.
+pub fn is_served(path: &Path) -> bool {
+    let lock = File::open(lock_path(path));
+    lock.is_ok_and(|lock| matches!(lock.try_lock(), Err(TryLockError::WouldBlock)))
+}
+
+/// Whether it is a socket that listens at `path`.
+pub fn listens_at(file: impl AsFd, path: &Path) -> bool {
+    let listens = rustix::net::sockopt::socket_acceptconn(&file).unwrap_or(false);
+    let name = rustix::net::getsockname(file).ok().filter(|_| listens);
+    let name = name.and_then(|name| SocketAddrUnix::try_from(name).ok());
+    name.is_some_and(|name| name.path_bytes() == Some(path.as_os_str().as_bytes()))
+}
+
+/// Whether it is the file on which the lock is of the socket at `path`.
+pub fn is_lock_of(file: impl AsFd, path: &Path) -> bool {
+    let file = rustix::fs::fstat(file).map(|stat| (stat.st_dev, stat.st_ino));
+    let lock = rustix::fs::lstat(lock_path(path)).map(|stat| (stat.st_dev, stat.st_ino));
+    file.is_ok() && file == lock
+}
+
+fn lock_path(socket: &Path) -> PathBuf {
+    let mut path = socket.as_os_str().to_owned();
+    path.push(".lock");
+    path.into()
+}
+
 /// Makes `directory` and what is missing above it, each with mode 0755 whatever the umask is.
 fn make_directory(directory: &Path) -> io::Result<()> {
     if directory.is_dir() {
@@ -188,9 +216,7 @@ fn make_directory(directory: &Path) -> io::Result<()> {
 /// Locks the file beside the socket and writes our process id into it.
 fn lock(socket: &Path, option: OptionName) -> Result<File, BindError> {
     let on = |action, path: &Path| on(action, path, option);
-    let mut path = socket.as_os_str().to_owned();
-    path.push(".lock");
-    let path = PathBuf::from(path);
+    let path = lock_path(socket);
     let mut options = OpenOptions::new();
     options.read(true).write(true).create(true).mode(0o600);
     options.custom_flags(i32::try_from(OFlags::NOFOLLOW.bits()).expect("flags fit an int"));

@@ -44,6 +44,7 @@ use crate::notes::{DeviceNote, NodeNote, Notebook};
 use crate::process::{self, Mounts, ProcessError};
 use crate::size::ram_bytes;
 use crate::socket::Listener;
+use crate::supervisor::keep;
 use crate::supply::Supply;
 use crate::swap::{self, Host, User};
 use crate::ublk::{Draft, QueuePlan, Served, Started, UblkServer, Way, buffer_budget};
@@ -184,6 +185,7 @@ impl Daemon {
         if let Err(error) = self.parts.notebook.update(|notes| notes.is_ended = true) {
             log(format_args!("cannot note the end: {error}"));
         }
+        keep::forget(&self.parts.config.control, self.parts.notebook.store().file());
     }
 
     /// Makes a swap device, and switches swap on it on if so configured.

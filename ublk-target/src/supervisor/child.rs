@@ -4,6 +4,7 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
 use std::process::{Command, ExitStatus, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -11,13 +12,14 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::process::{
-    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, WaitIdStatus, pidfd_open, pidfd_send_signal,
-    waitid,
+    Pid, PidfdFlags, PidfdGetfdFlags, Signal, WaitId, WaitIdOptions, WaitIdStatus, pidfd_getfd,
+    pidfd_open, pidfd_send_signal, waitid,
 };
 
 use super::link::Link;
 use super::pulse::Pulse;
 use crate::inherited::{Inherited, Legacy, duplicate};
+use crate::socket;
 
 /// How often it is looked whether a process has ended that is not ours to wait for.
 const LOOK_PERIOD: Timespec = Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
@@ -145,6 +147,28 @@ impl Child {
             sleep(HALT_PERIOD);
         }
         Ok(())
+    }
+
+    /// Copies of the socket that it has at `path`, and of its lock.
+    pub fn listener(&self, path: &Path) -> io::Result<(OwnedFd, OwnedFd)> {
+        let gone = || io::Error::from(io::ErrorKind::NotFound);
+        let pidfd = self.pidfd.as_ref().ok_or_else(gone)?;
+        let (mut socket, mut lock) = (None, None);
+        for entry in fs::read_dir(format!("/proc/{}/fd", self.pid()))? {
+            let number = entry?.file_name().to_str().and_then(|name| name.parse().ok());
+            let number = number.ok_or(io::ErrorKind::InvalidData)?;
+            let file = match pidfd_getfd(pidfd, number, PidfdGetfdFlags::empty()) {
+                // It has been closed since.
+                Err(Errno::BADF) => continue,
+                file => file?,
+            };
+            if socket::listens_at(&file, path) {
+                socket = Some(file);
+            } else if socket::is_lock_of(&file, path) {
+                lock = Some(file);
+            }
+        }
+        socket.zip(lock).ok_or_else(gone)
     }
 
     /// Lets it go on.

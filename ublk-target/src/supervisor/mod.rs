@@ -5,11 +5,12 @@
 //! page, has one thread, and nobody's I/O waits for it: a worker goes on without it, and a standby takes over without
 //! it. Signals are only noted, from before the worker starts until it has ended.
 //!
-//! A supervisor that finds what another has left ([`estate`]) goes on from there. If that one's worker still serves, it
+//! A supervisor that finds what another has left ([`estate`]), or is told to (`tmem recover`), goes on from there. If that one's worker still serves, it
 //! is replaced by one that listens to us, as in an [`upgrade`].
 
 mod child;
 mod estate;
+pub mod keep;
 mod link;
 pub mod pulse;
 mod upgrade;
@@ -19,6 +20,7 @@ use std::env;
 use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
 use std::process::{Command, ExitStatus};
 use std::time::{Duration, Instant};
 
@@ -104,14 +106,7 @@ pub fn run(
     if let Some((estate, notes)) = estate::deposited()? {
         // What can be tried again is: what was kept goes only with the service.
         let again = |failure: Failure| Failure::new(Exit::Failure, failure.message);
-        let (estate, worker) = adopt(estate, &notes, setup).map_err(again)?;
-        let mut supervisor = Supervisor::new(setup, signals, &estate, worker, out);
-        supervisor.wants_standbys = setup.standby.is_some();
-        if !supervisor.worker.has_ended() {
-            supervisor.is_ready = true;
-            notify::ready("serving on");
-        }
-        return supervisor.run();
+        return go_on(estate, &notes, signals, setup, out, again);
     }
     let config = config()?;
     let estate = Estate::new(&config, setup.harden)?;
@@ -120,8 +115,47 @@ pub fn run(
         worker.link.send(&Order::Serve(Box::new(config.clone())))?;
         Ok(worker)
     };
-    let worker = start().map_err(|error| system("start a worker", &error))?;
+    let worker = start().map_err(|error| {
+        estate.withdraw();
+        system("start a worker", &error)
+    })?;
     Supervisor::new(setup, signals, &estate, worker, out).run()
+}
+
+/// Goes on with what a daemon with this control socket has left whose supervisor died, or all of whose processes did, until
+/// it is told to stop and has stopped.
+///
+/// Its backing file has to be there, unless what is on that may be lost (`without_backing`).
+pub fn recover(
+    control: &Path,
+    without_backing: bool,
+    setup: &Setup<'_>,
+    out: &mut dyn Write,
+) -> Result<(), Failure> {
+    let signals = StopSignals::take().map_err(|error| system("handle signals", &error))?;
+    let (estate, notes) = estate::left(control, without_backing)?;
+    go_on(estate, &notes, signals, setup, out, |failure| failure)
+}
+
+/// The same with this. What fails before it runs is an error by `failed`.
+fn go_on(
+    estate: Estate,
+    notes: &Notes,
+    signals: StopSignals,
+    setup: &Setup<'_>,
+    out: &mut dyn Write,
+    failed: impl FnOnce(Failure) -> Failure,
+) -> Result<(), Failure> {
+    let devices = notes.devices.len();
+    log(format_args!("going on for a daemon that died, with its {devices} devices"));
+    let (estate, worker) = adopt(estate, notes, setup).map_err(failed)?;
+    let mut supervisor = Supervisor::new(setup, signals, &estate, worker, out);
+    supervisor.wants_standbys = setup.standby.is_some();
+    if !supervisor.worker.has_ended() {
+        supervisor.is_ready = true;
+        notify::ready("serving on");
+    }
+    supervisor.run()
 }
 
 /// Takes over what another supervisor has left, and whoever serves.
@@ -288,6 +322,11 @@ impl<'a> Supervisor<'a> {
             Ok(notes) if notes.is_ended => {
                 self.estate.withdraw();
                 Ok(())
+            }
+            // It died before there was anything.
+            Err(NoNotes::None) => {
+                self.estate.withdraw();
+                Err(died(status))
             }
             _ => Err(died(status)),
         }
