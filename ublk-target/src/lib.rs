@@ -19,6 +19,7 @@ pub mod exit;
 pub mod handover;
 pub mod inherited;
 mod log;
+pub mod logger;
 mod module;
 pub mod nbd;
 pub mod notes;

@@ -1,7 +1,7 @@
 //! The daemon's log: lines on standard error, for the main and control threads.
 //!
 //! Standard error may be a pipe to a logger that waits for memory, so no thread that I/O depends
-//! on may come here.
+//! on may come here. It is never a file: see [`crate::logger`].
 
 use std::fmt::Display;
 use std::io::{self, Write};

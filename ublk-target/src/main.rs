@@ -15,11 +15,12 @@ use tmem_ublk_target::cli::{Cli, RunArgs};
 use tmem_ublk_target::config::{Files, Machine, RunConfig};
 use tmem_ublk_target::exit::{Exit, Failure};
 use tmem_ublk_target::supervisor::{self, Setup};
-use tmem_ublk_target::{commands, process, service, standby, worker};
+use tmem_ublk_target::{commands, logger, process, service, standby, worker};
 
 /// The first argument of a process that the supervisor starts.
 const WORKER: &str = "worker";
 const STANDBY: &str = "standby";
+const LOGGER: &str = "logger";
 
 /// The program that we are, whatever has its name by now.
 const OURSELVES: &str = "/proc/self/exe";
@@ -42,17 +43,26 @@ fn main() -> ExitCode {
             process::name_thread("tmem-preparing");
             return end(standby::run().map(|()| Exit::Ok));
         }
+        Some(first) if first == LOGGER => {
+            process::name_thread("tmem-logger");
+            logger::run();
+            return Exit::Ok.into();
+        }
         // It knows what it is to do, whatever the command line says that another program was started with.
         _ if supervisor::is_resumed() => {
             let run = run(&RunArgs::default(), None, &mut io::stdout());
-            return end(run.map(|()| Exit::Ok));
+            let code = end(run.map(|()| Exit::Ok));
+            logger::end();
+            return code;
         }
         _ => {}
     }
-    end(match Cli::try_parse() {
+    let code = end(match Cli::try_parse() {
         Ok(cli) => commands::execute(&cli, &mut io::stdout(), run, recover),
         Err(error) => usage(&error),
-    })
+    });
+    logger::end();
+    code
 }
 
 /// Says what went wrong, if anything did.
@@ -94,6 +104,9 @@ fn recover(control: &Path, without_backing: bool, out: &mut dyn Write) -> Result
 
 /// With what a supervisor is made of in this program.
 fn with_setup(supervise: impl FnOnce(&Setup<'_>) -> Result<(), Failure>) -> Result<(), Failure> {
+    if !supervisor::is_resumed() {
+        logger::begin(command(Path::new(OURSELVES), [LOGGER.into()]));
+    }
     // Before anybody replaces it.
     let name = env::current_exe();
     let successor = || command(name.as_deref().unwrap_or(Path::new(OURSELVES)), [STANDBY.into()]);
@@ -103,7 +116,10 @@ fn with_setup(supervise: impl FnOnce(&Setup<'_>) -> Result<(), Failure>) -> Resu
         standby: Some(&|| command(Path::new(OURSELVES), [STANDBY.into()])),
         successor: name.as_ref().ok().map(|_| &successor as &dyn Fn() -> Command),
         supervisor: &|| {
-            command(name.as_deref().unwrap_or(Path::new(OURSELVES)), env::args_os().skip(1))
+            let path = name.as_deref().unwrap_or(Path::new(OURSELVES));
+            let mut command = command(path, env::args_os().skip(1));
+            logger::bequeath(&mut command);
+            command
         },
     })
 }
