@@ -9,9 +9,13 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
+use tmem::NotesError;
 
 use crate::device::{BlockDevice, IoStats};
-use crate::nbd::{CONNECTION_DEPTH, Export, KernelClient, KernelError, NbdServer};
+use crate::nbd::{
+    CONNECTION_DEPTH, Export, KernelClient, KernelError, NbdServer, Netlink, Seat,
+    transmission_flags,
+};
 use crate::ublk::{QueuePlan, ServerError, UblkServer};
 
 /// How long connections may take to end once the kernel has let go of them, and how often to look.
@@ -67,27 +71,15 @@ pub enum DeviceState {
     /// It can, or there is none.
     #[default]
     Live,
-    /// Some of the kernel's NBD connections have broken.
-    Degraded,
-    /// All have, or somebody else has removed it: who uses it gets errors.
+    /// The kernel's NBD connection has broken, or somebody else has removed it.
     Dead,
 }
 
 impl DeviceState {
-    /// The state of a node to which so many of its connections are left.
-    fn of_connections(left: u32, all: u32) -> Self {
-        match left {
-            0 => Self::Dead,
-            _ if left < all => Self::Degraded,
-            _ => Self::Live,
-        }
-    }
-
     /// The word for it.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Live => "live",
-            Self::Degraded => "degraded",
             Self::Dead => "dead",
         }
     }
@@ -122,6 +114,47 @@ impl Attachment {
         Self { node: None, export: Some((Arc::clone(server), export)) }
     }
 
+    /// Has the kernel's client made the device's node. `note` is told of what is being made: [`KernelClient::attach`].
+    ///
+    /// # Panics
+    ///
+    /// If the device is not exported.
+    pub fn connect_kernel(
+        &self,
+        note: impl FnMut(u32, u32) -> Result<(), NotesError>,
+    ) -> Result<KernelClient, KernelError> {
+        let (seat, export) = self.seat()?;
+        let flags = transmission_flags(export, false);
+        let (client, socket) = KernelClient::attach(export.device().bytes(), flags, note)?;
+        // Served before it is set up, for the kernel may wait for what is under way.
+        seat.take(socket);
+        client.set_up()
+    }
+
+    /// Gives the kernel's client, whose connection has ended, another one.
+    ///
+    /// # Panics
+    ///
+    /// If the device is not exported.
+    pub fn reconnect_kernel(
+        &self,
+        client: &KernelClient,
+        netlink: &Netlink,
+    ) -> Result<(), KernelError> {
+        let (seat, _) = self.seat()?;
+        seat.take(client.reconnect(netlink)?);
+        Ok(())
+    }
+
+    /// A place for the kernel's connection.
+    fn seat(&self) -> Result<(Seat, &Export), KernelError> {
+        let (server, export) = self.export.as_ref().expect("the kernel's client has an export");
+        match server.seat(export) {
+            Ok(seat) => Ok((seat, export)),
+            Err(connections) => Err(KernelError::NoConnection { connections }),
+        }
+    }
+
     /// Waits a while for connections to end that the kernel has let go of.
     pub fn settle(&self) {
         let deadline = Instant::now() + END_LIMIT;
@@ -145,15 +178,13 @@ impl Attachment {
         self.node.as_ref().is_some_and(Node::has_ended)
     }
 
-    /// Whether its node can be used. The kernel does not say how many of its connections are left. Those
-    /// of other clients of the export are counted with them, so that it may look better than it is.
+    /// Whether its node can be used. The kernel does not say whether its connection is left. Those
+    /// of other clients of the export are counted with it, so that it may look better than it is.
     pub fn state(&self) -> DeviceState {
         match &self.node {
             Some(node) if node.has_ended() => DeviceState::Dead,
-            Some(Node::Nbd(client)) => {
-                DeviceState::of_connections(self.connections(), client.connections().into())
-            }
-            Some(Node::Ublk(_)) | None => DeviceState::Live,
+            Some(Node::Nbd(_)) if self.connections() == 0 => DeviceState::Dead,
+            Some(_) | None => DeviceState::Live,
         }
     }
 
@@ -177,7 +208,7 @@ impl Attachment {
         match &self.node {
             None => (0, 0),
             Some(Node::Ublk(server)) => (server.queues().into(), server.depth().into()),
-            Some(Node::Nbd(client)) => (client.connections().into(), CONNECTION_DEPTH),
+            Some(Node::Nbd(_)) => (1, CONNECTION_DEPTH),
         }
     }
 
@@ -231,7 +262,7 @@ impl Attachment {
     /// Connections that are ours to end.
     fn kernels_connections(&self) -> u32 {
         match &self.node {
-            Some(Node::Nbd(client)) => client.connections().into(),
+            Some(Node::Nbd(_)) => 1,
             _ => 0,
         }
     }
@@ -251,18 +282,5 @@ impl Attachment {
         if let Some((_, export)) = &self.export {
             export.reopen();
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_node_is_as_live_as_its_connections() {
-        let states = [2, 1, 0].map(|left| DeviceState::of_connections(left, 2));
-        assert_eq!(states, [DeviceState::Live, DeviceState::Degraded, DeviceState::Dead]);
-        // Other clients of the export.
-        assert_eq!(DeviceState::of_connections(3, 2), DeviceState::Live);
     }
 }

@@ -66,6 +66,13 @@ pub enum NodeNote {
         /// Requests that each holds.
         depth: u16,
     },
+    /// The kernel's NBD client.
+    Nbd {
+        /// Its number.
+        number: u32,
+        /// The thread that has connected it.
+        owner: u32,
+    },
 }
 
 /// How often a process went on for one that had died.

@@ -69,7 +69,7 @@ pub const DEVICE_COLUMNS: &[Column<DeviceInfo>] = &[
     },
     Column {
         name: "STATE",
-        help: "live; degraded: the kernel has lost some NBD connections; dead: its node is of no use",
+        help: "live; dead: its node is of no use",
         cell: |device| Cell::Word(device.state.as_str().to_owned()),
     },
     Column {
@@ -309,10 +309,9 @@ pub fn devices(devices: &[DeviceInfo], args: &TableArgs) -> Result<String, Failu
 
 /// What a person must know of a device that is not well.
 fn warning(device: &DeviceInfo) -> Option<String> {
-    let DeviceInfo { name, path, connections, queues, .. } = device;
+    let DeviceInfo { name, path, .. } = device;
     let trouble = match device.state {
         DeviceState::Live => return None,
-        DeviceState::Degraded => format!("only {connections} of {queues} connections are left"),
         DeviceState::Dead if device.swapped_on => {
             "nothing reaches it any more, and what is swapped out to it cannot be read: reboot"
                 .into()
@@ -543,15 +542,12 @@ mod tests {
 
     #[test]
     fn a_device_that_lost_its_connections_is_warned_of() {
-        let mut device = DeviceInfo { path: "/dev/nbd0".into(), connections: 1, ..info() };
-        device.state = DeviceState::Degraded;
-        let line = "\nwarning: swap0 (/dev/nbd0): only 1 of 2 connections are left\n";
         let list = |device: &DeviceInfo, args: &TableArgs| {
             devices(std::slice::from_ref(device), args).unwrap()
         };
-        let text = list(&device, &args());
-        assert!(text.ends_with(line), "{text}");
-        let dead = DeviceInfo { connections: 0, state: DeviceState::Dead, ..device };
+        let live = DeviceInfo { path: "/dev/nbd0".into(), connections: 1, ..info() };
+        assert!(!list(&live, &args()).contains("warning"));
+        let dead = DeviceInfo { connections: 0, state: DeviceState::Dead, ..live };
         let text = list(&dead, &args());
         assert!(text.ends_with("what is swapped out to it cannot be read: reboot\n"), "{text}");
         let raw = TableArgs { raw: true, ..args() };

@@ -21,7 +21,7 @@ const SBIN: &str = "/usr/local/sbin:/usr/sbin:/sbin";
 #[non_exhaustive]
 pub enum ProgramError {
     /// The program is not installed.
-    #[error("there is no {program} in PATH or {SBIN}: install {}", package(program))]
+    #[error("there is no {program} in PATH or {SBIN}: install util-linux")]
     Missing {
         /// The program.
         program: &'static str,
@@ -39,20 +39,11 @@ pub enum ProgramError {
     Failed {
         /// The program.
         program: &'static str,
-        /// Its process, which has ended.
-        pid: u32,
         /// The device.
         path: String,
         /// What it said.
         said: String,
     },
-}
-
-fn package(program: &str) -> &'static str {
-    match program {
-        "nbd-client" => "nbd-client",
-        _ => "util-linux",
-    }
 }
 
 fn hint(program: &str) -> &'static str {
@@ -100,7 +91,6 @@ fn execute(
         .stdin(Stdio::null());
     let spawn = |source| ProgramError::Spawn { program: file, source };
     let child = command.stdout(stdout).stderr(Stdio::piped()).spawn().map_err(spawn)?;
-    let pid = child.id();
     let output = child
         .wait_with_output()
         .map_err(|source| ProgramError::Spawn { program: program.into(), source })?;
@@ -112,7 +102,7 @@ fn execute(
         "" => output.status.to_string(),
         text => text.to_owned(),
     };
-    Err(ProgramError::Failed { program, pid, path: path.into(), said })
+    Err(ProgramError::Failed { program, path: path.into(), said })
 }
 
 /// The program's file: the first in `path` or in the usual places for root's programs that can be

@@ -11,7 +11,6 @@ use crate::exit::{Exit, Failure};
 use crate::log::log;
 use crate::nbd::{KernelError, NbdServerError};
 use crate::process::{self, Mounts, ProcessError};
-use crate::program::ProgramError;
 use crate::ublk::{self, DriverError, ServerError};
 use crate::watchdog::{Pulse, Watched};
 use crate::worker::{Service, Start};
@@ -127,9 +126,9 @@ impl From<DaemonError> for Failure {
                 | ServerError::Refused { denied: true, .. },
             ) => Exit::Permission,
             DaemonError::Server(ServerError::Driver(_)) => Exit::NoUblk,
-            DaemonError::Kernel(
-                KernelError::Missing { .. } | KernelError::Program(ProgramError::Missing { .. }),
-            ) => Exit::NoNbd,
+            DaemonError::Kernel(KernelError::Missing { .. } | KernelError::Netlink(_)) => {
+                Exit::NoNbd
+            }
             _ => Exit::Failure,
         };
         Failure::new(code, error)

@@ -8,6 +8,7 @@
 mod error;
 mod info;
 mod limits;
+mod nodes;
 mod role;
 mod successor;
 
@@ -39,7 +40,7 @@ use crate::backing::{
 use crate::config::{RunConfig, SwapSpec};
 use crate::device::BlockDevice;
 use crate::log::log;
-use crate::nbd::{EngineSide, KernelClient, NbdServer, Purpose, check_reserve};
+use crate::nbd::{EngineSide, NbdServer, Purpose, check_reserve};
 use crate::notes::{DeviceNote, NodeNote, Notebook};
 use crate::process::{self, Mounts, ProcessError};
 use crate::size::ram_bytes;
@@ -129,7 +130,12 @@ impl Daemon {
         let notebook = Notebook::new(store, config.clone())?;
         let parts =
             Parts { config, warnings, supervisor, _role: role, notebook, engine, supply, backing };
-        let daemon = Self::assemble(parts, nbd)?;
+        let server = prepare_nbd(&parts.config, &parts.supply, &parts.backing)?;
+        let daemon = Self::assemble(parts, server.map(Arc::new))?;
+        if let Some(server) = &daemon.nbd {
+            server.begin(&daemon.parts.engine);
+        }
+        daemon.listen(nbd)?;
         daemon.parts.engine.set_writeback_settings(&daemon.parts.config.writeback)?;
         if let Some(spec) = &daemon.parts.config.backing {
             daemon.set_backing(spec)?;
@@ -138,31 +144,21 @@ impl Daemon {
     }
 
     /// What there is around the parts, without devices.
-    fn assemble(parts: Parts, nbd: Option<Listener>) -> Result<Self, DaemonError> {
-        let config = &parts.config;
-        let (buffer_budget, _) = resources(config)?;
+    fn assemble(parts: Parts, nbd: Option<Arc<NbdServer>>) -> Result<Self, DaemonError> {
+        let (buffer_budget, _) = resources(&parts.config)?;
         let cpus = available_parallelism().map_err(system("count the CPUs"))?.get();
-        let nbd = match config.nbd.as_ref().zip(nbd) {
-            None => None,
-            Some((address, listener)) => {
-                let side = EngineSide {
-                    engine: Arc::clone(&parts.engine),
-                    waker: Arc::clone(parts.supply.waker()),
-                    backing: Arc::clone(&parts.backing),
-                };
-                let purpose = match config.swapon && config.frontend == FrontEnd::Nbd {
-                    true => Purpose::Swap { best_effort: config.best_effort },
-                    false => Purpose::Clients,
-                };
-                let server =
-                    NbdServer::start(address, listener, side, cpus, buffer_budget, purpose)?;
-                Some(Arc::new(server))
-            }
-        };
         let (devices, turn) = (Mutex::new(Vec::new()), Mutex::new(()));
         let (driver, setting) = (Mutex::new(None), Mutex::new(()));
         let host = Host::default();
         Ok(Self { parts, driver, cpus, buffer_budget, host, nbd, devices, turn, setting })
+    }
+
+    /// Lets NBD clients come, if there is somebody to serve them.
+    fn listen(&self, nbd: Option<Listener>) -> Result<(), DaemonError> {
+        if let Some((server, listener)) = self.nbd.as_ref().zip(nbd) {
+            server.listen(listener)?;
+        }
+        Ok(())
     }
 
     /// What could not be had in hardening the process; empty unless best effort was asked for.
@@ -418,17 +414,20 @@ impl Daemon {
             }
             (FrontEnd::Nbd, None) => unreachable!("the NBD front end has an address"),
             (FrontEnd::Nbd, Some(nbd)) if self.parts.config.swapon => {
-                // As many as there are workers to serve them at the same time.
-                let connections = nbd.workers() as u16;
                 let others: u32 = self.snapshot().iter().map(|d| d.attachment.connections()).sum();
-                match check_reserve(Path::new("/proc"), connections + others as u16) {
+                match check_reserve(Path::new("/proc"), 1 + others as u16) {
                     Err(warning) if self.parts.config.best_effort => {
                         log(format_args!("going on without a guard: {warning}"));
                     }
                     checked => checked?,
                 }
                 let exported = export(nbd);
-                match KernelClient::attach(nbd.address(), name, block.bytes(), connections) {
+                // First of all, so that nobody has to guess whose it is.
+                let note = |number, owner| {
+                    let node = Some(NodeNote::Nbd { number, owner });
+                    self.parts.notebook.update_device(name, |note| note.node = node)
+                };
+                match exported.connect_kernel(note) {
                     Ok(client) => exported.with_node(Node::Nbd(client)),
                     Err(error) => return Ok((exported, Err(error.into()))),
                 }
@@ -614,6 +613,23 @@ fn resources(config: &RunConfig) -> Result<(u64, u16), DaemonError> {
     let front_ends = 1 + u64::from(config.nbd.is_some() && config.frontend == FrontEnd::Ublk);
     let budget = buffer_budget(ram_bytes(), front_ends);
     Ok((budget, most_queues(cpus, budget)))
+}
+
+/// An NBD server that has all that it needs, and waits for the engine; none if there shall be none.
+fn prepare_nbd(
+    config: &RunConfig,
+    supply: &Supply,
+    backing: &Arc<Backing>,
+) -> Result<Option<NbdServer>, DaemonError> {
+    let Some(address) = &config.nbd else { return Ok(None) };
+    let side = EngineSide { waker: Arc::clone(supply.waker()), backing: Arc::clone(backing) };
+    let purpose = match config.swapon && config.frontend == FrontEnd::Nbd {
+        true => Purpose::Swap { best_effort: config.best_effort },
+        false => Purpose::Clients,
+    };
+    let (buffer_budget, _) = resources(config)?;
+    let cpus = available_parallelism().map_err(system("count the CPUs"))?.get();
+    Ok(Some(NbdServer::prepare(address, &side, cpus, buffer_budget, purpose)?))
 }
 
 /// A key that nobody else has, and nobody will have again.

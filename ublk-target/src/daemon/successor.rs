@@ -6,33 +6,30 @@
 //! kernel's reserve. Nothing is printed, started, looked up on a disk or waited for before I/O flows.
 
 use std::sync::Arc;
-use std::thread::available_parallelism;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, getppid};
 use tmem::{AttachError, Attached, Prepared, Store};
 
 use super::error::DaemonError;
+use super::nodes::Nodes;
 use super::role::{Candidate, Role};
-use super::{Daemon, Device, Parts, check_locked, system};
-use crate::attachment::{Attachment, Node};
+use super::{Daemon, Device, Parts, check_locked, prepare_nbd, system};
+use crate::attachment::Attachment;
 use crate::backing::{Backing, BackingFile, BackingNote, Claim, Driver, Ready};
 use crate::device::BlockDevice;
 use crate::log::log;
-use crate::notes::{DeviceNote, NoNotes, NodeNote, Notebook, Notes};
+use crate::nbd::NbdServer;
+use crate::notes::{DeviceNote, NoNotes, Notebook, Notes};
 use crate::process::{self, Mounts, ProcessError};
 use crate::socket::Listener;
 use crate::supply::Supply;
-use crate::ublk::{Draft, QueuePlan, Served, ServerError, Started, Way, helpers_for};
 
 /// What the heap is made to have beforehand, besides what each queue takes.
 const HEAP_BYTES: usize = 1 << 20;
 
-/// What a queue takes of the heap: its codec, and room for blocks that it reads from the backing file.
-const QUEUE_BYTES: usize = 768 << 10;
-
-/// What a helper takes: its codec.
-const HELPER_BYTES: usize = 128 << 10;
+/// What somebody takes who serves a device beside its queues: a codec.
+pub(super) const HELPER_BYTES: usize = 128 << 10;
 
 /// Why a process cannot go on in the place of another.
 #[derive(Debug, thiserror::Error)]
@@ -61,10 +58,10 @@ struct Waiting {
     warnings: Vec<ProcessError>,
     supervisor: Option<Pid>,
     prepared: Prepared,
-    /// By the number of the ublk device.
-    drafts: Vec<(u32, Draft)>,
+    nodes: Nodes,
     supply: Supply,
     backing: Arc<Backing>,
+    nbd: Option<NbdServer>,
     /// What writes to the backing file, and the file, if there is one and it could be opened.
     driver: Option<Ready>,
     file: Option<(BackingNote, BackingFile, Claim)>,
@@ -82,15 +79,16 @@ pub enum Succession {
 pub struct Serving {
     parts: Parts,
     driver: Option<Driver>,
+    nbd: Option<Arc<NbdServer>>,
     devices: Vec<Resumed>,
     /// Devices that are noted, and gone.
-    gone: Vec<(DeviceNote, Arc<BlockDevice>)>,
+    gone: Vec<(DeviceNote, Arc<BlockDevice>, Attachment)>,
 }
 
 struct Resumed {
     note: DeviceNote,
     block: Arc<BlockDevice>,
-    node: Option<Node>,
+    attachment: Attachment,
 }
 
 impl Successor {
@@ -103,22 +101,13 @@ impl Successor {
         let warnings = warnings.map_err(DaemonError::from)?;
         let candidate = Candidate::new(&store).map_err(system("open the memory file"))?;
         let prepared = Prepared::new(store.clone())?;
-        let mut drafts = Vec::new();
-        for note in &notes.devices {
-            if let Some(NodeNote::Ublk { id, queues, depth }) = note.node {
-                let plan = QueuePlan { queues, depth };
-                drafts.push((id, Draft::new(plan, true).map_err(DaemonError::from)?));
-            }
-        }
         let supply = Supply::prepare().map_err(system("start the supply thread"))?;
         let backing = Arc::new(Backing::new().map_err(system("make an eventfd"))?);
-        let helpers = helpers_for(available_parallelism().map_err(system("count the CPUs"))?.get());
-        let (mut queue_count, mut helper_count) = (0, 0);
-        for (_, draft) in &drafts {
-            queue_count += usize::from(draft.plan().queues);
-            helper_count += helpers;
-        }
-        process::keep_heap(HEAP_BYTES + queue_count * QUEUE_BYTES + helper_count * HELPER_BYTES);
+        let nodes = Nodes::prepare(&notes, supply.waker(), &backing)?;
+        let nbd = prepare_nbd(&notes.config, &supply, &backing)?;
+        // A worker has a codec for each export.
+        let exports = nbd.as_ref().map_or(0, |nbd| nbd.workers() * notes.devices.len());
+        process::keep_heap(HEAP_BYTES + nodes.heap_bytes()? + exports * HELPER_BYTES);
         let (mut driver, mut file) = (None, None);
         if let Some(note) = notes.backing {
             let ready = Driver::prepare(Arc::clone(&backing));
@@ -136,9 +125,10 @@ impl Successor {
             warnings,
             supervisor,
             prepared,
-            drafts,
+            nodes,
             supply,
             backing,
+            nbd,
             driver,
             file,
         };
@@ -196,43 +186,33 @@ impl Waiting {
             let ready = ready.unwrap_or_else(|error| cannot("go on", &error));
             Some(ready.go_on(Arc::clone(&engine), writeback, claim))
         });
+        let nbd = self.nbd.take().map(Arc::new);
+        if let Some(server) = &nbd {
+            server.begin(&engine);
+        }
         let pools = engine.pools();
         let mut under_way = Vec::new();
         for note in &notes.devices {
             let is_its = |pool: &&tmem::PoolInfo| pool.id.number() == note.pool;
             let Some(pool) = pools.iter().find(is_its) else { continue };
             let block = Arc::new(BlockDevice::resume(Arc::clone(&engine), pool));
-            let draft = note.node.map(|NodeNote::Ublk { id, queues, depth }| {
-                let at = self.drafts.iter().position(|(other, _)| *other == id);
-                let draft = match at {
-                    Some(at) => self.drafts.swap_remove(at).1,
-                    // It was made after us.
-                    None => Draft::new(QueuePlan { queues, depth }, true)
-                        .unwrap_or_else(|error| cannot("go on", &error)),
-                };
-                let served = Served {
-                    device: Arc::clone(&block),
-                    waker: Arc::clone(self.supply.waker()),
-                    backing: Arc::clone(&self.backing),
-                };
-                draft.begin(served, Way::Recover(id));
-                (id, draft)
-            });
-            under_way.push((note, block, draft));
+            let begun = note.node.map(|node| self.nodes.begin(node, &block));
+            under_way.push((note, block, begun));
         }
+        let flush = !notes.config.swapon;
         let (mut devices, mut gone) = (Vec::new(), Vec::new());
-        for (note, block, draft) in under_way {
-            let node = match draft.map(|(id, draft)| draft.finish(Way::Recover(id))) {
-                None => None,
-                Some(Ok(Started::Live(server))) => Some(Node::Ublk(server)),
-                Some(Err(ServerError::Gone)) => {
-                    gone.push((note.clone(), block));
-                    continue;
+        for (note, block, begun) in under_way {
+            let exported = nbd.as_ref().map_or_else(Attachment::none, |server| {
+                Attachment::export(server, &note.name, Arc::clone(&block), flush)
+            });
+            match begun.map(|begun| self.nodes.finish(begun, &exported)) {
+                None => devices.push(Resumed { note: note.clone(), block, attachment: exported }),
+                Some(Some(node)) => {
+                    let attachment = exported.with_node(node);
+                    devices.push(Resumed { note: note.clone(), block, attachment });
                 }
-                Some(Ok(Started::Taken(_))) => cannot("go on", &"the device is another's"),
-                Some(Err(error)) => cannot("go on", &error),
-            };
-            devices.push(Resumed { note: note.clone(), block, node });
+                Some(None) => gone.push((note.clone(), block, exported)),
+            }
         }
         process::become_calm();
         let took = begun.elapsed();
@@ -251,7 +231,7 @@ impl Waiting {
             supply: self.supply,
             backing: self.backing,
         };
-        Succession::Serving(Box::new(Serving { parts, driver, devices, gone }))
+        Succession::Serving(Box::new(Serving { parts, driver, nbd, devices, gone }))
     }
 
     /// Has the backing file read from now on, and returns what is to be held before it is written; none if the file
@@ -290,10 +270,12 @@ impl Serving {
     }
 
     /// Makes what can wait.
-    pub fn finish(self, nbd: Option<Listener>) -> Result<Daemon, DaemonError> {
-        let Self { parts, driver, devices, gone } = self;
+    pub fn finish(self, listener: Option<Listener>) -> Result<Daemon, DaemonError> {
+        let Self { parts, driver, nbd, devices, gone } = self;
         let best_effort = parts.config.best_effort;
-        for (note, block) in gone {
+        for (note, block, exported) in gone {
+            // Nobody has come to it yet.
+            let _ = exported.detach(None);
             block.destroy();
             log(format_args!("'{}' is gone: somebody removed it", note.name));
             parts.notebook.update(|notes| notes.devices.retain(|other| other.name != note.name))?;
@@ -314,8 +296,7 @@ impl Serving {
         let daemon = Daemon::assemble(parts, nbd)?;
         *daemon.driver.lock() = driver;
         let mut half_made = Vec::new();
-        for Resumed { note, block, node } in devices {
-            let attachment = daemon.reattach(&note.name, &block, node);
+        for Resumed { note, block, attachment } in devices {
             let (name, swapped_by_us) = (note.name, note.swapped_by_us);
             let device = Arc::new(Device { name, block, attachment, swapped_by_us });
             if !note.is_made {
@@ -326,24 +307,12 @@ impl Serving {
         for device in half_made {
             daemon.settle_half_made(&device);
         }
+        daemon.listen(listener)?;
         Ok(daemon)
     }
 }
 
 impl Daemon {
-    /// What reaches a device that was there before us.
-    fn reattach(&self, name: &str, block: &Arc<BlockDevice>, node: Option<Node>) -> Attachment {
-        let flush = !self.parts.config.swapon;
-        match (&self.nbd, node) {
-            (None, None) => Attachment::none(),
-            (None, Some(node)) => Attachment::new(node),
-            (Some(nbd), None) => Attachment::export(nbd, name, Arc::clone(block), flush),
-            (Some(nbd), Some(node)) => {
-                Attachment::export(nbd, name, Arc::clone(block), flush).with_node(node)
-            }
-        }
-    }
-
     /// Removes a device that the dead process was making, unless somebody uses it already.
     fn settle_half_made(&self, device: &Device) {
         let path = device.live_node();
@@ -367,6 +336,6 @@ impl Daemon {
 }
 
 /// Ends the process, for another to try.
-fn cannot(what: &str, error: &dyn std::fmt::Display) -> ! {
+pub(super) fn cannot(what: &str, error: &dyn std::fmt::Display) -> ! {
     process::fatal(format_args!("cannot {what} in the place of the process that died: {error}"))
 }

@@ -103,6 +103,11 @@ pub struct Visit {
 }
 
 impl Visit {
+    /// Begins one, unless the export is closed.
+    pub fn begin(export: &Arc<Export>) -> Option<Self> {
+        export.admit().then(|| Self { export: Arc::clone(export), has_left: false })
+    }
+
     /// What is used.
     pub fn export(&self) -> &Export {
         &self.export
@@ -164,8 +169,7 @@ impl Exports {
     /// Begins a visit to the export that `name` means, unless it is closed.
     pub fn visit(&self, name: &[u8]) -> Option<Visit> {
         let list = lock(&self.list);
-        let export = find(&list, name).filter(|export| export.admit())?;
-        Some(Visit { export: Arc::clone(export), has_left: false })
+        find(&list, name).and_then(Visit::begin)
     }
 
     /// Calls `look` with each export.

@@ -1,20 +1,29 @@
 //! The kernel's own NBD client on one of our exports: how a kernel without ublk gets a block device.
 //!
-//! `nbd-client` makes the connections, hands them to the kernel and ends; from then on nobody stands
-//! between the kernel and us. Requests have no time limit that matters: a daemon that is stopped for
-//! a while is late, and not dead.
+//! The kernel gets one end of a pair of sockets, and a worker of the server serves the other; no other program takes part. When
+//! this process dies, that connection ends with it, and the device waits: who asks for something, for another connection; what was
+//! under way, until its time limit is over, and then as well. Whoever goes on gives it another connection
+//! ([`KernelClient::reconnect`]), and nothing is lost.
+//!
+//! There is one connection, for of several the driver (`nbd_xmit_timeout`) gives one up on which a request takes longer than its
+//! time limit: what it asks for again on another, the first may carry out later still, over what has been written since. Of
+//! one it asks only whether it has been replaced. So a daemon that is stopped for a while is late, and not dead.
 
-use std::ffi::OsString;
 use std::fs::File;
 use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use super::address::NbdAddress;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+use rustix::thread::gettid;
+use tmem::{NotesError, PAGE_SIZE};
+
 use super::buffer::DATA_BYTES;
+use super::netlink::{Connection, Netlink, NetlinkError};
 use crate::module;
-use crate::program::{self, ProgramError};
 
 /// Devices that are looked at for a free one: the driver makes 16 unless told otherwise.
 const DEVICES_MAX: u32 = 256;
@@ -27,15 +36,23 @@ pub const CONNECTION_DEPTH: u32 = 128;
 /// meanwhile.
 const RESERVE_PER_CONNECTION: u64 = 4 << 20;
 
-/// Time limit of a request, in seconds. To the driver 0 means none only while there is one connection:
-/// of several it drops the one on which a request takes longer than the 30 s that are then in force,
-/// and fails the I/O when none is left (`nbd_xmit_timeout`). So it is eleven days, which as
-/// milliseconds fits 31 bits, whatever the kernel's tick.
-const TIMEOUT_SECONDS: u32 = 1_000_000;
+/// After how long the driver looks whether a request was sent on a connection that is no more, in milliseconds; it rounds up to
+/// whole seconds. It says so in the kernel's log of one that is late.
+const LOOK_MS: u32 = 1000;
+
+/// What the driver has instead for whoever does not say.
+const LOOK_MS_DEFAULT: u32 = 30_000;
+
+/// How long a device waits for another connection, in seconds: eleven days, which as milliseconds fits 31 bits, whatever the
+/// kernel's tick.
+const PATIENCE_SECONDS: u64 = 1_000_000;
 
 /// How long the kernel may take to let go of its connections, and how often to look.
 const DETACH_LIMIT: Duration = Duration::from_secs(10);
 const LOOK_PERIOD: Duration = Duration::from_millis(20);
+
+/// How often to try to reconnect.
+const RECONNECT_PERIOD: Duration = Duration::from_millis(1);
 
 /// Why the kernel's client could not be attached or detached.
 #[derive(Debug, thiserror::Error)]
@@ -67,9 +84,30 @@ pub enum KernelError {
     /// All its devices are in use.
     #[error("every /dev/nbd* is in use: free one, or load the module with a larger nbds_max")]
     NoDevice,
-    /// `nbd-client` did not do it.
+    /// All connections that the server can have are in use.
+    #[error("all {connections} NBD connections are in use: disconnect a client")]
+    NoConnection {
+        /// How many there are.
+        connections: usize,
+    },
+    /// The kernel's client did not do it.
     #[error(transparent)]
-    Program(#[from] ProgramError),
+    Netlink(#[from] NetlinkError),
+    /// It could not be noted for the process that goes on when this one dies.
+    #[error(transparent)]
+    Notes(#[from] NotesError),
+    /// There are no sockets for it.
+    #[error("cannot make a pair of sockets for the kernel's NBD client: {source}")]
+    Sockets {
+        /// The system call's error.
+        source: io::Error,
+    },
+    /// Somebody else has disconnected it.
+    #[error("somebody has disconnected {path}")]
+    Gone {
+        /// The device.
+        path: String,
+    },
     /// The device did not get the size that it should have.
     #[error("{path} did not become a device of {bytes} bytes: look into the kernel's log")]
     NotReady {
@@ -78,13 +116,13 @@ pub enum KernelError {
         /// The size that it should have.
         bytes: u64,
     },
-    /// The device could not be told how long its requests may be.
+    /// The device could not be told what its requests may be.
     #[error("cannot write {limit} to {path}: {source}")]
     Limit {
         /// The attribute.
         path: String,
-        /// The length, in KiB.
-        limit: usize,
+        /// What it was to be.
+        limit: u32,
         /// The system call's error.
         source: io::Error,
     },
@@ -123,48 +161,51 @@ pub fn check_reserve(proc: &Path, connections: u16) -> Result<(), KernelError> {
 #[derive(Debug)]
 pub struct KernelClient {
     path: String,
-    connections: u16,
-    /// What the driver shows for as long as the connections are those that we asked for.
-    owner: Option<String>,
+    number: u32,
+    /// What the driver shows for as long as it is the device that we connected.
+    owner: u32,
 }
 
 impl KernelClient {
-    /// Connects a free device with so many connections to the export `name` of `bytes` bytes.
+    /// Connects a free device of `bytes` bytes to a server that offers `flags`, and returns it with the server's end of the
+    /// connection. It is of use once that is served and it is [set up](Self::set_up). `note` is told of each device that is tried, with the
+    /// one who shall have it, before it is.
     pub fn attach(
-        address: &NbdAddress,
-        name: &str,
         bytes: u64,
-        connections: u16,
-    ) -> Result<Self, KernelError> {
+        flags: u16,
+        mut note: impl FnMut(u32, u32) -> Result<(), NotesError>,
+    ) -> Result<(Self, OwnedFd), KernelError> {
         module::ensure("nbd", "/dev/nbd0").map_err(|reason| KernelError::Missing { reason })?;
-        let mut failed = None;
+        let netlink = Netlink::open()?;
+        let block_bytes = PAGE_SIZE as u64;
+        let connection = Connection { bytes, block_bytes, flags, patience: PATIENCE_SECONDS };
         for number in 0..DEVICES_MAX {
-            let path = format!("/dev/nbd{number}");
+            let path = device_path(number);
             if !Path::new(&path).exists() {
                 break;
             }
             if owner(&path).is_some() {
                 continue;
             }
-            match program::run("nbd-client", arguments(address, name, &path, connections), &path) {
-                Ok(()) => {
-                    let client = Self { owner: owner(&path), path, connections };
-                    return client.set_up(bytes);
-                }
-                Err(error @ ProgramError::Failed { pid, .. }) => match owner(&path) {
-                    None => return Err(error.into()),
-                    // It had done it before it failed.
-                    Some(owner) if owner.trim() == pid.to_string() => {
-                        Self { path, connections, owner: Some(owner) }.detach(None)?;
-                        return Err(error.into());
-                    }
-                    // Somebody else took the device in this moment.
-                    Some(_) => failed = Some(error),
-                },
+            // The driver calls the thread so that tells it, as long as it is in the first namespace of processes.
+            note(number, gettid().as_raw_pid().cast_unsigned())?;
+            let (ours, theirs) = sockets()?;
+            match netlink.connect(number, connection, theirs.as_fd()) {
+                Ok(()) => {}
+                // Somebody else took it in this moment.
+                Err(error) if error.is_busy() => continue,
                 Err(error) => return Err(error.into()),
             }
+            let owner = owner(&path).ok_or_else(|| KernelError::Gone { path: path.clone() })?;
+            note(number, owner)?;
+            return Ok((Self { path, number, owner }, ours));
         }
-        Err(failed.map_or(KernelError::NoDevice, KernelError::from))
+        Err(KernelError::NoDevice)
+    }
+
+    /// The device that the process `owner` has connected, whose connection ended with the process that served it.
+    pub fn of(number: u32, owner: u32) -> Self {
+        Self { path: device_path(number), number, owner }
     }
 
     /// The device's node.
@@ -172,14 +213,30 @@ impl KernelClient {
         &self.path
     }
 
-    /// Its connections.
-    pub fn connections(&self) -> u16 {
-        self.connections
-    }
-
     /// Whether somebody else has disconnected it.
     pub fn has_ended(&self) -> bool {
-        self.owner.is_none() || owner(&self.path) != self.owner
+        owner(&self.path) != Some(self.owner)
+    }
+
+    /// Gives the device another connection for the one that has ended with the process that served it, and returns the server's end. All that it
+    /// waits for goes on then.
+    pub fn reconnect(&self, netlink: &Netlink) -> Result<OwnedFd, KernelError> {
+        let deadline = Instant::now() + DETACH_LIMIT;
+        while !self.has_ended() {
+            let (ours, theirs) = sockets()?;
+            netlink.reconnect(self.number, theirs.as_fd())?;
+            drop(theirs);
+            // The kernel does not say whether it has taken it, but it is closed if it has not.
+            if !is_closed(&ours) {
+                return Ok(ours);
+            }
+            if Instant::now() >= deadline {
+                return Err(KernelError::Stuck { path: self.path.clone() });
+            }
+            // It has not seen yet that the old one has ended.
+            sleep(RECONNECT_PERIOD);
+        }
+        Err(KernelError::Gone { path: self.path.clone() })
     }
 
     /// Disconnects the device. Requests under way fail: make sure that nobody uses it, by a `claim`
@@ -189,7 +246,9 @@ impl KernelClient {
         if self.has_ended() {
             return Ok(());
         }
-        program::run("nbd-client", ["-d", &self.path], &self.path)?;
+        // For whoever has it next. What they ask for themselves counts more.
+        let _ = self.set("queue/io_timeout", LOOK_MS_DEFAULT);
+        Netlink::open()?.disconnect(self.number)?;
         drop(claim);
         let deadline = Instant::now() + DETACH_LIMIT;
         while !self.has_ended() {
@@ -201,50 +260,50 @@ impl KernelClient {
         Ok(())
     }
 
-    /// Waits until the device has its size, and sees to it that no request is longer than what the
-    /// server can answer with an error: to a longer one it can only hang up, and the driver has no
-    /// other use for a connection that ends than to let its requests wait for their time limit.
-    fn set_up(self, bytes: u64) -> Result<Self, KernelError> {
-        let deadline = Instant::now() + DETACH_LIMIT;
-        let size = attribute(&self.path, "size");
-        let is_ready = || {
-            let sectors = std::fs::read_to_string(&size).ok()?.trim().parse::<u64>().ok()?;
-            (sectors * 512 == bytes).then_some(())
-        };
-        while is_ready().is_none() {
-            if Instant::now() >= deadline {
-                let error = KernelError::NotReady { path: self.path.clone(), bytes };
-                // It is not what it should be, whether or not it can be disconnected.
-                let _ = self.detach(None);
-                return Err(error);
-            }
-            sleep(LOOK_PERIOD);
-        }
-        let attribute = attribute(&self.path, "queue/max_sectors_kb");
-        let limit = DATA_BYTES >> 10;
-        match std::fs::write(&attribute, limit.to_string()) {
+    /// Tells the device, whose connection is served by now, what requests it may make, or disconnects it.
+    pub fn set_up(self) -> Result<Self, KernelError> {
+        // To a request that is longer than what the server can answer with an error, it could only hang up.
+        let length = (DATA_BYTES >> 10) as u32;
+        let set = self.set("queue/max_sectors_kb", length);
+        match set.and_then(|()| self.set("queue/io_timeout", LOOK_MS)) {
             Ok(()) => Ok(self),
-            Err(source) => {
+            Err(error) => {
                 // What it is told here is what matters.
                 let _ = self.detach(None);
-                Err(KernelError::Limit { path: attribute, limit, source })
+                Err(error)
             }
         }
     }
+
+    fn set(&self, name: &str, limit: u32) -> Result<(), KernelError> {
+        let path = attribute(&self.path, name);
+        let written = std::fs::write(&path, limit.to_string());
+        written.map_err(|source| KernelError::Limit { path, limit, source })
+    }
 }
 
-fn arguments(address: &NbdAddress, name: &str, path: &str, connections: u16) -> Vec<OsString> {
-    let connections = connections.to_string();
-    let mut arguments = vec![OsString::from("-unix"), address.path().into()];
-    let timeout = TIMEOUT_SECONDS.to_string();
-    let rest = [path, "-N", name, "-b", "4096", "-C", &connections, "-timeout", &timeout];
-    arguments.extend(rest.map(OsString::from));
-    arguments
+fn device_path(number: u32) -> String {
+    format!("/dev/nbd{number}")
 }
 
-/// The process that connected a device, which the driver shows for as long as it is connected.
-fn owner(path: &str) -> Option<String> {
-    std::fs::read_to_string(attribute(path, "pid")).ok()
+/// Our end of a new connection, and the kernel's.
+fn sockets() -> Result<(OwnedFd, OwnedFd), KernelError> {
+    let (family, kind) = (AddressFamily::UNIX, SocketType::STREAM);
+    let pair = socketpair(family, kind, SocketFlags::CLOEXEC, None);
+    pair.map_err(|errno| KernelError::Sockets { source: errno.into() })
+}
+
+/// Whether nobody has the other end any more.
+fn is_closed(socket: &OwnedFd) -> bool {
+    let mut fds = [PollFd::new(socket, PollFlags::empty())];
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    // What is not known is found out by whoever serves it.
+    poll(&mut fds, Some(&now)).is_ok() && fds[0].revents().contains(PollFlags::HUP)
+}
+
+/// The thread that connected a device, which the driver shows for as long as it is connected.
+fn owner(path: &str) -> Option<u32> {
+    std::fs::read_to_string(attribute(path, "pid")).ok()?.trim().parse().ok()
 }
 
 fn attribute(path: &str, name: &str) -> String {
@@ -278,11 +337,13 @@ mod tests {
     }
 
     #[test]
-    fn the_client_is_told_everything_that_matters() {
-        let address = "unix:/run/a b".parse().unwrap();
-        let arguments = arguments(&address, "swap0", "/dev/nbd3", 4);
-        let text: Vec<_> = arguments.iter().map(|argument| argument.to_str().unwrap()).collect();
-        let expected = "-unix|/run/a b|/dev/nbd3|-N|swap0|-b|4096|-C|4|-timeout|1000000";
-        assert_eq!(text.join("|"), expected);
+    fn a_socket_whose_other_end_is_dropped_is_closed() {
+        let (ours, theirs) = sockets().unwrap();
+        assert!(!is_closed(&ours));
+        let kept = theirs.try_clone().unwrap();
+        drop(theirs);
+        assert!(!is_closed(&ours), "somebody has it still");
+        drop(kept);
+        assert!(is_closed(&ours));
     }
 }

@@ -4,7 +4,7 @@
 //! and [`session`] are the two halves of a connection, [`wants`] is what it waits for from the backing
 //! file, [`protocol`] is a connection without its socket; [`worker`] moves the bytes with io_uring,
 //! [`server`] accepts connections, [`exports`] says what there is to connect to. [`kernel`] attaches the
-//! kernel's client.
+//! kernel's client, which is told what to do by [`netlink`].
 //!
 //! Unix sockets only. Under memory pressure the kernel drops packets for a TCP server on the same
 //! machine, the very packets that would free memory; and nothing of NBD is authenticated.
@@ -14,6 +14,7 @@ mod buffer;
 mod exports;
 mod kernel;
 mod negotiation;
+mod netlink;
 mod protocol;
 mod reply;
 mod request;
@@ -28,6 +29,8 @@ mod worker;
 pub use address::{AddressError, NbdAddress};
 pub use exports::{Export, Exports};
 pub use kernel::{CONNECTION_DEPTH, KernelClient, KernelError, check_reserve};
+pub use negotiation::transmission_flags;
+pub use netlink::{Netlink, NetlinkError};
 pub use protocol::{Progress, Protocol};
-pub use server::{NbdServer, NbdServerError, Purpose};
+pub use server::{NbdServer, NbdServerError, Purpose, Seat};
 pub use worker::EngineSide;

@@ -56,6 +56,13 @@ pub struct Agreement {
     pub terms: Terms,
 }
 
+impl Agreement {
+    /// With a client that does not negotiate and is told [`transmission_flags`] in another way, without structured replies.
+    pub fn without_negotiation(visit: Visit) -> Self {
+        Negotiation::new().agreement(visit)
+    }
+}
+
 /// A negotiation under way.
 pub struct Negotiation {
     stage: Stage,
@@ -347,6 +354,12 @@ fn list(data: &[u8], outbox: &mut Outbox, exports: &Exports) {
 }
 
 fn export_info(about: &Export, structured: bool) -> ExportInfo {
+    let flags = transmission_flags(about, structured);
+    ExportInfo { bytes: about.device().bytes().into(), flags: flags.into() }
+}
+
+/// What a server offers on an export, to a client that wants structured replies or does not.
+pub fn transmission_flags(about: &Export, structured: bool) -> u16 {
     let mut flags = export::HAS_FLAGS
         | export::SEND_TRIM
         | export::SEND_WRITE_ZEROES
@@ -359,7 +372,7 @@ fn export_info(about: &Export, structured: bool) -> ExportInfo {
     if structured {
         flags |= export::SEND_DF;
     }
-    ExportInfo { bytes: about.device().bytes().into(), flags: flags.into() }
+    flags
 }
 
 fn reply(outbox: &mut Outbox, option: u32, kind: u32, data: &[u8]) {

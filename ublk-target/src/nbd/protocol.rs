@@ -11,8 +11,8 @@ use rustix::io::Errno;
 use tmem::{Backed, Image};
 
 use super::buffer::{Inbox, Outbox};
-use super::exports::Exports;
-use super::negotiation::{self, Negotiation};
+use super::exports::{Exports, Visit};
+use super::negotiation::{self, Agreement, Negotiation};
 pub use super::session::Progress;
 use super::session::{Desk, Session};
 use super::wants::Wants;
@@ -40,7 +40,16 @@ impl Protocol {
     /// The protocol for a client that has just connected, served by that worker. Allocates all
     /// memory that the connection will ever have.
     pub fn new(exports: Arc<Exports>, worker: usize) -> Self {
-        let phase = Phase::Negotiation(Negotiation::new());
+        Self::begin(exports, worker, Phase::Negotiation(Negotiation::new()))
+    }
+
+    /// The same for a client that knows all that it needs, and makes requests at once.
+    pub fn agreed(exports: Arc<Exports>, worker: usize, visit: Visit) -> Self {
+        let session = Session::new(Agreement::without_negotiation(visit));
+        Self::begin(exports, worker, Phase::Session(session))
+    }
+
+    fn begin(exports: Arc<Exports>, worker: usize, phase: Phase) -> Self {
         let (inbox, outbox, wants) = (Inbox::new(), Outbox::new(), Wants::new());
         Self { inbox, outbox, wants, exports, worker, phase }
     }

@@ -3,22 +3,26 @@
 //! One thread accepts connections, gives each its memory and a worker, and takes both back: none
 //! of that is the workers' to wait for. There are so many connections at most, for their buffers have
 //! a budget; who comes when all places are taken is sent away at once.
+//!
+//! A server is made in three steps: all that takes memory first, which a process that waits for the death of another does
+//! long before ([`NbdServer::prepare`]); then it serves an engine ([`NbdServer::begin`]), the kernel's client before all; then it listens.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{JoinHandle, sleep};
 use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use rustix::net::sockopt::set_socket_send_buffer_size;
+use tmem::Engine;
 
 use super::address::NbdAddress;
 use super::buffer::BUFFER_BYTES;
-use super::exports::{Export, Exports};
+use super::exports::{Export, Exports, Visit};
 use super::protocol::Protocol;
 use super::ring::Link;
 use super::worker::{EngineSide, Worker, WorkerContext};
@@ -94,52 +98,65 @@ impl Purpose {
             _ => Ok(()),
         }
     }
+
+    /// Prepares a connection's socket.
+    fn set_up(self, socket: &impl AsFd) {
+        if self != Purpose::Clients {
+            // The least that a socket takes is not refused.
+            let _ = set_socket_send_buffer_size(socket, SWAP_SEND_BYTES);
+        }
+    }
 }
 
-/// A server at work. Dropping it ends all connections.
+/// See the module's description. Dropping it ends all connections.
 pub struct NbdServer {
     address: NbdAddress,
     exports: Arc<Exports>,
+    purpose: Purpose,
     stop: Arc<AtomicBool>,
     acceptor_wake: Arc<OwnedFd>,
     worker_wakes: Vec<Arc<OwnedFd>>,
-    workers: usize,
-    threads: Vec<JoinHandle<()>>,
+    /// Where the workers wait for the engine. Empty once they have it.
+    starts: Mutex<Vec<SyncSender<Arc<Engine>>>>,
+    /// Connections that are over; the acceptor's, once there is one.
+    returns: Mutex<Option<Receiver<Link>>>,
+    desks: Arc<Desks>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
 impl NbdServer {
-    /// Serves `listener`, which is at `address`, with a worker for each CPU. All buffers together may take `buffer_budget` bytes, unless that is too little for
-    /// [`CONNECTIONS_MIN`] connections. There are no exports yet.
-    pub fn start(
+    /// A server at `address` with a worker for each CPU, of which none does anything yet. All buffers together may take
+    /// `buffer_budget` bytes, unless that is too little for [`CONNECTIONS_MIN`] connections. There are no exports yet.
+    pub fn prepare(
         address: &NbdAddress,
-        listener: Listener,
-        side: EngineSide,
+        side: &EngineSide,
         cpus: usize,
         buffer_budget: u64,
         purpose: Purpose,
     ) -> Result<Self, NbdServerError> {
-        let system = |what| move |source| NbdServerError::System { what, source };
         let new_wake = || {
             let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
             let wake = eventfd(0, flags).map_err(io::Error::from);
             wake.map(Arc::new).map_err(system("make an eventfd"))
         };
         let most = connections_max(buffer_budget);
-        let exports = Arc::new(Exports::default());
         let (retired, returns) = sync_channel(most);
         let mut server = Self {
             address: address.clone(),
-            exports: Arc::clone(&exports),
+            exports: Arc::default(),
+            purpose,
             stop: Arc::default(),
             acceptor_wake: new_wake()?,
             worker_wakes: Vec::new(),
-            workers: cpus.clamp(1, WORKERS_MAX),
-            threads: Vec::new(),
+            starts: Mutex::default(),
+            returns: Mutex::new(Some(returns)),
+            desks: Arc::new(Desks { most, list: Mutex::default() }),
+            threads: Mutex::default(),
         };
         // From here on an error drops the server, which ends what has been started.
-        let mut desks = Vec::new();
-        for number in 0..server.workers {
+        for number in 0..cpus.clamp(1, WORKERS_MAX) {
             let (departures, arrivals) = sync_channel(most);
+            let (start, engine) = sync_channel(1);
             let wake = new_wake()?;
             let context = WorkerContext {
                 arrivals,
@@ -149,26 +166,52 @@ impl NbdServer {
                 stop: Arc::clone(&server.stop),
                 side: side.clone(),
             };
-            server.threads.push(start_worker(number, context, most, purpose)?);
+            let thread = start_worker(number, context, purpose, engine, most)?;
+            lock(&server.threads).push(thread);
+            lock(&server.starts).push(start);
             server.worker_wakes.push(Arc::clone(&wake));
-            desks.push(Desk { departures, wake, open: 0 });
+            lock(&server.desks.list).push(Desk { departures, wake, open: 0 });
         }
-        let wake = Arc::clone(&server.acceptor_wake);
-        let stop = Arc::clone(&server.stop);
+        Ok(server)
+    }
+
+    /// Serves exports on this engine from now on.
+    pub fn begin(&self, engine: &Arc<Engine>) {
+        for start in lock(&self.starts).drain(..) {
+            // One that cannot go on has taken the process down.
+            let _ = start.send(Arc::clone(engine));
+        }
+    }
+
+    /// Accepts connections from now on, on `listener`, which is at the server's address.
+    pub fn listen(&self, listener: Listener) -> Result<(), NbdServerError> {
+        let Some(returns) = lock(&self.returns).take() else { return Ok(()) };
         let acceptor = Acceptor {
             listener,
-            exports,
+            exports: Arc::clone(&self.exports),
             returns,
-            desks,
-            most,
-            wake,
-            stop,
-            purpose,
+            desks: Arc::clone(&self.desks),
+            wake: Arc::clone(&self.acceptor_wake),
+            stop: Arc::clone(&self.stop),
+            purpose: self.purpose,
             is_full: false,
         };
         let thread = process::spawn("tmem-nbd-accept".into(), move || acceptor.run());
-        server.threads.push(thread.map_err(system("start the NBD server's thread"))?);
-        Ok(server)
+        lock(&self.threads).push(thread.map_err(system("start the NBD server's thread"))?);
+        Ok(())
+    }
+
+    /// Takes a place for a connection to this export by a client that does not negotiate, or says how many
+    /// connections have all places.
+    ///
+    /// # Panics
+    ///
+    /// If the export is closed.
+    pub fn seat(&self, export: &Arc<Export>) -> Result<Seat, usize> {
+        let visit = Visit::begin(export).expect("nobody closes an export that is being connected");
+        let worker = self.desks.reserve()?;
+        let protocol = Some(Protocol::agreed(Arc::clone(&self.exports), worker, visit));
+        Ok(Seat { desks: Arc::clone(&self.desks), worker, protocol, purpose: self.purpose })
     }
 
     /// Where it is served.
@@ -178,7 +221,7 @@ impl NbdServer {
 
     /// How many workers an export must be made for.
     pub fn workers(&self) -> usize {
-        self.workers
+        self.worker_wakes.len()
     }
 
     /// Lets clients use an export.
@@ -195,10 +238,12 @@ impl NbdServer {
 impl Drop for NbdServer {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Release);
+        // Whoever still waits for an engine ends.
+        lock(&self.starts).clear();
         for wake in self.worker_wakes.iter().chain([&self.acceptor_wake]) {
             ring_bell(wake);
         }
-        for thread in self.threads.drain(..) {
+        for thread in lock(&self.threads).drain(..) {
             // A worker that panicked has ended the process, and the acceptor has said so itself.
             let _ = thread.join();
         }
@@ -211,12 +256,17 @@ fn connections_max(buffer_budget: u64) -> usize {
     (affordable as usize).clamp(CONNECTIONS_MIN, CONNECTIONS_MAX)
 }
 
-/// Starts a worker's thread and waits until it can work.
+fn system(what: &'static str) -> impl FnOnce(io::Error) -> NbdServerError {
+    move |source| NbdServerError::System { what, source }
+}
+
+/// Starts a worker's thread, which waits for the engine, and waits until it can work.
 fn start_worker(
     number: usize,
     context: WorkerContext,
-    places: usize,
     purpose: Purpose,
+    engine: Receiver<Arc<Engine>>,
+    places: usize,
 ) -> Result<JoinHandle<()>, NbdServerError> {
     let (ready, readiness) = sync_channel(1);
     let body = move || {
@@ -230,8 +280,10 @@ fn start_worker(
         };
         // Its reader waits for nothing else.
         let _ = ready.send(report);
-        if let Some(worker) = worker {
-            worker.run();
+        if let Some(worker) = worker
+            && let Ok(engine) = engine.recv()
+        {
+            worker.run(&engine);
         }
     };
     let thread = process::spawn_essential(format!("tmem-nbd{number}"), body);
@@ -247,12 +299,78 @@ fn start_worker(
     }
 }
 
-/// What the acceptor knows of a worker.
+/// The workers, as whoever has connections for them knows them.
+struct Desks {
+    /// Connections at most.
+    most: usize,
+    list: Mutex<Vec<Desk>>,
+}
+
 struct Desk {
     departures: SyncSender<Link>,
     wake: Arc<OwnedFd>,
-    /// Connections that it serves.
+    /// Connections that it serves, or will.
     open: usize,
+}
+
+impl Desks {
+    /// Takes a place at the worker that serves the fewest; or says how many connections have all places.
+    fn reserve(&self) -> Result<usize, usize> {
+        let mut list = lock(&self.list);
+        let open: usize = list.iter().map(|desk| desk.open).sum();
+        let least = (0..list.len()).min_by_key(|&number| list[number].open);
+        let number = least.filter(|_| open < self.most).ok_or(open)?;
+        list[number].open += 1;
+        Ok(number)
+    }
+
+    /// Gives back a place.
+    fn release(&self, worker: usize) {
+        lock(&self.list)[worker].open -= 1;
+    }
+
+    /// Gives a connection to its worker, where a place has been taken for it.
+    fn admit(&self, link: Link) {
+        let worker = link.worker;
+        let list = lock(&self.list);
+        let desk = &list[worker];
+        // There is room for all connections; a worker that is gone takes none.
+        let is_taken = desk.departures.try_send(link).is_ok();
+        if is_taken {
+            ring_bell(&desk.wake);
+        }
+        drop(list);
+        if !is_taken {
+            self.release(worker);
+        }
+    }
+}
+
+/// A place for a connection of the kernel's client. It is given back if there comes none.
+pub struct Seat {
+    desks: Arc<Desks>,
+    worker: usize,
+    /// All memory that the connection will have; none once it has it.
+    protocol: Option<Protocol>,
+    purpose: Purpose,
+}
+
+impl Seat {
+    /// Serves the connection of which this socket is the server's end, from now on.
+    pub fn take(mut self, socket: OwnedFd) {
+        self.purpose.set_up(&socket);
+        if let Some(protocol) = self.protocol.take() {
+            self.desks.admit(Link::new(socket, protocol, self.worker, Instant::now()));
+        }
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        if self.protocol.is_some() {
+            self.desks.release(self.worker);
+        }
+    }
 }
 
 /// The thread that accepts.
@@ -260,8 +378,7 @@ struct Acceptor {
     listener: Listener,
     exports: Arc<Exports>,
     returns: Receiver<Link>,
-    desks: Vec<Desk>,
-    most: usize,
+    desks: Arc<Desks>,
     wake: Arc<OwnedFd>,
     stop: Arc<AtomicBool>,
     purpose: Purpose,
@@ -293,14 +410,14 @@ impl Acceptor {
     /// Frees what connections had that are over.
     fn take_back(&mut self) {
         while let Ok(link) = self.returns.try_recv() {
-            self.desks[link.worker].open -= 1;
+            self.desks.release(link.worker);
         }
     }
 
     /// Accepts whoever connects; false when the system cannot give us more connections now.
     fn accept(&mut self) -> bool {
         // As many as there are places for, and then those that are over are looked for again.
-        for _ in 0..self.most {
+        for _ in 0..self.desks.most {
             match self.listener.socket.accept() {
                 Ok((stream, _)) => self.admit(stream),
                 Err(error) => match error.kind() {
@@ -315,33 +432,32 @@ impl Acceptor {
 
     /// Gives a connection to the worker that has the fewest, if there is a place for it.
     fn admit(&mut self, stream: UnixStream) {
-        let open: usize = self.desks.iter().map(|desk| desk.open).sum();
-        let was_full = std::mem::replace(&mut self.is_full, open >= self.most);
-        if self.is_full {
-            if !was_full {
-                log(format_args!("all {open} NBD connections are in use: others are sent away"));
+        let reserved = self.desks.reserve();
+        let was_full = std::mem::replace(&mut self.is_full, reserved.is_err());
+        let number = match reserved {
+            Ok(number) => number,
+            Err(open) => {
+                if !was_full {
+                    log(format_args!(
+                        "all {open} NBD connections are in use: others are sent away"
+                    ));
+                }
+                return;
             }
-            return;
-        }
-        let least = (0..self.desks.len()).min_by_key(|&number| self.desks[number].open);
-        let Some(number) = least else { return };
+        };
         // io_uring hands back at once what would block on a socket that does not.
         if stream.set_nonblocking(false).is_err() {
-            return;
+            return self.desks.release(number);
         }
-        if self.purpose != Purpose::Clients {
-            // The least that a socket takes is not refused.
-            let _ = set_socket_send_buffer_size(&stream, SWAP_SEND_BYTES);
-        }
+        self.purpose.set_up(&stream);
         let protocol = Protocol::new(Arc::clone(&self.exports), number);
-        let link = Link::new(stream.into(), protocol, number, Instant::now());
-        let desk = &mut self.desks[number];
-        // There is room for all connections; a worker that is gone takes none.
-        if desk.departures.try_send(link).is_ok() {
-            desk.open += 1;
-            ring_bell(&desk.wake);
-        }
+        self.desks.admit(Link::new(stream.into(), protocol, number, Instant::now()));
     }
+}
+
+/// Locks. What is behind these locks is whole whenever somebody panics.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn ring_bell(wake: &OwnedFd) {

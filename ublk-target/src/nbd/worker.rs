@@ -38,11 +38,9 @@ const EXTRA_ENTRIES: usize = 8 + FETCHES_MAX;
 /// Entries that a link can need at a time: receive, send, and a cancellation of each.
 const LINK_ENTRIES: usize = 4;
 
-/// The engine, and what there is to do for it beside requests.
+/// What there is to do for the engine beside requests.
 #[derive(Clone)]
 pub struct EngineSide {
-    /// The engine.
-    pub engine: Arc<Engine>,
     /// Wakes the supply thread.
     pub waker: Arc<Waker>,
     /// The backing file, if there is one, and what wakes the thread that writes to it.
@@ -61,7 +59,7 @@ pub struct WorkerContext {
     pub wake: Arc<OwnedFd>,
     /// Whether it is to stop.
     pub stop: Arc<AtomicBool>,
-    /// The engine that all exports are on, and what is woken for it.
+    /// What is woken for the engine.
     pub side: EngineSide,
 }
 
@@ -101,14 +99,14 @@ impl Worker {
         Ok(Self { context, ring, places, fetches })
     }
 
-    /// Serves connections until it is told to stop and all are gone.
-    pub fn run(mut self) {
+    /// Serves connections to exports on this engine until it is told to stop and all are gone.
+    pub fn run(mut self, engine: &Engine) {
         self.ring.watch(self.context.wake.as_raw_fd());
         // The first signal makes the kernel allocate what every later one uses again.
         self.ring.signal(self.context.side.waker.fd(), Token::Ignored);
         loop {
             let is_stopping = self.context.stop.load(Ordering::Acquire);
-            let limit = self.turn(is_stopping);
+            let limit = self.turn(engine, is_stopping);
             if is_stopping && self.places.iter().all(Option::is_none) {
                 return;
             }
@@ -122,7 +120,7 @@ impl Worker {
     }
 
     /// Gives each connection its turn, and says how long there is nothing to do but I/O.
-    fn turn(&mut self, is_stopping: bool) -> Option<Duration> {
+    fn turn(&mut self, engine: &Engine, is_stopping: bool) -> Option<Duration> {
         let now = Instant::now();
         if is_stopping {
             self.give_up_fetches();
@@ -144,7 +142,7 @@ impl Worker {
             }
         }
         // What was kept from an earlier read has landed at once, and its connection goes on.
-        if self.begin_fetches() { Some(Duration::ZERO) } else { limit }
+        if self.begin_fetches(engine) { Some(Duration::ZERO) } else { limit }
     }
 
     fn complete(&mut self, token: Token, result: i32) {
@@ -183,10 +181,10 @@ impl Worker {
 
     /// Reads what is wanted from the backing file, as far as there is room for it; true if something had been read
     /// already.
-    fn begin_fetches(&mut self) -> bool {
+    fn begin_fetches(&mut self, engine: &Engine) -> bool {
         self.fetches.release(|_| true);
         let mut has_landed = false;
-        while let Some((read, entry)) = self.fetches.begin(&self.context.side.engine) {
+        while let Some((read, entry)) = self.fetches.begin(engine) {
             match entry {
                 Some(_) => self.ring.fetch(&self.fetches, read),
                 None => {

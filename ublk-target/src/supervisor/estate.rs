@@ -216,7 +216,7 @@ fn nothing_left(control: &Path) -> Failure {
         true => {
             let message = format!(
                 "a daemon serves {shown}, and nobody can go on with what it has but its own processes: a service's is kept by \
-                 systemd; else it serves by NBD, or the kernel is older than 6.4"
+                 systemd; else it has no block devices, or the kernel is older than 6.4"
             );
             Failure::new(Exit::Running, message)
         }
@@ -296,7 +296,8 @@ fn refuse_to_forget(control: &Path) -> Result<(), Failure> {
 
 /// A store with a name, for a daemon whose devices outlive it and of which nobody else keeps it.
 fn named_store(config: &RunConfig) -> Option<(Keep, Store)> {
-    if config.frontend != FrontEnd::Ublk || notify::is_service() {
+    let has_nodes = config.frontend == FrontEnd::Ublk || config.swapon;
+    if !has_nodes || notify::is_service() {
         return None;
     }
     let made = Keep::make(&config.control);

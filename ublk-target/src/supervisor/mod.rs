@@ -32,7 +32,6 @@ use self::estate::Estate;
 pub use self::link::{Link, News, Order, Received};
 use self::upgrade::Upgrade;
 use crate::config::RunConfig;
-use crate::daemon::FrontEnd;
 use crate::exit::{Exit, Failure};
 use crate::inherited::Inherited;
 use crate::log::log;
@@ -546,7 +545,7 @@ impl<'a> Supervisor<'a> {
         }
         let is_prepared = self.standbys.iter().any(|standby| standby.is_prepared);
         let is_foreign = self.worker.is_of_another() && !self.worker.has_ended();
-        if is_foreign && is_prepared && self.patience.is_none() && self.may_replace_worker() {
+        if is_foreign && is_prepared && self.patience.is_none() {
             log(format_args!(
                 "pid {} had another supervisor: another goes on in its place",
                 self.worker.pid()
@@ -557,12 +556,6 @@ impl<'a> Supervisor<'a> {
                 Err(error) => log(format_args!("cannot end pid {}: {error}", self.worker.pid())),
             }
         }
-    }
-
-    /// Whether nothing is lost when another process goes on in the place of the worker: swap by NBD is.
-    fn may_replace_worker(&self) -> bool {
-        Notes::read(&self.estate.store)
-            .is_ok_and(|notes| !(notes.config.swapon && notes.config.frontend == FrontEnd::Nbd))
     }
 
     /// Whether a process serves, or will, that is not known yet.

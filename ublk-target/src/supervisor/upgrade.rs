@@ -50,8 +50,6 @@ impl Supervisor<'_> {
             "another upgrade is under way"
         } else if self.patience.is_some() {
             "the daemon is being stopped"
-        } else if !self.may_replace_worker() {
-            "the kernel's NBD client would lose its connections, and all that is swapped"
         } else {
             let deadline = Instant::now() + LIMIT;
             self.upgrade = Some(Upgrade { pid: None, deadline, is_switching: false });

@@ -45,7 +45,11 @@ pub struct Client {
 impl Client {
     /// A client that has connected and said nothing.
     pub fn connect(served: &Served) -> Self {
-        let stream = UnixStream::connect(served.socket()).unwrap();
+        Self::on(UnixStream::connect(served.socket()).unwrap())
+    }
+
+    /// A client that has this connection.
+    pub fn on(stream: UnixStream) -> Self {
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         stream.set_write_timeout(Some(PATIENCE)).unwrap();
         Self { stream, structured: false, cookie: 0x1234_5678_9abc_def0 }

@@ -20,6 +20,7 @@ mod lost;
 mod malformed;
 mod model;
 mod refused;
+mod seated;
 mod seeds;
 mod served;
 mod slow;

@@ -1,5 +1,6 @@
 //! A server with its engine and its exports, on a socket of its own.
 
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -55,10 +56,11 @@ impl Served {
         let socket = home.path().join("nbd.sock");
         let address: NbdAddress = format!("unix:{}", socket.display()).parse().unwrap();
         let waker = Arc::clone(supply.waker());
-        let side = EngineSide { engine: Arc::clone(&engine), waker, backing };
+        let side = EngineSide { waker, backing };
         let listener = Listener::bind(&socket, "--nbd").unwrap();
-        let server = NbdServer::start(&address, listener, side, workers, 0, Purpose::Clients);
-        let server = server.unwrap();
+        let server = NbdServer::prepare(&address, &side, workers, 0, Purpose::Clients).unwrap();
+        server.begin(&engine);
+        server.listen(listener).unwrap();
         let exports = plans.iter().map(|&(name, pages, flush)| {
             let device = BlockDevice::new(Arc::clone(&engine), pages).unwrap();
             let export = Export::new(name, Arc::new(device), server.workers(), flush);
@@ -76,6 +78,13 @@ impl Served {
 
     pub fn server(&self) -> &NbdServer {
         self.server.as_ref().unwrap()
+    }
+
+    /// A client of an export that has been given a place, and does not negotiate.
+    pub fn seated(&self, export: &Arc<Export>) -> Result<UnixStream, usize> {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        self.server().seat(export)?.take(ours.into());
+        Ok(theirs)
     }
 
     /// Ends the server, and all connections with it.

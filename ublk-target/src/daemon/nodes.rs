@@ -1,0 +1,123 @@
+//! The nodes of the devices that a process may have to go on with when another dies: all that they need but the kernel's word.
+//!
+//! What there is here was there when the process began to wait; a device that came since gets what it needs when it is gone on with.
+
+use std::sync::Arc;
+use std::thread::available_parallelism;
+
+use super::error::DaemonError;
+use super::successor::{HELPER_BYTES, cannot};
+use super::system;
+use crate::attachment::{Attachment, Node};
+use crate::backing::Backing;
+use crate::device::BlockDevice;
+use crate::nbd::{KernelClient, KernelError, Netlink};
+use crate::notes::{NodeNote, Notes};
+use crate::ublk::{Draft, QueuePlan, Served, ServerError, Started, Way, helpers_for};
+use crate::waker::Waker;
+
+/// What a queue takes of the heap: its codec, and room for blocks that it reads from the backing file.
+const QUEUE_BYTES: usize = 768 << 10;
+
+/// What the kernel's NBD connection takes: its buffers, and room for what it reads from the backing file.
+const CONNECTION_BYTES: usize = 512 << 10;
+
+/// See the module's description.
+pub(super) struct Nodes {
+    /// By the number of the ublk device.
+    drafts: Vec<(u32, Draft)>,
+    /// Devices of the kernel's NBD client.
+    connections: usize,
+    /// For these, if there are any.
+    netlink: Option<Netlink>,
+    waker: Arc<Waker>,
+    backing: Arc<Backing>,
+}
+
+/// A node with which is gone on.
+pub(super) enum Begun {
+    /// A ublk device of that number.
+    Ublk(u32, Draft),
+    /// The kernel's NBD client.
+    Nbd(KernelClient),
+}
+
+impl Nodes {
+    /// Gets what the devices of these notes need.
+    pub(super) fn prepare(
+        notes: &Notes,
+        waker: &Arc<Waker>,
+        backing: &Arc<Backing>,
+    ) -> Result<Self, DaemonError> {
+        let (mut drafts, mut connections) = (Vec::new(), 0);
+        for node in notes.devices.iter().filter_map(|note| note.node) {
+            match node {
+                NodeNote::Ublk { id, queues, depth } => {
+                    drafts.push((id, Draft::new(QueuePlan { queues, depth }, true)?));
+                }
+                NodeNote::Nbd { .. } => connections += 1,
+            }
+        }
+        let netlink = (connections > 0).then(Netlink::open).transpose();
+        let netlink = netlink.map_err(KernelError::from)?;
+        let (waker, backing) = (Arc::clone(waker), Arc::clone(backing));
+        Ok(Self { drafts, connections, netlink, waker, backing })
+    }
+
+    /// What they will take of the heap.
+    pub(super) fn heap_bytes(&self) -> Result<usize, DaemonError> {
+        let helpers = helpers_for(available_parallelism().map_err(system("count the CPUs"))?.get());
+        let queues: usize =
+            self.drafts.iter().map(|(_, draft)| usize::from(draft.plan().queues)).sum();
+        Ok(queues * QUEUE_BYTES
+            + self.drafts.len() * helpers * HELPER_BYTES
+            + self.connections * CONNECTION_BYTES)
+    }
+
+    /// Begins to go on with a node: of ublk there is much to do in the kernel, for all devices at the same time.
+    pub(super) fn begin(&mut self, node: NodeNote, block: &Arc<BlockDevice>) -> Begun {
+        let (id, queues, depth) = match node {
+            NodeNote::Nbd { number, owner } => {
+                return Begun::Nbd(KernelClient::of(number, owner));
+            }
+            NodeNote::Ublk { id, queues, depth } => (id, queues, depth),
+        };
+        let at = self.drafts.iter().position(|(other, _)| *other == id);
+        let draft = match at {
+            Some(at) => self.drafts.swap_remove(at).1,
+            // It was made after us.
+            None => Draft::new(QueuePlan { queues, depth }, true)
+                .unwrap_or_else(|error| cannot("go on", &error)),
+        };
+        let served = Served {
+            device: Arc::clone(block),
+            waker: Arc::clone(&self.waker),
+            backing: Arc::clone(&self.backing),
+        };
+        draft.begin(served, Way::Recover(id));
+        Begun::Ublk(id, draft)
+    }
+
+    /// Goes on with a node, and I/O to it; none if it is gone.
+    pub(super) fn finish(&mut self, begun: Begun, exported: &Attachment) -> Option<Node> {
+        match begun {
+            Begun::Ublk(id, draft) => match draft.finish(Way::Recover(id)) {
+                Ok(Started::Live(server)) => Some(Node::Ublk(server)),
+                Err(ServerError::Gone) => None,
+                Ok(Started::Taken(_)) => cannot("go on", &"the device is another's"),
+                Err(error) => cannot("go on", &error),
+            },
+            Begun::Nbd(client) => {
+                let netlink = self.netlink.take().map_or_else(Netlink::open, Ok);
+                let netlink = netlink.unwrap_or_else(|error| cannot("go on", &error));
+                let reconnected = exported.reconnect_kernel(&client, &netlink);
+                self.netlink = Some(netlink);
+                match reconnected {
+                    Ok(()) => Some(Node::Nbd(client)),
+                    Err(KernelError::Gone { .. }) => None,
+                    Err(error) => cannot("go on", &error),
+                }
+            }
+        }
+    }
+}
