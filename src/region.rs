@@ -1,8 +1,8 @@
 //! A region: a part of a memory file, mapped once, of which parts have memory behind them.
 //!
 //! Guarantees: the whole address range is reserved when the region is made; memory comes only
-//! with [`Region::populate`] and goes with [`Region::release`]; what is populated is locked where
-//! the system allows it (ask [`Region::is_locked`]) and never faults afterwards. Unpopulated and
+//! with [`Region::populate`] and goes with [`Region::release`]; what is populated is locked, or of a file that is never
+//! swapped out, where the system allows one of these (ask [`Region::is_locked`]), and never faults afterwards. Unpopulated and
 //! freshly populated memory reads as zeros.
 //!
 //! It hands out a raw pointer only; what may be done through it, and by whom, is for the owner
@@ -33,7 +33,11 @@ mod imp {
 
     /// A memory file; a clone is the same one.
     #[derive(Clone)]
-    pub(crate) struct MemoryFile(Arc<OwnedFd>);
+    pub(crate) struct MemoryFile {
+        file: Arc<OwnedFd>,
+        /// Whether the kernel never swaps it out, whoever has it mapped.
+        stays: bool,
+    }
 
     impl MemoryFile {
         /// A file of so many bytes, none of which has memory.
@@ -49,7 +53,7 @@ mod imp {
         pub(crate) fn unswappable(name: &str, bytes: u64) -> io::Result<Self> {
             let Ok(file) = file_without_swap() else { return Self::new(name, bytes) };
             rustix::fs::ftruncate(&file, bytes)?;
-            Ok(Self::from_file(file))
+            Ok(Self::from_file(file).that_stays())
         }
 
         /// The same, with a name: it is `name` in a file system of its own that is mounted on a directory.
@@ -65,29 +69,38 @@ mod imp {
                 directory,
                 MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH,
             )?;
-            Ok(Self::from_file(file))
+            Ok(Self::from_file(file).that_stays())
         }
 
         pub(crate) fn from_file(file: OwnedFd) -> Self {
-            Self(Arc::new(file))
+            Self { file: Arc::new(file), stays: false }
+        }
+
+        /// The same, which whoever made it knows is never swapped out.
+        pub(crate) fn that_stays(self) -> Self {
+            Self { stays: true, ..self }
+        }
+
+        pub(crate) fn stays(&self) -> bool {
+            self.stays
         }
 
         pub(crate) fn file(&self) -> BorrowedFd<'_> {
-            self.0.as_fd()
+            self.file.as_fd()
         }
 
         pub(crate) fn bytes(&self) -> io::Result<u64> {
-            Ok(rustix::fs::fstat(&*self.0)?.st_size as u64)
+            Ok(rustix::fs::fstat(&*self.file)?.st_size as u64)
         }
 
         pub(crate) fn resize(&self, bytes: u64) -> io::Result<()> {
-            Ok(rustix::fs::ftruncate(&*self.0, bytes)?)
+            Ok(rustix::fs::ftruncate(&*self.file, bytes)?)
         }
 
         /// Gives the memory of a range back.
         pub(crate) fn punch(&self, offset: u64, bytes: u64) -> io::Result<()> {
             let mode = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-            Ok(rustix::fs::fallocate(&*self.0, mode, offset, bytes)?)
+            Ok(rustix::fs::fallocate(&*self.file, mode, offset, bytes)?)
         }
     }
 
@@ -126,6 +139,10 @@ mod imp {
         /// The order matters. With `mlockall(MCL_FUTURE)` in force the kernel populates every new
         /// mapping at once, the arena up to its maximum; it cannot populate `PROT_NONE`. Locking
         /// on fault comes next, and only then is the range made accessible.
+        ///
+        /// Of a file that is never swapped out a page stays mapped as a locked one does, for the kernel never looks for
+        /// memory among its pages. To lock each of them as well takes longer, and so does to unlock them when the process ends,
+        /// for which the one that goes on has to wait.
         pub(super) fn new(file: &MemoryFile, offset: u64, bytes: usize) -> io::Result<Self> {
             let flags = MapFlags::SHARED | MapFlags::NORESERVE;
             let (place, access) = (ptr::null_mut(), ProtFlags::empty());
@@ -136,9 +153,14 @@ mod imp {
             let mut mapping = Self { file: file.clone(), offset, start, bytes, locked: false };
             // SAFETY: the range is the mapping made above, which nobody else knows of yet.
             unsafe {
-                let locked =
-                    rustix::mm::mlock_with(mapping.start.as_ptr(), bytes, MlockFlags::ONFAULT);
-                mapping.locked = locked.is_ok();
+                if file.stays {
+                    rustix::mm::munlock(mapping.start.as_ptr(), bytes)?;
+                    mapping.locked = true;
+                } else {
+                    let locked =
+                        rustix::mm::mlock_with(mapping.start.as_ptr(), bytes, MlockFlags::ONFAULT);
+                    mapping.locked = locked.is_ok();
+                }
                 // Memory comes and goes by frames: a huge page would bring more than was asked for,
                 // and a hole in it give nothing back. Kernels without huge pages refuse; no harm.
                 let _ = rustix::mm::madvise(mapping.start.as_ptr(), bytes, Advice::LinuxNoHugepage);
@@ -206,7 +228,7 @@ mod imp {
         fn a_file_without_swap_is_like_any_other_or_refused() {
             let refused = match file_without_swap() {
                 Ok(file) => {
-                    let file = MemoryFile::from_file(file);
+                    let file = MemoryFile::from_file(file).that_stays();
                     file.resize(1 << 40).unwrap();
                     rustix::io::pwrite(file.file(), b"x", 1 << 30).unwrap();
                     let first = rustix::fs::seek(file.file(), SeekFrom::Data(0)).unwrap();
@@ -240,6 +262,10 @@ mod imp {
 
         pub(crate) fn unswappable(_name: &str, _bytes: u64) -> io::Result<Self> {
             Ok(Self)
+        }
+
+        pub(crate) fn stays(&self) -> bool {
+            false
         }
 
         pub(crate) fn resize(&self, _bytes: u64) -> io::Result<()> {
@@ -338,7 +364,7 @@ impl Region {
         self.bytes
     }
 
-    /// Whether populated memory is locked.
+    /// Whether populated memory stays where it is.
     pub(crate) fn is_locked(&self) -> bool {
         self.mapping.locked
     }

@@ -1,7 +1,8 @@
 //! The store: one memory file with all that outlives the process.
 //!
 //! ```text
-//! 0            header        how large everything is: written once, checked before anything else is touched
+//! 0            header        how large everything is: written once, checked before anything else is touched; and
+//!                            whether the file is one that is never swapped out
 //! 4 KiB        records       the pool limit, the pools, the backing file
 //! 8 KiB        notes         what the daemon wants to know again: two copies
 //! 256 KiB      moves         of the backing file's cleaner                     (crate::backing)
@@ -192,6 +193,12 @@ struct Records {
     pools: [PoolRecord; POOLS_MAX],
 }
 
+/// Where it says that the file is of a kind that is never swapped out: [`STAYS`], if whoever made it knew that.
+const NATURE_AT: usize = 64;
+const STAYS: u64 = u64::from_le_bytes(*b"noswap\0\0");
+
+const _: () = assert!(HEADER_BYTES <= NATURE_AT);
+
 /// A pool that there is.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 #[non_exhaustive]
@@ -223,18 +230,14 @@ pub struct Store {
 impl Store {
     /// An empty store.
     pub fn new() -> io::Result<Self> {
-        let store = Self::over(MemoryFile::unswappable("tmem", TABLE_AT)?)?;
-        store.head.populate(0, store.head.bytes())?;
-        Ok(store)
+        Self::made(MemoryFile::unswappable("tmem", TABLE_AT)?)
     }
 
     /// An empty store in a file that outlives all processes: it is `name` in a file system of its own, without swap, that
     /// is mounted on this directory. Unmounting that takes it away. For those who may mount, from Linux 6.4 on.
     #[cfg(not(miri))]
     pub fn mounted(directory: &std::path::Path, name: &str) -> io::Result<Self> {
-        let store = Self::over(MemoryFile::mounted(directory, name, TABLE_AT)?)?;
-        store.head.populate(0, store.head.bytes())?;
-        Ok(store)
+        Self::made(MemoryFile::mounted(directory, name, TABLE_AT)?)
     }
 
     /// The store in a memory file that another process made. Nothing in it is changed.
@@ -244,7 +247,10 @@ impl Store {
         if file.bytes()? < TABLE_AT {
             return Err(AttachError::Damaged);
         }
-        let store = Self::over(file)?;
+        let mut store = Self::over(file)?;
+        if store.nature().load(Ordering::Acquire) == STAYS {
+            store.file = store.file.that_stays();
+        }
         match store.geometry() {
             Err(AttachError::Empty) => Ok(store),
             // What is behind the file's end cannot be looked at.
@@ -259,6 +265,16 @@ impl Store {
     #[cfg(not(miri))]
     pub fn file(&self) -> std::os::fd::BorrowedFd<'_> {
         self.file.file()
+    }
+
+    /// The store in a file that has just been made.
+    fn made(file: MemoryFile) -> io::Result<Self> {
+        let store = Self::over(file)?;
+        store.head.populate(0, store.head.bytes())?;
+        if store.file.stays() {
+            store.nature().store(STAYS, Ordering::Release);
+        }
+        Ok(store)
     }
 
     fn over(file: MemoryFile) -> io::Result<Self> {
@@ -372,6 +388,12 @@ impl Store {
     fn magic(&self) -> &DurableU64 {
         // SAFETY: it is at the start of the page that the header is in, of which the same is true as of the records.
         unsafe { self.head.start().cast().as_ref() }
+    }
+
+    #[allow(unsafe_code)]
+    fn nature(&self) -> &DurableU64 {
+        // SAFETY: as of the magic, in whose page it is.
+        unsafe { self.head.start().add(NATURE_AT).cast().as_ref() }
     }
 
     #[allow(unsafe_code)]
@@ -555,6 +577,7 @@ mod tests {
         store.log().open(6, Some(&[7; KEY_BYTES]));
         let again = again(&store).unwrap();
         assert_eq!(again.geometry().unwrap(), GEOMETRY);
+        assert_eq!(again.file.stays(), store.file.stays());
         assert_eq!((again.limit(), again.log().segments()), (77, 6));
         assert_eq!(again.log().key(), Some([7; KEY_BYTES]));
         let (id, client) = (PoolId(3), ClientId(5));
