@@ -41,7 +41,7 @@ wait $beat
 cat /tmp/pressure /tmp/heartbeat | sed 's/^/      /'
 check_number "every page is right" $status -eq 0
 check "and all were verified" grep ' errors=0 ' /tmp/pressure
-check_number "each is in the log" "$(grep -c 'took over in' "$TMEM_LOG")" -eq "$kills"
+check "each is in the log" wait_for 20 eval '[ "$(grep -c "took over in" "$TMEM_LOG")" = $kills ]'
 check_number "no request has failed" "$(errors)" -eq 0
 check_frames "after $kills kills"
 check_number "there is one connection" "$(tmem list --noheadings --raw --output CONNECTIONS)" -eq 1
@@ -55,6 +55,21 @@ tmem-guest device --path "$DEVICE" --pages $pages --write 1 >/tmp/device || give
 is_right() {
     check "$*: what was written is there" tmem-guest device --path "$DEVICE" --pages $pages --read 1
 }
+
+say "-- a connection that ends while the process lives"
+worker=$(pid_of tmem-worker)
+before=$(dmesg | grep -c "$DEVICE has another connection")
+for time in 1 2 3; do
+    { for ((i = 0; i < 20; i++)); do reads || exit 1; done; } &
+    reader=$!
+    check "it is cut, time $time" tmem-guest hangup --name tmem-worker
+    wait $reader
+    check_number "who reads goes on, time $time" $? -eq 0
+    is_right "cut, time $time"
+done
+check_number "the kernel has got another each time" \
+    $(($(dmesg | grep -c "$DEVICE has another connection") - before)) -ge 3
+check_number "by the same process" "$(pid_of tmem-worker)" -eq "$worker"
 
 say "-- a process that does not run"
 check "two wait to go on" two_wait
@@ -99,10 +114,21 @@ check "it is said" wait_for 20 grep "'third' is gone" "$TMEM_LOG"
 check_fails "it is not listed" eval 'tmem list | grep third'
 is_right "disconnected"
 
+check_code "another device gets its number" 0 "$third" tmem add swap --size 8M --name fourth
+check "two wait to go on" two_wait
+worker=$(pid_of tmem-worker)
+kill -9 "$worker"
+check "a worker is replaced" wait_for 60 other_than tmem-worker "$worker"
+check "which is swapped on still" grep -q "^$third" /proc/swaps
+check_code "and listed" 0 "fourth.*$third" tmem list
+is_right "another"
+swapoff "$third"
+nbd-client -d "$third"
+check_code "one that was disconnected can be removed" 0 '' tmem del fourth
+
 say "-- all processes die"
 check "two wait to go on" two_wait
-kill -9 "$TMEM_PID" $(pid_of tmem-worker) $(pid_of tmem-standby)
-wait "$TMEM_PID" 2>/dev/null
+all_die
 reads >/tmp/reads 2>&1 &
 reader=$!
 check_code "a new daemon would forget everything" 5 'tmem recover' tmem run --swap 32M

@@ -44,7 +44,7 @@ check_number "every page is right" $status -eq 0
 check "and all were verified" grep ' errors=0 ' /tmp/pressure
 # Where all commands of a queue are under way, the kernel notices a death by a time limit of 30 s only.
 check_number "none of them by the time limit of a request, in ms" "$(sed -n 's/.*longest_ms=//p' /tmp/kills)" -lt 30000
-check_number "each is in the log" "$(grep -c 'took over in' "$TMEM_LOG")" -eq "$kills"
+check "each is in the log" wait_for 20 eval '[ "$(grep -c "took over in" "$TMEM_LOG")" = $kills ]'
 check_frames "after $kills kills"
 check "swapoff" swapoff "$DEVICE"
 check "blkdiscard" blkdiscard "$DEVICE"
@@ -67,7 +67,7 @@ check_number "and the worker goes on" "$(pid_of tmem-worker)" -eq "$worker"
 kill -STOP "$worker"
 check "a worker that is stopped is replaced" wait_for 120 other_than tmem-worker "$worker"
 is_right "stopped"
-check "it is said" grep "pid $worker does not serve any more" "$TMEM_LOG"
+check "it is said" wait_for 20 grep "pid $worker does not serve any more" "$TMEM_LOG"
 
 # Its queues' threads alone. Nothing that is asked for ends then, for more than a minute.
 wait_for 60 are_standbys 2
@@ -84,7 +84,7 @@ echo 150 >/proc/sys/kernel/hung_task_timeout_secs
 is_right "stuck"
 echo "$limit" >/proc/sys/kernel/hung_task_timeout_secs
 check "a worker whose queues are stuck is replaced" other_than tmem-worker "$worker"
-check "it is said" grep "pid $worker does not serve any more" "$TMEM_LOG"
+check "it is said" wait_for 20 grep "pid $worker does not serve any more" "$TMEM_LOG"
 
 # Twice at once: by the time of the second there is no other standby yet.
 wait_for 60 are_standbys 2

@@ -152,6 +152,19 @@ pid_of() { grep -lx -- "$1" /proc/[0-9]*/comm 2>/dev/null | sed 's#^/proc/##; s#
 other_than() { [ -n "$(pid_of "$1")" ] && [ "$(pid_of "$1")" != "$2" ]; }
 are_standbys() { [ "$(pid_of tmem-standby | wc -l)" = "$1" ]; }
 
+# Kills all processes of the daemon at once, and whoever was not there yet.
+all_die() {
+    kill -9 "$TMEM_PID" $(our_pids)
+    wait "$TMEM_PID" 2>/dev/null
+    wait_for 20 nobody_is_left || fail "somebody lives"
+}
+our_pids() { pid_of tmem-worker; pid_of tmem-standby; pid_of tmem-preparing; }
+nobody_is_left() {
+    local left
+    left=$(our_pids)
+    [ -z "$left" ] || { kill -9 $left; return 1; } 2>/dev/null
+}
+
 # Asks the daemon to end, which swaps off; checks that it ended well.
 stop_tmem() {
     if [ "$TARGET" = zram ]; then

@@ -27,11 +27,6 @@ recover() {
     check "$1: one serves, and two wait to go on" wait_for 60 our_own
     check_code "$1: it can be asked" 0 ublkb tmem list
 }
-all_die() {
-    kill -9 "$TMEM_PID" $(pid_of tmem-worker) $(pid_of tmem-standby)
-    wait "$TMEM_PID" 2>/dev/null
-    wait_for 20 eval '[ -z "$(pid_of tmem-worker)$(pid_of tmem-standby)" ]' || fail "somebody lives"
-}
 nothing_is_left() {
     check_fails "$1: the name is gone" test -e $keep
     check_fails "$1: and the mount" grep -q $keep /proc/self/mountinfo
@@ -134,7 +129,7 @@ check "two wait to go on" wait_for 60 our_own
 all_die
 check "what is thrown away is gone" rm $keep/store
 start_tmem 32M 32M
-check "it says what may be lost" grep 'has no server any more' "$TMEM_LOG"
+check "it says what may be lost" wait_for 20 grep 'has no server any more' "$TMEM_LOG"
 stop_tmem
 nothing_is_left "thrown away"
 finish

@@ -70,7 +70,7 @@ check_code "del while others swap to it" 5 "swapoff $third" tmem del third
 kill -TERM "$TMEM_PID"
 sleep 3
 check "a stop is refused while others swap to a device" kill -0 "$TMEM_PID"
-check "and says who, and what to do" grep "swapoff $third" "$TMEM_LOG"
+check "and says who, and what to do" wait_for 20 grep "swapoff $third" "$TMEM_LOG"
 check "the device still works" dd if="$third" of=/dev/null bs=64k count=4 iflag=direct status=none
 swapoff "$third"
 check "once they are done it stops by itself" wait_for 60 eval '! kill -0 $TMEM_PID 2>/dev/null'

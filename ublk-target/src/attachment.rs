@@ -13,8 +13,7 @@ use tmem::NotesError;
 
 use crate::device::{BlockDevice, IoStats};
 use crate::nbd::{
-    CONNECTION_DEPTH, Export, KernelClient, KernelError, NbdServer, Netlink, Seat,
-    transmission_flags,
+    CONNECTION_DEPTH, Export, KernelClient, KernelError, NbdServer, transmission_flags,
 };
 use crate::ublk::{QueuePlan, ServerError, UblkServer};
 
@@ -114,21 +113,21 @@ impl Attachment {
         Self { node: None, export: Some((Arc::clone(server), export)) }
     }
 
-    /// Has the kernel's client made the device's node. `note` is told of what is being made: [`KernelClient::attach`].
+    /// Has the kernel's client make the device's node. `note` is told of what is being made: [`KernelClient::attach`].
     ///
     /// # Panics
     ///
     /// If the device is not exported.
     pub fn connect_kernel(
         &self,
-        note: impl FnMut(u32, u32) -> Result<(), NotesError>,
+        note: impl FnMut(u32, u64) -> Result<(), NotesError>,
     ) -> Result<KernelClient, KernelError> {
-        let (seat, export) = self.seat()?;
+        let (server, export) = self.exported();
+        let seat = server.seat(export)?;
         let flags = transmission_flags(export, false);
         let (client, socket) = KernelClient::attach(export.device().bytes(), flags, note)?;
-        // Served before it is set up, for the kernel may wait for what is under way.
-        seat.take(socket);
-        client.set_up()
+        seat.take(socket, Some(&client));
+        Ok(client)
     }
 
     /// Gives the kernel's client, whose connection has ended, another one.
@@ -136,23 +135,16 @@ impl Attachment {
     /// # Panics
     ///
     /// If the device is not exported.
-    pub fn reconnect_kernel(
-        &self,
-        client: &KernelClient,
-        netlink: &Netlink,
-    ) -> Result<(), KernelError> {
-        let (seat, _) = self.seat()?;
-        seat.take(client.reconnect(netlink)?);
+    pub fn reconnect_kernel(&self, client: &KernelClient) -> Result<(), KernelError> {
+        let (server, export) = self.exported();
+        let seat = server.seat(export)?;
+        seat.take(client.reconnect()?, Some(client));
         Ok(())
     }
 
-    /// A place for the kernel's connection.
-    fn seat(&self) -> Result<(Seat, &Export), KernelError> {
+    fn exported(&self) -> (&NbdServer, &Arc<Export>) {
         let (server, export) = self.export.as_ref().expect("the kernel's client has an export");
-        match server.seat(export) {
-            Ok(seat) => Ok((seat, export)),
-            Err(connections) => Err(KernelError::NoConnection { connections }),
-        }
+        (server, export)
     }
 
     /// Waits a while for connections to end that the kernel has let go of.

@@ -1,7 +1,8 @@
 //! The daemon's log: lines on standard error, for the main and control threads.
 //!
 //! Standard error may be a pipe to a logger that waits for memory, so no thread that I/O depends
-//! on may come here. It is never a file: see [`crate::logger`].
+//! on may come here. In the daemon's processes it is no file: see
+//! [`crate::logger`].
 
 use std::fmt::Display;
 use std::io::{self, Write};

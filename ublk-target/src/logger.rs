@@ -19,6 +19,7 @@ use rustix::process::{Pid, WaitOptions, waitpid};
 use rustix::stdio::{dup2_stderr, stderr};
 
 use crate::log::log;
+use crate::{inherited, process};
 
 /// Says which process it is, to the program that a supervisor goes on as.
 const VARIABLE: &str = "TMEM_LOGGER";
@@ -88,6 +89,12 @@ fn logger() -> Option<Pid> {
 
 /// The life of the process that writes: until nobody can say anything any more.
 pub fn run() {
+    // Who says that all shall end, has more to say until they have.
+    process::block_signals();
+    // What systemd keeps for the daemon is not for us to keep.
+    inherited::close_all();
+    // As those have it whose words it writes.
+    let _ = std::fs::write("/proc/self/oom_score_adj", "-1000");
     copy(&mut io::stdin().lock(), &mut io::stderr());
 }
 

@@ -68,8 +68,8 @@ fn main() -> ExitCode {
 /// Says what went wrong, if anything did.
 fn end(outcome: Result<Exit, Failure>) -> ExitCode {
     let exit = outcome.unwrap_or_else(|failure| {
-        // Nobody can be told that nobody can be told.
-        let _ = writeln!(io::stderr(), "tmem: {failure}");
+        // In one piece, for it may not wait. Nobody can be told that nobody can be told.
+        let _ = io::stderr().write_all(format!("tmem: {failure}\n").as_bytes());
         failure.code
     });
     exit.into()

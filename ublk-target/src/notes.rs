@@ -70,8 +70,8 @@ pub enum NodeNote {
     Nbd {
         /// Its number.
         number: u32,
-        /// The thread that has connected it.
-        owner: u32,
+        /// What it is known by.
+        id: u64,
     },
 }
 

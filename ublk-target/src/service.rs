@@ -126,6 +126,9 @@ impl From<DaemonError> for Failure {
                 | ServerError::Refused { denied: true, .. },
             ) => Exit::Permission,
             DaemonError::Server(ServerError::Driver(_)) => Exit::NoUblk,
+            DaemonError::Kernel(KernelError::Netlink(error)) if error.is_denied() => {
+                Exit::Permission
+            }
             DaemonError::Kernel(KernelError::Missing { .. } | KernelError::Netlink(_)) => {
                 Exit::NoNbd
             }

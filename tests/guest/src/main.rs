@@ -7,6 +7,7 @@
 //! * `heartbeat` measures how long the machine did not answer;
 //! * `watchdog` makes the kernel tell what it waits for before the machine is given up;
 //! * `kill` kills a process again and again, and measures how long it takes until another has its place;
+//! * `hangup` shuts down a process's nameless sockets;
 //! * `hold` stops a thread, and leaves the rest of its process running;
 //! * `pause` runs a command while a block device is read, and measures how long reads stood still;
 //! * `json` takes values out of a JSON document, for scripts without jq.
@@ -17,6 +18,7 @@
 mod args;
 mod checked;
 mod device;
+mod hangup;
 mod heartbeat;
 mod hold;
 mod json;
@@ -42,6 +44,7 @@ usage: tmem-guest pressure --memory SIZE|N% [--hot FRACTION] [--passes N | --sec
        tmem-guest heartbeat [--log FILE]
        tmem-guest watchdog --after SECONDS
        tmem-guest kill --name NAME --while NAME [--count N] [--signal N] [--least MS] [--most MS] [--seed N]
+       tmem-guest hangup --name NAME
        tmem-guest hold --name NAME --thread NAME
        tmem-guest pause --path DEVICE --run COMMAND [--count N] [--pages N]
        tmem-guest json FIELD... < DOCUMENT";
@@ -60,6 +63,7 @@ fn main() -> ExitCode {
         "heartbeat" => args::parse(words).and_then(heartbeat::heartbeat),
         "watchdog" => args::parse(words).and_then(heartbeat::watchdog),
         "kill" => args::parse(words).and_then(kill::run),
+        "hangup" => args::parse(words).and_then(hangup::run),
         "hold" => args::parse(words).and_then(hold::run),
         "pause" => args::parse(words).and_then(pause::run),
         "json" => json::run(words),

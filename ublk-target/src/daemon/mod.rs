@@ -423,8 +423,8 @@ impl Daemon {
                 }
                 let exported = export(nbd);
                 // First of all, so that nobody has to guess whose it is.
-                let note = |number, owner| {
-                    let node = Some(NodeNote::Nbd { number, owner });
+                let note = |number, id| {
+                    let node = Some(NodeNote::Nbd { number, id });
                     self.parts.notebook.update_device(name, |note| note.node = node)
                 };
                 match exported.connect_kernel(note) {

@@ -29,7 +29,7 @@ pub(super) struct Nodes {
     /// Devices of the kernel's NBD client.
     connections: usize,
     /// For these, if there are any.
-    netlink: Option<Netlink>,
+    netlink: Option<Arc<Netlink>>,
     waker: Arc<Waker>,
     backing: Arc<Backing>,
 }
@@ -59,7 +59,7 @@ impl Nodes {
             }
         }
         let netlink = (connections > 0).then(Netlink::open).transpose();
-        let netlink = netlink.map_err(KernelError::from)?;
+        let netlink = netlink.map_err(KernelError::from)?.map(Arc::new);
         let (waker, backing) = (Arc::clone(waker), Arc::clone(backing));
         Ok(Self { drafts, connections, netlink, waker, backing })
     }
@@ -77,8 +77,11 @@ impl Nodes {
     /// Begins to go on with a node: of ublk there is much to do in the kernel, for all devices at the same time.
     pub(super) fn begin(&mut self, node: NodeNote, block: &Arc<BlockDevice>) -> Begun {
         let (id, queues, depth) = match node {
-            NodeNote::Nbd { number, owner } => {
-                return Begun::Nbd(KernelClient::of(number, owner));
+            NodeNote::Nbd { number, id } => {
+                let netlink = self.netlink.clone();
+                let netlink = netlink.map_or_else(|| Netlink::open().map(Arc::new), Ok);
+                let netlink = netlink.unwrap_or_else(|error| cannot("go on", &error));
+                return Begun::Nbd(KernelClient::of(number, id, netlink));
             }
             NodeNote::Ublk { id, queues, depth } => (id, queues, depth),
         };
@@ -107,17 +110,11 @@ impl Nodes {
                 Ok(Started::Taken(_)) => cannot("go on", &"the device is another's"),
                 Err(error) => cannot("go on", &error),
             },
-            Begun::Nbd(client) => {
-                let netlink = self.netlink.take().map_or_else(Netlink::open, Ok);
-                let netlink = netlink.unwrap_or_else(|error| cannot("go on", &error));
-                let reconnected = exported.reconnect_kernel(&client, &netlink);
-                self.netlink = Some(netlink);
-                match reconnected {
-                    Ok(()) => Some(Node::Nbd(client)),
-                    Err(KernelError::Gone { .. }) => None,
-                    Err(error) => cannot("go on", &error),
-                }
-            }
+            Begun::Nbd(client) => match exported.reconnect_kernel(&client) {
+                Ok(()) => Some(Node::Nbd(client)),
+                Err(KernelError::Gone { .. }) => None,
+                Err(error) => cannot("go on", &error),
+            },
         }
     }
 }

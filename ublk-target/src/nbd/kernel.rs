@@ -8,21 +8,27 @@
 //! There is one connection, for of several the driver (`nbd_xmit_timeout`) gives one up on which a request takes longer than its
 //! time limit: what it asks for again on another, the first may carry out later still, over what has been written since. Of
 //! one it asks only whether it has been replaced. So a daemon that is stopped for a while is late, and not dead.
+//!
+//! A connection can also end while we live: the driver may take the end of the old one for that of the new one (`recv_work`). So
+//! whoever notices gives it another then, too.
 
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
-use rustix::thread::gettid;
+use rustix::rand::GetRandomFlags;
 use tmem::{NotesError, PAGE_SIZE};
 
 use super::buffer::DATA_BYTES;
 use super::netlink::{Connection, Netlink, NetlinkError};
+use super::server::NoSeat;
 use crate::module;
 
 /// Devices that are looked at for a free one: the driver makes 16 unless told otherwise.
@@ -36,8 +42,8 @@ pub const CONNECTION_DEPTH: u32 = 128;
 /// meanwhile.
 const RESERVE_PER_CONNECTION: u64 = 4 << 20;
 
-/// After how long the driver looks whether a request was sent on a connection that is no more, in milliseconds; it rounds up to
-/// whole seconds. It says so in the kernel's log of one that is late.
+/// After how long, and again and again, the driver looks whether a request was sent on a connection that is no more, in
+/// milliseconds; it rounds up to whole seconds. Each time it says so in the kernel's log.
 const LOOK_MS: u32 = 1000;
 
 /// What the driver has instead for whoever does not say.
@@ -84,20 +90,23 @@ pub enum KernelError {
     /// All its devices are in use.
     #[error("every /dev/nbd* is in use: free one, or load the module with a larger nbds_max")]
     NoDevice,
-    /// All connections that the server can have are in use.
-    #[error("all {connections} NBD connections are in use: disconnect a client")]
-    NoConnection {
-        /// How many there are.
-        connections: usize,
-    },
+    /// The server has no place for its connection.
+    #[error(transparent)]
+    NoSeat(#[from] NoSeat),
     /// The kernel's client did not do it.
     #[error(transparent)]
     Netlink(#[from] NetlinkError),
     /// It could not be noted for the process that goes on when this one dies.
     #[error(transparent)]
     Notes(#[from] NotesError),
+    /// There is nothing to know a device by.
+    #[error("cannot get random numbers: {source}")]
+    Random {
+        /// The system call's error.
+        source: io::Error,
+    },
     /// There are no sockets for it.
-    #[error("cannot make a pair of sockets for the kernel's NBD client: {source}")]
+    #[error("cannot have a pair of sockets for the kernel's NBD client: {source}")]
     Sockets {
         /// The system call's error.
         source: io::Error,
@@ -107,14 +116,6 @@ pub enum KernelError {
     Gone {
         /// The device.
         path: String,
-    },
-    /// The device did not get the size that it should have.
-    #[error("{path} did not become a device of {bytes} bytes: look into the kernel's log")]
-    NotReady {
-        /// The device.
-        path: String,
-        /// The size that it should have.
-        bytes: u64,
     },
     /// The device could not be told what its requests may be.
     #[error("cannot write {limit} to {path}: {source}")]
@@ -127,10 +128,18 @@ pub enum KernelError {
         source: io::Error,
     },
     /// The kernel was told to let go and did not.
-    #[error("{path} did not let go of its connections in {DETACH_LIMIT:?}: try again")]
+    #[error("{path} did not let go of its connection in {DETACH_LIMIT:?}: try again")]
     Stuck {
         /// The device.
         path: String,
+    },
+    /// It cannot be found out whether it is ours.
+    #[error("cannot read {path}, by which it is known whose device it is: {source}")]
+    Unknown {
+        /// The attribute.
+        path: String,
+        /// The system call's error.
+        source: io::Error,
     },
 }
 
@@ -157,55 +166,66 @@ pub fn check_reserve(proc: &Path, connections: u16) -> Result<(), KernelError> {
     Ok(())
 }
 
-/// A `/dev/nbdN` that is connected to an export.
-#[derive(Debug)]
+/// A `/dev/nbdN` that is connected to an export. A clone is the same one.
+#[derive(Clone, Debug)]
 pub struct KernelClient {
     path: String,
     number: u32,
     /// What the driver shows for as long as it is the device that we connected.
-    owner: u32,
+    backend: String,
+    netlink: Arc<Netlink>,
+    /// Whether it shall have no connection any more. Held while it is given one, or the last one is taken away.
+    is_detached: Arc<Mutex<bool>>,
 }
 
 impl KernelClient {
     /// Connects a free device of `bytes` bytes to a server that offers `flags`, and returns it with the server's end of the
-    /// connection. It is of use once that is served and it is [set up](Self::set_up). `note` is told of each device that is tried, with the
-    /// one who shall have it, before it is.
+    /// connection. `note` is told of each device that is tried before it is: its number, and what it shall be known by.
     pub fn attach(
         bytes: u64,
         flags: u16,
-        mut note: impl FnMut(u32, u32) -> Result<(), NotesError>,
+        mut note: impl FnMut(u32, u64) -> Result<(), NotesError>,
     ) -> Result<(Self, OwnedFd), KernelError> {
         module::ensure("nbd", "/dev/nbd0").map_err(|reason| KernelError::Missing { reason })?;
-        let netlink = Netlink::open()?;
+        let netlink = Arc::new(Netlink::open()?);
+        let id = new_id()?;
         let block_bytes = PAGE_SIZE as u64;
         let connection = Connection { bytes, block_bytes, flags, patience: PATIENCE_SECONDS };
         for number in 0..DEVICES_MAX {
-            let path = device_path(number);
-            if !Path::new(&path).exists() {
+            let client = Self::of(number, id, Arc::clone(&netlink));
+            if !Path::new(&client.path).exists() {
                 break;
             }
-            if owner(&path).is_some() {
+            if Path::new(&attribute(&client.path, "pid")).exists() {
                 continue;
             }
-            // The driver calls the thread so that tells it, as long as it is in the first namespace of processes.
-            note(number, gettid().as_raw_pid().cast_unsigned())?;
+            note(number, id)?;
+            client.limit()?;
             let (ours, theirs) = sockets()?;
-            match netlink.connect(number, connection, theirs.as_fd()) {
-                Ok(()) => {}
+            match netlink.connect(number, connection, &client.backend, theirs.as_fd()) {
+                Ok(()) => return Ok((client, ours)),
                 // Somebody else took it in this moment.
-                Err(error) if error.is_busy() => continue,
-                Err(error) => return Err(error.into()),
+                Err(error) if error.is_busy() => {}
+                Err(error) => {
+                    // It may have been done for all that.
+                    let _ = client.detach(None);
+                    return Err(error.into());
+                }
             }
-            let owner = owner(&path).ok_or_else(|| KernelError::Gone { path: path.clone() })?;
-            note(number, owner)?;
-            return Ok((Self { path, number, owner }, ours));
         }
         Err(KernelError::NoDevice)
     }
 
-    /// The device that the process `owner` has connected, whose connection ended with the process that served it.
-    pub fn of(number: u32, owner: u32) -> Self {
-        Self { path: device_path(number), number, owner }
+    /// The device that was connected and noted so.
+    pub fn of(number: u32, id: u64, netlink: Arc<Netlink>) -> Self {
+        let path = format!("/dev/nbd{number}");
+        Self {
+            path,
+            number,
+            backend: format!("tmem-{id:016x}"),
+            netlink,
+            is_detached: Arc::default(),
+        }
     }
 
     /// The device's node.
@@ -215,19 +235,30 @@ impl KernelClient {
 
     /// Whether somebody else has disconnected it.
     pub fn has_ended(&self) -> bool {
-        owner(&self.path) != Some(self.owner)
+        // One of which that cannot be found out may be of use.
+        self.look_whether_ended().unwrap_or(false)
     }
 
-    /// Gives the device another connection for the one that has ended with the process that served it, and returns the server's end. All that it
-    /// waits for goes on then.
-    pub fn reconnect(&self, netlink: &Netlink) -> Result<OwnedFd, KernelError> {
+    fn look_whether_ended(&self) -> Result<bool, KernelError> {
+        let path = attribute(&self.path, "backend");
+        match std::fs::read_to_string(&path) {
+            Ok(backend) => Ok(backend.trim_end() != self.backend),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(true),
+            Err(source) => Err(KernelError::Unknown { path, source }),
+        }
+    }
+
+    /// Gives the device another connection for the one that has ended, and returns the server's end. All that it
+    /// waits for goes on once that is served.
+    pub fn reconnect(&self) -> Result<OwnedFd, KernelError> {
+        let is_detached = lock(&self.is_detached);
         let deadline = Instant::now() + DETACH_LIMIT;
-        while !self.has_ended() {
+        while !*is_detached && !self.look_whether_ended()? {
             let (ours, theirs) = sockets()?;
-            netlink.reconnect(self.number, theirs.as_fd())?;
+            self.netlink.reconnect(self.number, &self.backend, theirs.as_fd())?;
             drop(theirs);
             // The kernel does not say whether it has taken it, but it is closed if it has not.
-            if !is_closed(&ours) {
+            if !is_closed(&ours)? {
                 return Ok(ours);
             }
             if Instant::now() >= deadline {
@@ -241,14 +272,16 @@ impl KernelClient {
 
     /// Disconnects the device. Requests under way fail: make sure that nobody uses it, by a `claim`
     /// on it (an exclusive open), which is let go once it is of no use to anybody: while anybody has
-    /// it open, the driver keeps its connections.
+    /// it open, the driver keeps its connection.
     pub fn detach(&self, claim: Option<File>) -> Result<(), KernelError> {
         if self.has_ended() {
             return Ok(());
         }
-        // For whoever has it next. What they ask for themselves counts more.
-        let _ = self.set("queue/io_timeout", LOOK_MS_DEFAULT);
-        Netlink::open()?.disconnect(self.number)?;
+        {
+            let mut is_detached = lock(&self.is_detached);
+            self.netlink.disconnect(self.number)?;
+            *is_detached = true;
+        }
         drop(claim);
         let deadline = Instant::now() + DETACH_LIMIT;
         while !self.has_ended() {
@@ -257,22 +290,17 @@ impl KernelClient {
             }
             sleep(LOOK_PERIOD);
         }
+        // For whoever has it next.
+        let _ = self.set("queue/io_timeout", LOOK_MS_DEFAULT);
         Ok(())
     }
 
-    /// Tells the device, whose connection is served by now, what requests it may make, or disconnects it.
-    pub fn set_up(self) -> Result<Self, KernelError> {
+    /// Tells a device that nobody has what requests it may make. It is for now, for the kernel waits with that until nothing is under way,
+    /// and we can be what that waits for.
+    fn limit(&self) -> Result<(), KernelError> {
         // To a request that is longer than what the server can answer with an error, it could only hang up.
-        let length = (DATA_BYTES >> 10) as u32;
-        let set = self.set("queue/max_sectors_kb", length);
-        match set.and_then(|()| self.set("queue/io_timeout", LOOK_MS)) {
-            Ok(()) => Ok(self),
-            Err(error) => {
-                // What it is told here is what matters.
-                let _ = self.detach(None);
-                Err(error)
-            }
-        }
+        self.set("queue/max_sectors_kb", (DATA_BYTES >> 10) as u32)?;
+        self.set("queue/io_timeout", LOOK_MS)
     }
 
     fn set(&self, name: &str, limit: u32) -> Result<(), KernelError> {
@@ -282,8 +310,18 @@ impl KernelClient {
     }
 }
 
-fn device_path(number: u32) -> String {
-    format!("/dev/nbd{number}")
+/// Locks. Nobody panics with it.
+fn lock(mutex: &Mutex<bool>) -> MutexGuard<'_, bool> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What no other device is known by.
+fn new_id() -> Result<u64, KernelError> {
+    let mut id = [0; 8];
+    // So few bytes come at once, or not at all.
+    let got = rustix::rand::getrandom(&mut id, GetRandomFlags::empty());
+    got.map_err(|errno| KernelError::Random { source: errno.into() })?;
+    Ok(u64::from_le_bytes(id))
 }
 
 /// Our end of a new connection, and the kernel's.
@@ -294,16 +332,16 @@ fn sockets() -> Result<(OwnedFd, OwnedFd), KernelError> {
 }
 
 /// Whether nobody has the other end any more.
-fn is_closed(socket: &OwnedFd) -> bool {
+fn is_closed(socket: &OwnedFd) -> Result<bool, KernelError> {
     let mut fds = [PollFd::new(socket, PollFlags::empty())];
     let now = Timespec { tv_sec: 0, tv_nsec: 0 };
-    // What is not known is found out by whoever serves it.
-    poll(&mut fds, Some(&now)).is_ok() && fds[0].revents().contains(PollFlags::HUP)
-}
-
-/// The thread that connected a device, which the driver shows for as long as it is connected.
-fn owner(path: &str) -> Option<u32> {
-    std::fs::read_to_string(attribute(path, "pid")).ok()?.trim().parse().ok()
+    loop {
+        match poll(&mut fds, Some(&now)) {
+            Ok(_) => return Ok(fds[0].revents().contains(PollFlags::HUP)),
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(KernelError::Sockets { source: errno.into() }),
+        }
+    }
 }
 
 fn attribute(path: &str, name: &str) -> String {
@@ -339,11 +377,11 @@ mod tests {
     #[test]
     fn a_socket_whose_other_end_is_dropped_is_closed() {
         let (ours, theirs) = sockets().unwrap();
-        assert!(!is_closed(&ours));
+        assert!(!is_closed(&ours).unwrap());
         let kept = theirs.try_clone().unwrap();
         drop(theirs);
-        assert!(!is_closed(&ours), "somebody has it still");
+        assert!(!is_closed(&ours).unwrap(), "somebody has it still");
         drop(kept);
-        assert!(is_closed(&ours));
+        assert!(is_closed(&ours).unwrap());
     }
 }

@@ -32,5 +32,5 @@ pub use kernel::{CONNECTION_DEPTH, KernelClient, KernelError, check_reserve};
 pub use negotiation::transmission_flags;
 pub use netlink::{Netlink, NetlinkError};
 pub use protocol::{Progress, Protocol};
-pub use server::{NbdServer, NbdServerError, Purpose, Seat};
+pub use server::{NbdServer, NbdServerError, NoSeat, Purpose, Seat};
 pub use worker::EngineSide;

@@ -42,10 +42,10 @@ const RECONFIGURE: u8 = 3;
 const INDEX: u16 = 1;
 const SIZE_BYTES: u16 = 2;
 const BLOCK_SIZE_BYTES: u16 = 3;
-const TIMEOUT: u16 = 4;
 const SERVER_FLAGS: u16 = 5;
 const SOCKETS: u16 = 7;
 const DEAD_CONNECTION_TIMEOUT: u16 = 8;
+const BACKEND: u16 = 10;
 const SOCKET_ITEM: u16 = 1;
 const SOCKET_FD: u16 = 1;
 
@@ -103,13 +103,20 @@ pub enum NetlinkError {
 }
 
 impl NetlinkError {
+    /// Whether we may not tell it anything.
+    pub fn is_denied(&self) -> bool {
+        matches!(self, Self::Refused { source, .. } | Self::Mute { source }
+            if source.kind() == io::ErrorKind::PermissionDenied)
+    }
+
     /// Whether somebody else has the device.
     pub fn is_busy(&self) -> bool {
         matches!(self, Self::Refused { source, .. } if source.kind() == io::ErrorKind::ResourceBusy)
     }
 }
 
-/// What a device is connected with.
+/// What a device is connected with. Its requests have the time limit that its queue has, and what exceeds that is looked at, and
+/// not given up.
 #[derive(Clone, Copy, Debug)]
 pub struct Connection {
     /// The device's size in bytes.
@@ -158,30 +165,37 @@ impl Netlink {
         Ok(Self { family: family.ok_or_else(absent)?, ..netlink })
     }
 
-    /// Connects a device that is free to the other end of this socket, which the kernel has from then on. Its requests have no
-    /// time limit.
+    /// Connects a device that is free to the other end of this socket, which the kernel has from then on. The device is known by
+    /// `backend`, which it shows, and without which it is not connected again (from Linux 5.14 on).
     pub fn connect(
         &self,
         number: u32,
         connection: Connection,
+        backend: &str,
         socket: BorrowedFd<'_>,
     ) -> Result<(), NetlinkError> {
         let mut command = Command::new(self.family, CONNECT);
         command.add(INDEX, number.as_bytes());
         command.add(SIZE_BYTES, connection.bytes.as_bytes());
         command.add(BLOCK_SIZE_BYTES, connection.block_bytes.as_bytes());
-        command.add(TIMEOUT, 0_u64.as_bytes());
         command.add(SERVER_FLAGS, u64::from(connection.flags).as_bytes());
         command.add(DEAD_CONNECTION_TIMEOUT, connection.patience.as_bytes());
+        command.add(BACKEND, backend.as_bytes());
         command.add_socket(socket);
         self.tell("connect", number, command)
     }
 
-    /// Gives a device this socket for a connection that has ended. Where none has, the kernel does not take it, and does not say
-    /// so.
-    pub fn reconnect(&self, number: u32, socket: BorrowedFd<'_>) -> Result<(), NetlinkError> {
+    /// Gives a device that is known by `backend` this socket for a connection that has ended. Where none has, the kernel does not
+    /// take it, and does not say so.
+    pub fn reconnect(
+        &self,
+        number: u32,
+        backend: &str,
+        socket: BorrowedFd<'_>,
+    ) -> Result<(), NetlinkError> {
         let mut command = Command::new(self.family, RECONFIGURE);
         command.add(INDEX, number.as_bytes());
+        command.add(BACKEND, backend.as_bytes());
         command.add_socket(socket);
         self.tell("take another connection for", number, command)
     }
@@ -382,10 +396,10 @@ mod tests {
     #[test]
     fn the_longest_command_fits() {
         let mut command = Command::new(0, CONNECT);
-        for kind in [INDEX, SIZE_BYTES, BLOCK_SIZE_BYTES, TIMEOUT, SERVER_FLAGS] {
+        for kind in [INDEX, SIZE_BYTES, BLOCK_SIZE_BYTES, SERVER_FLAGS, DEAD_CONNECTION_TIMEOUT] {
             command.add(kind, &[0; 8]);
         }
-        command.add(DEAD_CONNECTION_TIMEOUT, &[0; 8]);
+        command.add(BACKEND, &[0; 64]);
         command.add_socket(File::open("/dev/null").unwrap().as_fd());
         assert!(command.finish(0).len() <= COMMAND_BYTES_MAX);
     }
@@ -431,7 +445,9 @@ mod tests {
     fn whoever_is_not_there_is_told_of() {
         // Everywhere: either there is no such family, or a device that nobody has.
         match Netlink::open() {
-            Ok(netlink) => netlink.reconnect(u32::MAX, File::open("/dev/null").unwrap().as_fd()),
+            Ok(netlink) => {
+                netlink.reconnect(u32::MAX, "nobody", File::open("/dev/null").unwrap().as_fd())
+            }
             Err(error) => Err(error),
         }
         .unwrap_err();

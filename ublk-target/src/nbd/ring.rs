@@ -7,12 +7,15 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use io_uring::squeue::Entry;
 use io_uring::{opcode, types};
 use tmem::{Backed, Image};
 
+use super::exports::Export;
+use super::kernel::KernelClient;
 use super::protocol::Protocol;
 use crate::backing::Fetches;
 use crate::process;
@@ -135,12 +138,14 @@ pub struct Link {
     pub since: Instant,
     /// The worker that serves it.
     pub worker: usize,
+    /// Who has to be given another when it ends.
+    pub kernel: Option<(KernelClient, Arc<Export>)>,
 }
 
 impl Link {
     /// A link on a connected socket that blocks: io_uring hands back what would block otherwise.
     pub fn new(stream: OwnedFd, protocol: Protocol, worker: usize, since: Instant) -> Self {
-        Self { stream, protocol, receiving: false, sending: false, since, worker }
+        Self { stream, protocol, receiving: false, sending: false, since, worker, kernel: None }
     }
 
     /// Whether the kernel works on it, or reads the backing file for it.

@@ -16,13 +16,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{JoinHandle, sleep};
 use std::time::{Duration, Instant};
 
-use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::net::sockopt::set_socket_send_buffer_size;
 use tmem::Engine;
 
 use super::address::NbdAddress;
 use super::buffer::BUFFER_BYTES;
 use super::exports::{Export, Exports, Visit};
+use super::kernel::{KernelClient, KernelError};
 use super::protocol::Protocol;
 use super::ring::Link;
 use super::worker::{EngineSide, Worker, WorkerContext};
@@ -45,6 +46,9 @@ pub const SWAP_SEND_BYTES: usize = 64 << 10;
 
 /// How long to leave the listener alone after the system could not give us a connection.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// How soon to try again to give the kernel another connection.
+const REPAIR_PERIOD: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
 
 /// Why there is no NBD server.
 #[derive(Debug, thiserror::Error)]
@@ -195,23 +199,17 @@ impl NbdServer {
             stop: Arc::clone(&self.stop),
             purpose: self.purpose,
             is_full: false,
+            // No more than there are connections, so that there is no memory to wait for.
+            broken: Vec::with_capacity(self.desks.most),
         };
         let thread = process::spawn("tmem-nbd-accept".into(), move || acceptor.run());
         lock(&self.threads).push(thread.map_err(system("start the NBD server's thread"))?);
         Ok(())
     }
 
-    /// Takes a place for a connection to this export by a client that does not negotiate, or says how many
-    /// connections have all places.
-    ///
-    /// # Panics
-    ///
-    /// If the export is closed.
-    pub fn seat(&self, export: &Arc<Export>) -> Result<Seat, usize> {
-        let visit = Visit::begin(export).expect("nobody closes an export that is being connected");
-        let worker = self.desks.reserve()?;
-        let protocol = Some(Protocol::agreed(Arc::clone(&self.exports), worker, visit));
-        Ok(Seat { desks: Arc::clone(&self.desks), worker, protocol, purpose: self.purpose })
+    /// Takes a place for a connection to this export by a client that does not negotiate.
+    pub fn seat(&self, export: &Arc<Export>) -> Result<Seat, NoSeat> {
+        Seat::reserve(&self.desks, &self.exports, export, self.purpose)
     }
 
     /// Where it is served.
@@ -346,21 +344,52 @@ impl Desks {
     }
 }
 
-/// A place for a connection of the kernel's client. It is given back if there comes none.
+/// A place for a connection of a client that does not negotiate. It is given back if there comes none.
 pub struct Seat {
     desks: Arc<Desks>,
+    export: Arc<Export>,
     worker: usize,
     /// All memory that the connection will have; none once it has it.
     protocol: Option<Protocol>,
     purpose: Purpose,
 }
 
+/// Why there is no place.
+#[derive(Debug, thiserror::Error, Eq, PartialEq)]
+#[non_exhaustive]
+pub enum NoSeat {
+    /// The export is closed.
+    #[error("the device is being removed")]
+    Closed,
+    /// All are taken.
+    #[error("all {connections} NBD connections are in use: disconnect a client")]
+    Full {
+        /// How many there are.
+        connections: usize,
+    },
+}
+
 impl Seat {
-    /// Serves the connection of which this socket is the server's end, from now on.
-    pub fn take(mut self, socket: OwnedFd) {
+    fn reserve(
+        desks: &Arc<Desks>,
+        exports: &Arc<Exports>,
+        export: &Arc<Export>,
+        purpose: Purpose,
+    ) -> Result<Self, NoSeat> {
+        let visit = Visit::begin(export).ok_or(NoSeat::Closed)?;
+        let worker = desks.reserve().map_err(|connections| NoSeat::Full { connections })?;
+        let protocol = Some(Protocol::agreed(Arc::clone(exports), worker, visit));
+        let (desks, export) = (Arc::clone(desks), Arc::clone(export));
+        Ok(Self { desks, export, worker, protocol, purpose })
+    }
+
+    /// Serves the connection of which this socket is the server's end, from now on. When it ends, the kernel's client gets another.
+    pub fn take(mut self, socket: OwnedFd, kernel: Option<&KernelClient>) {
         self.purpose.set_up(&socket);
         if let Some(protocol) = self.protocol.take() {
-            self.desks.admit(Link::new(socket, protocol, self.worker, Instant::now()));
+            let mut link = Link::new(socket, protocol, self.worker, Instant::now());
+            link.kernel = kernel.map(|client| (client.clone(), Arc::clone(&self.export)));
+            self.desks.admit(link);
         }
     }
 }
@@ -384,16 +413,23 @@ struct Acceptor {
     purpose: Purpose,
     /// Whether somebody was sent away since there was last a place.
     is_full: bool,
+    /// Those of the kernel whose connection has ended, and who need another.
+    broken: Vec<(KernelClient, Arc<Export>)>,
 }
 
 impl Acceptor {
     fn run(mut self) {
+        if self.purpose != Purpose::Clients {
+            // For what it takes to give the kernel another connection. Where it is refused, that may have to wait.
+            let _ = process::become_urgent();
+        }
         while !self.stop.load(Ordering::Acquire) {
             let mut fds = [
                 PollFd::from_borrowed_fd(self.wake.as_fd(), PollFlags::IN),
                 PollFd::from_borrowed_fd(self.listener.socket.as_fd(), PollFlags::IN),
             ];
-            if poll(&mut fds, None).is_err() {
+            let limit = (!self.broken.is_empty()).then_some(REPAIR_PERIOD);
+            if poll(&mut fds, limit.as_ref()).is_err() {
                 // For want of kernel memory only: look again a little later.
                 sleep(ACCEPT_PAUSE);
             }
@@ -401,6 +437,7 @@ impl Acceptor {
             // Would block unless somebody rang; the count itself says nothing.
             let _ = rustix::io::read(&self.wake, &mut count);
             self.take_back();
+            self.repair();
             if !self.accept() {
                 sleep(ACCEPT_PAUSE);
             }
@@ -409,9 +446,35 @@ impl Acceptor {
 
     /// Frees what connections had that are over.
     fn take_back(&mut self) {
-        while let Ok(link) = self.returns.try_recv() {
+        while let Ok(mut link) = self.returns.try_recv() {
             self.desks.release(link.worker);
+            self.broken.extend(link.kernel.take());
         }
+    }
+
+    /// Gives the kernel another connection for each that has ended, unless it shall have none.
+    fn repair(&mut self) {
+        let (desks, exports, purpose) = (&self.desks, &self.exports, self.purpose);
+        self.broken.retain(|(client, export)| {
+            if self.stop.load(Ordering::Acquire) {
+                return false;
+            }
+            let seat = match Seat::reserve(desks, exports, export, purpose) {
+                Ok(seat) => seat,
+                Err(NoSeat::Closed) => return false,
+                Err(NoSeat::Full { .. }) => return true,
+            };
+            match client.reconnect() {
+                Ok(socket) => {
+                    seat.take(socket, Some(client));
+                    process::note(format_args!("{} has another connection", client.path()));
+                    false
+                }
+                Err(KernelError::Gone { .. }) => false,
+                // For want of memory, or the kernel has not seen it yet.
+                Err(_) => true,
+            }
+        });
     }
 
     /// Accepts whoever connects; false when the system cannot give us more connections now.

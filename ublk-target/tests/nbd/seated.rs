@@ -6,7 +6,7 @@ use std::sync::Arc;
 use tmem::{Config, Engine};
 use tmem_ublk_target::backing::Backing;
 use tmem_ublk_target::device::BlockDevice;
-use tmem_ublk_target::nbd::{EngineSide, Export, NbdAddress, NbdServer, Purpose};
+use tmem_ublk_target::nbd::{EngineSide, Export, NbdAddress, NbdServer, NoSeat, Purpose};
 use tmem_ublk_target::supply::Supply;
 
 use crate::client::Client;
@@ -38,7 +38,8 @@ fn a_seat_is_a_place_and_is_given_back() {
     let served = Served::with(&[SWAP0], ROOM, 2);
     let export = &served.exports[0];
     let seats: Vec<_> = (0..PLACES).map(|_| served.server().seat(export).ok().unwrap()).collect();
-    assert_eq!(served.server().seat(export).err(), Some(PLACES));
+    let full = NoSeat::Full { connections: PLACES };
+    assert_eq!(served.server().seat(export).err(), Some(full));
     Client::connect(&served).assert_ended();
     assert_eq!(export.visitors(), PLACES as u32);
     // Without a connection, or with one that ends.
@@ -46,7 +47,7 @@ fn a_seat_is_a_place_and_is_given_back() {
     for (number, seat) in seats.into_iter().enumerate() {
         let (ours, theirs) = UnixStream::pair().unwrap();
         if number % 2 == 0 {
-            seat.take(ours.into());
+            seat.take(ours.into(), None);
             clients.push(Client::on(theirs));
         }
     }
@@ -59,6 +60,8 @@ fn a_seat_is_a_place_and_is_given_back() {
         (seats.len() == PLACES).then_some(seats)
     });
     drop(again);
+    assert_eq!(export.close(), 0);
+    assert_eq!(served.server().seat(export).err(), Some(NoSeat::Closed));
 }
 
 /// A server that waits for its engine, and an export.
@@ -83,7 +86,7 @@ fn a_server_serves_once_it_has_an_engine_and_ends_without_one() {
     let supply = Supply::start(Arc::clone(&engine)).unwrap();
     let (server, export) = prepared(&supply, &engine);
     let (ours, theirs) = UnixStream::pair().unwrap();
-    server.seat(&export).ok().unwrap().take(ours.into());
+    server.seat(&export).ok().unwrap().take(ours.into(), None);
     let mut early = Client::on(theirs);
     let cookie = early.request(CMD_WRITE, 0, 0, 5);
     early.send(b"early");

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use tmem::{Config, Engine};
 use tmem_ublk_target::backing::Backing;
 use tmem_ublk_target::device::BlockDevice;
-use tmem_ublk_target::nbd::{EngineSide, Export, NbdAddress, NbdServer, Purpose};
+use tmem_ublk_target::nbd::{EngineSide, Export, NbdAddress, NbdServer, NoSeat, Purpose};
 use tmem_ublk_target::socket::Listener;
 use tmem_ublk_target::supply::Supply;
 
@@ -81,9 +81,9 @@ impl Served {
     }
 
     /// A client of an export that has been given a place, and does not negotiate.
-    pub fn seated(&self, export: &Arc<Export>) -> Result<UnixStream, usize> {
+    pub fn seated(&self, export: &Arc<Export>) -> Result<UnixStream, NoSeat> {
         let (ours, theirs) = UnixStream::pair().unwrap();
-        self.server().seat(export)?.take(ours.into());
+        self.server().seat(export)?.take(ours.into(), None);
         Ok(theirs)
     }
 
