@@ -23,25 +23,7 @@ check "two wait to go on" two_wait
 say "$DEVICE, $(mem 100) bytes of memory, $kills kills with seed $seed"
 echo 0 >/proc/sys/vm/page-cluster
 
-touch /tmp/going
-tmem-guest pressure --memory 150% --fill heap=60,same=25,text=15 --seed "$seed" --touches 0.05 \
-    --while /tmp/going >/tmp/pressure &
-pressure=$!
-tmem-guest heartbeat >/tmp/heartbeat &
-beat=$!
-wait_for 120 eval '[ "$(awk "/^pswpout/ { print \$2 }" /proc/vmstat)" -gt 2000 ]'
-check "$kills workers are killed, and each is succeeded" eval \
-    'tmem-guest kill --name tmem-worker --while tmem-standby --count $kills --seed $seed >/tmp/kills'
-cat /tmp/kills
-rm /tmp/going
-wait $pressure
-status=$?
-kill $beat
-wait $beat
-cat /tmp/pressure /tmp/heartbeat | sed 's/^/      /'
-check_number "every page is right" $status -eq 0
-check "and all were verified" grep ' errors=0 ' /tmp/pressure
-check "each is in the log" wait_for 20 eval '[ "$(grep -c "took over in" "$TMEM_LOG")" = $kills ]'
+kill_under_pressure "$kills" "$seed" 150 heap=60,same=25,text=15
 check_number "no request has failed" "$(errors)" -eq 0
 check_frames "after $kills kills"
 check_number "there is one connection" "$(tmem list --noheadings --raw --output CONNECTIONS)" -eq 1

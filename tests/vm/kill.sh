@@ -23,28 +23,9 @@ check_fails "what outlives a process is in a file that is never swapped out" is_
 swap_on "$DEVICE"
 say "$DEVICE, $(mem 100) bytes of memory, $share % of it in use, $kills kills with seed $seed"
 
-# Under pressure.
-touch /tmp/going
-tmem-guest pressure --memory "$share%" --fill "$fill" --seed "$seed" --touches 0.05 \
-    --while /tmp/going >/tmp/pressure &
-pressure=$!
-tmem-guest heartbeat >/tmp/heartbeat &
-beat=$!
-wait_for 120 eval '[ "$(awk "/^pswpout/ { print \$2 }" /proc/vmstat)" -gt 2000 ]'
-check "$kills workers are killed, and each is succeeded" eval \
-    'tmem-guest kill --name tmem-worker --while tmem-standby --count $kills --seed $seed >/tmp/kills'
-cat /tmp/kills
-rm /tmp/going
-wait $pressure
-status=$?
-kill $beat
-wait $beat
-cat /tmp/pressure /tmp/heartbeat | sed 's/^/      /'
-check_number "every page is right" $status -eq 0
-check "and all were verified" grep ' errors=0 ' /tmp/pressure
+kill_under_pressure "$kills" "$seed" "$share" "$fill"
 # Where all commands of a queue are under way, the kernel notices a death by a time limit of 30 s only.
 check_number "none of them by the time limit of a request, in ms" "$(sed -n 's/.*longest_ms=//p' /tmp/kills)" -lt 30000
-check "each is in the log" wait_for 20 eval '[ "$(grep -c "took over in" "$TMEM_LOG")" = $kills ]'
 check_frames "after $kills kills"
 check "swapoff" swapoff "$DEVICE"
 check "blkdiscard" blkdiscard "$DEVICE"

@@ -152,6 +152,30 @@ pid_of() { grep -lx -- "$1" /proc/[0-9]*/comm 2>/dev/null | sed 's#^/proc/##; s#
 other_than() { [ -n "$(pid_of "$1")" ] && [ "$(pid_of "$1")" != "$2" ]; }
 are_standbys() { [ "$(pid_of tmem-standby | wc -l)" = "$1" ]; }
 
+# kill_under_pressure KILLS SEED SHARE FILL: kills whoever serves so often, at random moments, while so many per cent of the
+# memory are in use by a program that verifies every page.
+kill_under_pressure() {
+    local kills=$1 seed=$2 pressure beat status
+    touch /tmp/going
+    tmem-guest pressure --memory "$3%" --fill "$4" --seed "$seed" --touches 0.05 --while /tmp/going >/tmp/pressure &
+    pressure=$!
+    tmem-guest heartbeat >/tmp/heartbeat &
+    beat=$!
+    wait_for 120 eval '[ "$(awk "/^pswpout/ { print \$2 }" /proc/vmstat)" -gt 2000 ]'
+    check "$kills workers are killed, and each is succeeded" eval \
+        'tmem-guest kill --name tmem-worker --while tmem-standby --count $kills --seed $seed >/tmp/kills'
+    cat /tmp/kills
+    rm /tmp/going
+    wait $pressure
+    status=$?
+    kill $beat
+    wait $beat
+    cat /tmp/pressure /tmp/heartbeat | sed 's/^/      /'
+    check_number "every page is right" $status -eq 0
+    check "and all were verified" grep ' errors=0 ' /tmp/pressure
+    check "each death is in the log" wait_for 20 eval '[ "$(grep -c "took over in" "$TMEM_LOG")" = $kills ]'
+}
+
 # Kills all processes of the daemon at once, and whoever was not there yet.
 all_die() {
     kill -9 "$TMEM_PID" $(our_pids)

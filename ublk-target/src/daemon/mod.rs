@@ -135,7 +135,7 @@ impl Daemon {
         if let Some(server) = &daemon.nbd {
             server.begin(&daemon.parts.engine);
         }
-        daemon.listen(nbd)?;
+        daemon.listen(nbd);
         daemon.parts.engine.set_writeback_settings(&daemon.parts.config.writeback)?;
         if let Some(spec) = &daemon.parts.config.backing {
             daemon.set_backing(spec)?;
@@ -154,11 +154,10 @@ impl Daemon {
     }
 
     /// Lets NBD clients come, if there is somebody to serve them.
-    fn listen(&self, nbd: Option<Listener>) -> Result<(), DaemonError> {
+    fn listen(&self, nbd: Option<Listener>) {
         if let Some((server, listener)) = self.nbd.as_ref().zip(nbd) {
-            server.listen(listener)?;
+            server.listen(listener);
         }
-        Ok(())
     }
 
     /// What could not be had in hardening the process; empty unless best effort was asked for.

@@ -307,7 +307,7 @@ impl Serving {
         for device in half_made {
             daemon.settle_half_made(&device);
         }
-        daemon.listen(listener)?;
+        daemon.listen(listener);
         Ok(daemon)
     }
 }

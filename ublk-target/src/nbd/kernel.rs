@@ -133,6 +133,12 @@ pub enum KernelError {
         /// The device.
         path: String,
     },
+    /// The kernel does not see that the connection of the process that died has ended.
+    #[error("{path} is connected still to a process that died")]
+    Connected {
+        /// The device.
+        path: String,
+    },
     /// It cannot be found out whether it is ours.
     #[error("cannot read {path}, by which it is known whose device it is: {source}")]
     Unknown {
@@ -205,10 +211,11 @@ impl KernelClient {
             match netlink.connect(number, connection, &client.backend, theirs.as_fd()) {
                 Ok(()) => return Ok((client, ours)),
                 // Somebody else took it in this moment.
-                Err(error) if error.is_busy() => {}
+                Err(error) if error.is_busy() => client.unlimit(),
                 Err(error) => {
                     // It may have been done for all that.
                     let _ = client.detach(None);
+                    client.unlimit();
                     return Err(error.into());
                 }
             }
@@ -249,25 +256,40 @@ impl KernelClient {
     }
 
     /// Gives the device another connection for the one that has ended, and returns the server's end. All that it
-    /// waits for goes on once that is served.
+    /// waits for goes on once that is served. The kernel has to see first that the old one has ended, which it does by itself.
     pub fn reconnect(&self) -> Result<OwnedFd, KernelError> {
-        let is_detached = lock(&self.is_detached);
         let deadline = Instant::now() + DETACH_LIMIT;
-        while !*is_detached && !self.look_whether_ended()? {
-            let (ours, theirs) = sockets()?;
-            self.netlink.reconnect(self.number, &self.backend, theirs.as_fd())?;
-            drop(theirs);
-            // The kernel does not say whether it has taken it, but it is closed if it has not.
-            if !is_closed(&ours)? {
-                return Ok(ours);
+        loop {
+            if let Some(socket) = self.try_reconnect()? {
+                return Ok(socket);
             }
             if Instant::now() >= deadline {
-                return Err(KernelError::Stuck { path: self.path.clone() });
+                return Err(KernelError::Connected { path: self.path.clone() });
             }
-            // It has not seen yet that the old one has ended.
             sleep(RECONNECT_PERIOD);
         }
-        Err(KernelError::Gone { path: self.path.clone() })
+    }
+
+    /// The same, if the kernel has seen that by now.
+    pub fn try_reconnect(&self) -> Result<Option<OwnedFd>, KernelError> {
+        let gone = || KernelError::Gone { path: self.path.clone() };
+        let is_detached = lock(&self.is_detached);
+        if *is_detached || self.look_whether_ended()? {
+            return Err(gone());
+        }
+        let (ours, theirs) = sockets()?;
+        match self.netlink.reconnect(self.number, &self.backend, theirs.as_fd()) {
+            Err(error) if error.is_gone() => return Err(gone()),
+            result => result?,
+        }
+        drop(theirs);
+        // The kernel does not say whether it has taken it, but it is closed if it has not.
+        Ok(if is_closed(&ours)? { None } else { Some(ours) })
+    }
+
+    /// Whether it needs no connection any more.
+    pub fn is_over(&self) -> bool {
+        *lock(&self.is_detached) || self.has_ended()
     }
 
     /// Disconnects the device. Requests under way fail: make sure that nobody uses it, by a `claim`
@@ -290,8 +312,7 @@ impl KernelClient {
             }
             sleep(LOOK_PERIOD);
         }
-        // For whoever has it next.
-        let _ = self.set("queue/io_timeout", LOOK_MS_DEFAULT);
+        self.unlimit();
         Ok(())
     }
 
@@ -301,6 +322,12 @@ impl KernelClient {
         // To a request that is longer than what the server can answer with an error, it could only hang up.
         self.set("queue/max_sectors_kb", (DATA_BYTES >> 10) as u32)?;
         self.set("queue/io_timeout", LOOK_MS)
+    }
+
+    /// Leaves it to whoever has it next as it was.
+    fn unlimit(&self) {
+        // What they ask for themselves counts more.
+        let _ = self.set("queue/io_timeout", LOOK_MS_DEFAULT);
     }
 
     fn set(&self, name: &str, limit: u32) -> Result<(), KernelError> {

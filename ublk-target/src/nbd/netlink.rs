@@ -6,7 +6,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use rustix::io::Errno;
 use rustix::net::{
@@ -109,6 +109,11 @@ impl NetlinkError {
             if source.kind() == io::ErrorKind::PermissionDenied)
     }
 
+    /// Whether the device is not connected any more, or is not the one that was meant; somebody may have it open still.
+    pub fn is_gone(&self) -> bool {
+        matches!(self, Self::Refused { source, .. } if source.kind() == io::ErrorKind::InvalidInput)
+    }
+
     /// Whether somebody else has the device.
     pub fn is_busy(&self) -> bool {
         matches!(self, Self::Refused { source, .. } if source.kind() == io::ErrorKind::ResourceBusy)
@@ -134,7 +139,8 @@ pub struct Connection {
 pub struct Netlink {
     socket: OwnedFd,
     family: u16,
-    sequence: AtomicU32,
+    /// Of the last command. Held until it is answered, for all answers come to one socket.
+    sequence: Mutex<u32>,
 }
 
 impl Netlink {
@@ -146,7 +152,7 @@ impl Netlink {
         let netlink = Self {
             socket: socket.map_err(mute)?,
             family: KIND_CONTROL,
-            sequence: AtomicU32::new(1),
+            sequence: Mutex::default(),
         };
         let mut family = None;
         let mut command = Command::new(KIND_CONTROL, CONTROL_GET_FAMILY);
@@ -217,7 +223,10 @@ impl Netlink {
     /// Sends a command, has `look` see the attributes of what comes back, and waits until it is acknowledged.
     fn ask(&self, mut command: Command, mut look: impl FnMut(&[u8])) -> Result<(), Fault> {
         let mute = |errno: Errno| Fault::Mute(errno.into());
-        let sequence = self.sequence.fetch_add(1, Ordering::Relaxed);
+        // Nobody panics with it, and any number is as good as another.
+        let mut last = self.sequence.lock().unwrap_or_else(PoisonError::into_inner);
+        *last = last.wrapping_add(1);
+        let sequence = *last;
         send(&self.socket, command.finish(sequence), SendFlags::empty()).map_err(mute)?;
         let mut answer = [0; ANSWER_BYTES_MAX];
         for _ in 0..ANSWERS_MAX {

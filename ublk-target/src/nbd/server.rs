@@ -27,7 +27,6 @@ use super::kernel::{KernelClient, KernelError};
 use super::protocol::Protocol;
 use super::ring::Link;
 use super::worker::{EngineSide, Worker, WorkerContext};
-use crate::log::log;
 use crate::process;
 use crate::socket::Listener;
 
@@ -122,8 +121,8 @@ pub struct NbdServer {
     worker_wakes: Vec<Arc<OwnedFd>>,
     /// Where the workers wait for the engine. Empty once they have it.
     starts: Mutex<Vec<SyncSender<Arc<Engine>>>>,
-    /// Connections that are over; the acceptor's, once there is one.
-    returns: Mutex<Option<Receiver<Link>>>,
+    /// For the acceptor, until it has taken it.
+    listener: Arc<Mutex<Option<Listener>>>,
     desks: Arc<Desks>,
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
@@ -145,6 +144,7 @@ impl NbdServer {
         };
         let most = connections_max(buffer_budget);
         let (retired, returns) = sync_channel(most);
+        let desks = Arc::new(Desks { most, list: Mutex::default() });
         let mut server = Self {
             address: address.clone(),
             exports: Arc::default(),
@@ -153,8 +153,8 @@ impl NbdServer {
             acceptor_wake: new_wake()?,
             worker_wakes: Vec::new(),
             starts: Mutex::default(),
-            returns: Mutex::new(Some(returns)),
-            desks: Arc::new(Desks { most, list: Mutex::default() }),
+            listener: Arc::default(),
+            desks: Arc::clone(&desks),
             threads: Mutex::default(),
         };
         // From here on an error drops the server, which ends what has been started.
@@ -176,6 +176,21 @@ impl NbdServer {
             server.worker_wakes.push(Arc::clone(&wake));
             lock(&server.desks.list).push(Desk { departures, wake, open: 0 });
         }
+        let acceptor = Acceptor {
+            listener: None,
+            listener_to_come: Arc::clone(&server.listener),
+            exports: Arc::clone(&server.exports),
+            returns,
+            wake: Arc::clone(&server.acceptor_wake),
+            stop: Arc::clone(&server.stop),
+            purpose,
+            is_full: false,
+            // No more than there are connections, so that there is no memory to wait for.
+            broken: Vec::with_capacity(most),
+            desks,
+        };
+        let thread = process::spawn_essential("tmem-nbd-accept".into(), move || acceptor.run());
+        lock(&server.threads).push(thread.map_err(system("start the NBD server's thread"))?);
         Ok(server)
     }
 
@@ -188,23 +203,9 @@ impl NbdServer {
     }
 
     /// Accepts connections from now on, on `listener`, which is at the server's address.
-    pub fn listen(&self, listener: Listener) -> Result<(), NbdServerError> {
-        let Some(returns) = lock(&self.returns).take() else { return Ok(()) };
-        let acceptor = Acceptor {
-            listener,
-            exports: Arc::clone(&self.exports),
-            returns,
-            desks: Arc::clone(&self.desks),
-            wake: Arc::clone(&self.acceptor_wake),
-            stop: Arc::clone(&self.stop),
-            purpose: self.purpose,
-            is_full: false,
-            // No more than there are connections, so that there is no memory to wait for.
-            broken: Vec::with_capacity(self.desks.most),
-        };
-        let thread = process::spawn("tmem-nbd-accept".into(), move || acceptor.run());
-        lock(&self.threads).push(thread.map_err(system("start the NBD server's thread"))?);
-        Ok(())
+    pub fn listen(&self, listener: Listener) {
+        *lock(&self.listener) = Some(listener);
+        ring_bell(&self.acceptor_wake);
     }
 
     /// Takes a place for a connection to this export by a client that does not negotiate.
@@ -404,7 +405,9 @@ impl Drop for Seat {
 
 /// The thread that accepts.
 struct Acceptor {
-    listener: Listener,
+    /// None before there is one.
+    listener: Option<Listener>,
+    listener_to_come: Arc<Mutex<Option<Listener>>>,
     exports: Arc<Exports>,
     returns: Receiver<Link>,
     desks: Arc<Desks>,
@@ -419,15 +422,10 @@ struct Acceptor {
 
 impl Acceptor {
     fn run(mut self) {
-        if self.purpose != Purpose::Clients {
-            // For what it takes to give the kernel another connection. Where it is refused, that may have to wait.
-            let _ = process::become_urgent();
-        }
         while !self.stop.load(Ordering::Acquire) {
-            let mut fds = [
-                PollFd::from_borrowed_fd(self.wake.as_fd(), PollFlags::IN),
-                PollFd::from_borrowed_fd(self.listener.socket.as_fd(), PollFlags::IN),
-            ];
+            let wake = PollFd::from_borrowed_fd(self.wake.as_fd(), PollFlags::IN);
+            let socket = self.listener.as_ref().map_or(self.wake.as_fd(), |l| l.socket.as_fd());
+            let mut fds = [wake, PollFd::from_borrowed_fd(socket, PollFlags::IN)];
             let limit = (!self.broken.is_empty()).then_some(REPAIR_PERIOD);
             if poll(&mut fds, limit.as_ref()).is_err() {
                 // For want of kernel memory only: look again a little later.
@@ -436,6 +434,8 @@ impl Acceptor {
             let mut count = [0; 8];
             // Would block unless somebody rang; the count itself says nothing.
             let _ = rustix::io::read(&self.wake, &mut count);
+            let come = lock(&self.listener_to_come).take();
+            self.listener = self.listener.take().or(come);
             self.take_back();
             self.repair();
             if !self.accept() {
@@ -454,34 +454,43 @@ impl Acceptor {
 
     /// Gives the kernel another connection for each that has ended, unless it shall have none.
     fn repair(&mut self) {
+        if self.broken.is_empty() {
+            return;
+        }
         let (desks, exports, purpose) = (&self.desks, &self.exports, self.purpose);
+        if purpose != Purpose::Clients {
+            // For what the kernel allocates. Where it is refused, that may have to wait.
+            let _ = process::become_urgent();
+        }
         self.broken.retain(|(client, export)| {
             if self.stop.load(Ordering::Acquire) {
                 return false;
             }
             let seat = match Seat::reserve(desks, exports, export, purpose) {
                 Ok(seat) => seat,
-                Err(NoSeat::Closed) => return false,
-                Err(NoSeat::Full { .. }) => return true,
+                // It may be opened again, or there may be a place, as long as the device is of use.
+                Err(NoSeat::Closed | NoSeat::Full { .. }) => return !client.is_over(),
             };
-            match client.reconnect() {
-                Ok(socket) => {
+            match client.try_reconnect() {
+                Ok(Some(socket)) => {
                     seat.take(socket, Some(client));
                     process::note(format_args!("{} has another connection", client.path()));
                     false
                 }
                 Err(KernelError::Gone { .. }) => false,
-                // For want of memory, or the kernel has not seen it yet.
-                Err(_) => true,
+                // The kernel has not seen yet that it has ended, or has no memory.
+                Ok(None) | Err(_) => true,
             }
         });
+        process::become_calm();
     }
 
     /// Accepts whoever connects; false when the system cannot give us more connections now.
     fn accept(&mut self) -> bool {
         // As many as there are places for, and then those that are over are looked for again.
         for _ in 0..self.desks.most {
-            match self.listener.socket.accept() {
+            let Some(listener) = &self.listener else { return true };
+            match listener.socket.accept() {
                 Ok((stream, _)) => self.admit(stream),
                 Err(error) => match error.kind() {
                     io::ErrorKind::WouldBlock => return true,
@@ -501,7 +510,8 @@ impl Acceptor {
             Ok(number) => number,
             Err(open) => {
                 if !was_full {
-                    log(format_args!(
+                    // Not where it may have to wait: the kernel may need another connection meanwhile.
+                    process::note(format_args!(
                         "all {open} NBD connections are in use: others are sent away"
                     ));
                 }

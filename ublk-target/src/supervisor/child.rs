@@ -250,7 +250,7 @@ mod tests {
             // There is nobody any more who could get the signal.
             child.kill().unwrap();
         }
-        let mut child = start("sleep 1000");
+        let mut child = start("exec sleep 1000");
         assert_eq!(child.ended().unwrap(), None);
         child.halt().unwrap();
         assert_eq!(child.ended().unwrap(), None);

@@ -60,7 +60,7 @@ impl Served {
         let listener = Listener::bind(&socket, "--nbd").unwrap();
         let server = NbdServer::prepare(&address, &side, workers, 0, Purpose::Clients).unwrap();
         server.begin(&engine);
-        server.listen(listener).unwrap();
+        server.listen(listener);
         let exports = plans.iter().map(|&(name, pages, flush)| {
             let device = BlockDevice::new(Arc::clone(&engine), pages).unwrap();
             let export = Export::new(name, Arc::new(device), server.workers(), flush);
