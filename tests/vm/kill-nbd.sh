@@ -106,10 +106,12 @@ check_code "and listed" 0 "fourth.*$third" tmem list
 is_right "another"
 swapoff "$third"
 nbd-client -d "$third"
+check "two wait to go on" two_wait
+before=$(pid_of tmem-standby)
 check_code "one that was disconnected can be removed" 0 '' tmem del fourth
+check "two others wait to go on" wait_for 60 others_wait "$before"
 
 say "-- all processes die"
-check "two wait to go on" two_wait
 all_die
 reads >/tmp/reads 2>&1 &
 reader=$!

@@ -176,17 +176,27 @@ kill_under_pressure() {
     check "each death is in the log" wait_for 20 eval '[ "$(grep -c "took over in" "$TMEM_LOG")" = $kills ]'
 }
 
-# Kills all processes of the daemon at once, and whoever was not there yet.
+# Kills all processes of the daemon: first the one that would start others, then the rest at once.
 all_die() {
-    kill -9 "$TMEM_PID" $(our_pids)
+    kill -9 "$TMEM_PID"
     wait "$TMEM_PID" 2>/dev/null
-    wait_for 20 nobody_is_left || fail "somebody lives"
+    kill -9 $(our_pids)
+    wait_for 20 eval '[ -z "$(our_pids)" ]' || fail "somebody lives: $(our_pids)"
 }
-our_pids() { pid_of tmem-worker; pid_of tmem-standby; pid_of tmem-preparing; }
-nobody_is_left() {
-    local left
-    left=$(our_pids)
-    [ -z "$left" ] || { kill -9 $left; return 1; } 2>/dev/null
+# The processes of that program, whatever they are called by now, but the one that writes the log, which has nothing to lose.
+our_pids() {
+    local exe
+    for exe in /proc/[0-9]*/exe; do
+        [[ $(readlink "$exe") == */tmem ]] || continue
+        [ "$(cat "${exe%exe}comm" 2>/dev/null)" = tmem-logger ] || basename "${exe%/exe}"
+    done
+}
+
+# Who waits to go on knows of a change once all that were there before have been replaced: others_wait PIDS
+others_wait() {
+    local pid
+    for pid in $1; do [ "$(cat "/proc/$pid/comm" 2>/dev/null)" != tmem-standby ] || return 1; done
+    are_standbys 2
 }
 
 # Asks the daemon to end, which swaps off; checks that it ended well.
