@@ -235,6 +235,11 @@ mod imp {
                     assert_eq!(first, 1 << 30);
                     file.punch(1 << 30, 4096).unwrap();
                     assert_eq!(rustix::fs::fstat(file.file()).unwrap().st_blocks, 0);
+                    // What is mapped of it stays, without being locked.
+                    let mapping = Mapping::new(&file, 1 << 30, 4096).unwrap();
+                    assert!(mapping.locked);
+                    mapping.populate(0, 4096).unwrap();
+                    assert_eq!(mapping.populated(0).unwrap(), Some((0, 4096)));
                     return;
                 }
                 Err(errno) => errno,

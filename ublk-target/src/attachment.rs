@@ -70,7 +70,7 @@ pub enum DeviceState {
     /// It can, or there is none.
     #[default]
     Live,
-    /// The kernel's NBD connection has broken, or somebody else has removed it.
+    /// Somebody else has removed it, or ended its NBD connection for good.
     Dead,
 }
 
@@ -170,13 +170,11 @@ impl Attachment {
         self.node.as_ref().is_some_and(Node::has_ended)
     }
 
-    /// Whether its node can be used. The kernel does not say whether its connection is left. Those
-    /// of other clients of the export are counted with it, so that it may look better than it is.
+    /// Whether its node can be used. One whose NBD connection has ended can: it waits for the next.
     pub fn state(&self) -> DeviceState {
-        match &self.node {
-            Some(node) if node.has_ended() => DeviceState::Dead,
-            Some(Node::Nbd(_)) if self.connections() == 0 => DeviceState::Dead,
-            Some(_) | None => DeviceState::Live,
+        match self.node_has_ended() {
+            true => DeviceState::Dead,
+            false => DeviceState::Live,
         }
     }
 

@@ -541,7 +541,7 @@ mod tests {
     }
 
     #[test]
-    fn a_device_that_lost_its_connections_is_warned_of() {
+    fn a_device_that_nothing_reaches_is_warned_of() {
         let list = |device: &DeviceInfo, args: &TableArgs| {
             devices(std::slice::from_ref(device), args).unwrap()
         };
