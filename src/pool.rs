@@ -1,8 +1,9 @@
 //! Pools: what a device keeps its pages in.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use crate::directory::Directory;
+use crate::freed::FreedPages;
 use crate::handle::{ClientId, Handle, OBJECT_PAGES, PoolId, PoolKind};
 use crate::sync::{AtomicU64, Ordering};
 
@@ -16,6 +17,10 @@ pub(crate) struct Pool {
     /// Objects that are not idle: how soon a flush of everything is done.
     active: AtomicU64,
     closing: AtomicU64,
+    /// Who knows which pages nobody will ask for again. Set once at most.
+    freed: OnceLock<Box<dyn FreedPages>>,
+    /// The page from which these are looked for next.
+    pub(crate) freed_cursor: AtomicU64,
 }
 
 impl Pool {
@@ -28,7 +33,24 @@ impl Pool {
         directory: Directory,
     ) -> Self {
         let (active, closing) = (AtomicU64::new(0), AtomicU64::new(0));
-        Self { id, client, kind, directory, pages, active, closing }
+        let (freed, freed_cursor) = (OnceLock::new(), AtomicU64::new(0));
+        Self { id, client, kind, directory, pages, active, closing, freed, freed_cursor }
+    }
+
+    /// From now on these pages are flushed. False if it is told of others already.
+    pub(crate) fn watch(&self, freed: Box<dyn FreedPages>) -> bool {
+        self.freed.set(freed).is_ok()
+    }
+
+    pub(crate) fn freed(&self) -> Option<&dyn FreedPages> {
+        self.freed.get().map(|freed| &**freed)
+    }
+
+    /// Takes a page's mark away, if it has one: somebody has written to it. Called with its shard's lock held.
+    pub(crate) fn unmark(&self, handle: Handle) {
+        if let Some(freed) = self.freed() {
+            freed.unmark(handle.page());
+        }
     }
 
     /// Whether the handle names a page of this pool.

@@ -171,6 +171,7 @@ impl Shard {
     ) -> Result<(), Refused> {
         let pool = find(&self.pools, handle).filter(|pool| !pool.is_closing());
         let pool = pool.ok_or(Refused::NoPage)?;
+        pool.unmark(handle);
         self.stock.put(&self.pools, pool, handle, packed, hand)
     }
 
@@ -197,6 +198,7 @@ impl Shard {
     pub(crate) fn lose(&mut self, handle: Handle) -> bool {
         let pool = find(&self.pools, handle).filter(|pool| !pool.is_closing());
         let Some(pool) = pool else { return false };
+        pool.unmark(handle);
         let object = pool.directory.object(handle.object);
         let was_idle = object.is_idle();
         // An ephemeral page may vanish: a miss is all there is to tell of it. Of a persistent one
@@ -241,6 +243,25 @@ impl Shard {
         }
         pool.count_active(was_idle, object.is_idle());
         found
+    }
+
+    /// Flushes the pages of an object that are marked as freed, from `first` on.
+    pub(crate) fn flush_freed(&mut self, first: Handle) {
+        let Some(pool) = find(&self.pools, first) else { return };
+        let Some(freed) = pool.freed() else { return };
+        let object = pool.directory.object(first.object);
+        let was_idle = object.is_idle();
+        let base = first.page() - u64::from(first.index);
+        let end = (base + u64::from(OBJECT_PAGES)).min(pool.pages());
+        let mut from = first.page();
+        while let Some(page) = freed.next(from).filter(|page| *page < end) {
+            freed.unmark(page);
+            let handle = Handle { index: (page - base) as u32, ..first };
+            let found = self.stock.empty_page(pool, handle);
+            self.stock.counters(handle).freed_pages += u64::from(found);
+            from = page + 1;
+        }
+        pool.count_active(was_idle, object.is_idle());
     }
 
     /// What is held of a page, and of how many from there on in its object, `most` at most, it is
@@ -289,6 +310,12 @@ impl Shard {
     /// The pool of that number.
     pub(crate) fn pool(&self, id: PoolId) -> Option<Arc<Pool>> {
         self.pools.get(usize::from(id.0))?.clone()
+    }
+
+    /// The pool with the lowest number from `from` on of which somebody tells what is freed.
+    pub(crate) fn watched(&self, from: usize) -> Option<Arc<Pool>> {
+        let mut pools = self.pools.iter().skip(from).flatten();
+        pools.find(|pool| pool.freed().is_some()).cloned()
     }
 
     /// Counts for a pool; of one that is gone, what it counted is closed.
@@ -610,13 +637,19 @@ impl Stock {
     }
 
     fn flush_page(&mut self, pool: &Pool, handle: Handle) -> bool {
-        let object = pool.directory.object(handle.object);
-        let found = self.drop_page(pool, handle);
-        let was_lost = object.has_lost() && object.set_lost(handle.index, false);
+        let found = self.empty_page(pool, handle);
         let counters = self.counters(handle);
         counters.flush_total += 1;
         counters.flush_found += u64::from(found);
-        counters.lost_pages -= u64::from(was_lost);
+        found
+    }
+
+    /// Drops a page, and what is remembered of one that was lost; true if there was a page.
+    fn empty_page(&mut self, pool: &Pool, handle: Handle) -> bool {
+        let object = pool.directory.object(handle.object);
+        let found = self.drop_page(pool, handle);
+        let was_lost = object.has_lost() && object.set_lost(handle.index, false);
+        self.counters(handle).lost_pages -= u64::from(was_lost);
         found
     }
 

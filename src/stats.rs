@@ -95,6 +95,8 @@ counters! {
         flush_total,
         /// Page flushes that found a page.
         flush_found,
+        /// Pages dropped because they were marked as freed: nobody asked for a flush of them.
+        freed_pages,
         /// Object flushes asked for.
         flobj_total,
         /// Object flushes that found the object.

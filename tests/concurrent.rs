@@ -6,7 +6,7 @@
 //!
 //! What is checked: a reader of a page that one writer rewrites never sees an older version after a
 //! newer one, nor anything but a whole version (put-put-get); what a thread put, discarded or lost it
-//! finds so afterwards; two writers of one page leave the last version of one of them; memory stays
+//! finds so afterwards, also where what it held there before was marked as freed; two writers of one page leave the last version of one of them; memory stays
 //! within the limit; frames are conserved at the end and nothing is left after a flush. All that is so
 //! with a backing file, too, to which pages go and from which they are read meanwhile.
 
@@ -19,14 +19,21 @@ mod backing;
 use std::sync::{Arc, Mutex};
 
 #[cfg(feature = "shuttle")]
-use shuttle::thread;
+use shuttle::{
+    sync::atomic::{AtomicU64, Ordering},
+    thread,
+};
 #[cfg(not(feature = "shuttle"))]
-use std::thread;
+use std::{
+    sync::atomic::{AtomicU64, Ordering},
+    thread,
+};
 
 use backing::{TABLES, carry_out};
 use tmem::{
-    BACKING_BYTES_MIN, ClientId, Config, Engine, GetError, Got, Handle, Image, OBJECT_PAGES,
-    Opened, PAGE_SIZE, Page, PoolId, PoolKind, PutError, Queue, Writeback, WritebackSettings,
+    BACKING_BYTES_MIN, ClientId, Config, Engine, FreedPages, GetError, Got, Handle, Image,
+    OBJECT_PAGES, Opened, PAGE_SIZE, Page, PoolId, PoolKind, PutError, Queue, Writeback,
+    WritebackSettings,
 };
 
 /// How long a scenario is.
@@ -56,16 +63,43 @@ const WATCHED: u64 = 0;
 const DISPUTED: u64 = 1;
 const OWN: u64 = 8;
 
+/// The first of the pages that are freed.
+const FREED: u64 = 16;
+
 struct Scenario {
     engine: Engine,
     client: ClientId,
     swap: PoolId,
     cache: PoolId,
     size: Size,
+    freed: Marks,
     /// The backing file. The lock is not shuttle's, and held for a copy only.
     file: Mutex<Vec<u8>>,
     /// Whoever writes back takes it.
     writeback: Mutex<Option<Writeback>>,
+}
+
+/// Marks of the first 64 pages.
+#[derive(Clone)]
+struct Marks(Arc<AtomicU64>);
+
+impl Marks {
+    fn mark(&self, page: u64) {
+        self.0.fetch_or(1 << page, Ordering::SeqCst);
+    }
+}
+
+impl FreedPages for Marks {
+    fn next(&self, from: u64) -> Option<u64> {
+        let marks = self.0.load(Ordering::SeqCst);
+        (from..64).find(|page| marks >> page & 1 == 1)
+    }
+
+    fn unmark(&self, page: u64) {
+        if page < 64 {
+            self.0.fetch_and(!(1 << page), Ordering::SeqCst);
+        }
+    }
 }
 
 fn scenario(size: Size) {
@@ -87,11 +121,15 @@ fn scenario(size: Size) {
     engine.set_writeback_settings(&settings).unwrap();
     let writeback = Mutex::new(is_backed.then(attach));
     let file = Mutex::new(vec![0; if is_backed { BACKING_BYTES_MIN as usize } else { 0 }]);
-    let all = Arc::new(Scenario { engine, client, swap, cache, size, file, writeback });
+    let freed = Marks(Arc::new(AtomicU64::new(0)));
+    engine.watch_freed(swap, Box::new(freed.clone())).unwrap();
+    let all = Scenario { engine, client, swap, cache, size, freed, file, writeback };
+    let all = Arc::new(all);
     let roles = [
         Scenario::write,
         Scenario::read,
         Scenario::dispute,
+        Scenario::free,
         Scenario::cache,
         Scenario::supply,
         Scenario::write_back,
@@ -153,6 +191,24 @@ impl Scenario {
         }
     }
 
+    /// Uses pages, and marks them as freed when it has no more use for them, as a kernel does with swap slots.
+    fn free(&self) {
+        let mut queue = self.engine.queue(self.client);
+        for round in 1..=self.size.rounds {
+            let page = FREED + u64::from(round % 2);
+            let stored = self.put(&mut queue, page, 5, round);
+            let expected = if stored { Ok(Some((5, round))) } else { Err(GetError::Lost) };
+            for _ in 0..2 {
+                assert_eq!(self.get(&mut queue, self.swap, page), expected);
+            }
+            self.freed.mark(page);
+            match self.get(&mut queue, self.swap, page) {
+                Ok(None) => {}
+                held => assert_eq!(held, expected),
+            }
+        }
+    }
+
     /// Fills the ephemeral pool, so that the others have something to eat.
     fn cache(&self) {
         let mut queue = self.engine.queue(self.client);
@@ -177,6 +233,7 @@ impl Scenario {
             let limit = if round % 4 == 3 { limit - 2 * PAGE_SIZE as u64 } else { limit };
             let before = self.engine.stats();
             self.engine.set_limit(limit).unwrap();
+            self.engine.flush_freed();
             self.engine.supply().unwrap();
             self.engine.settle().unwrap();
             let stats = self.engine.stats();
@@ -260,6 +317,9 @@ impl Scenario {
             Err(GetError::Lost) => {}
             other => panic!("the disputed page holds {other:?}"),
         }
+        while self.engine.flush_freed() {}
+        let pages = (FREED..FREED + 2).map(|page| self.get(&mut queue, self.swap, page));
+        assert!({ pages }.all(|held| held == Ok(None)), "what is freed is held");
         for pool in [self.swap, self.cache] {
             self.engine.flush_range(pool, 0, u64::MAX);
         }

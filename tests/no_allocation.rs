@@ -15,8 +15,8 @@ use std::ptr::NonNull;
 
 use backing::{TABLES, carry_out};
 use tmem::{
-    BACKING_BYTES_MIN, Batches, ClientId, Config, Engine, Got, Handle, Image, OBJECT_PAGES, Opened,
-    PAGE_SIZE, Page, PoolId, PoolKind, Queue, Step, Way,
+    BACKING_BYTES_MIN, Batches, ClientId, Config, Engine, FreedPages, Got, Handle, Image,
+    OBJECT_PAGES, Opened, PAGE_SIZE, Page, PoolId, PoolKind, Queue, Step, Way,
 };
 
 struct Counting;
@@ -46,6 +46,18 @@ static ALLOCATOR: Counting = Counting;
 
 const PAGES: u64 = 2 * OBJECT_PAGES as u64;
 
+/// Every fifth page is freed, again and again.
+struct Freed;
+
+impl FreedPages for Freed {
+    fn next(&self, from: u64) -> Option<u64> {
+        let page = from.next_multiple_of(5);
+        Some(page).filter(|page| *page < PAGES)
+    }
+
+    fn unmark(&self, _: u64) {}
+}
+
 struct Path {
     engine: Engine,
     client: ClientId,
@@ -67,6 +79,7 @@ impl Path {
         let client = engine.create_client().unwrap();
         let swap = engine.create_pool(client, PoolKind::Persistent, PAGES).unwrap();
         let cache = engine.create_pool(client, PoolKind::Ephemeral, PAGES).unwrap();
+        engine.watch_freed(swap, Box::new(Freed)).unwrap();
         while engine.supply().unwrap().more {}
         let queue = engine.queue(client);
         let pages = (0..8).map(page).collect();
@@ -90,6 +103,7 @@ impl Path {
             self.engine.flush_page(Handle::from_page(self.swap, page * 3));
             self.engine.lose(Handle::from_page(self.swap, page));
         }
+        while self.engine.flush_freed() {}
         self.engine.supply_wanted();
         self.engine.flush_object(self.swap, 0);
         self.engine.flush_range(self.swap, 3, u64::MAX);
@@ -122,6 +136,7 @@ fn puts_gets_and_flushes_do_not_allocate() {
         stats.pools.given_up_puts,
         stats.pools.huge_pages + stats.alloc.compress_poor,
         stats.pools.flobj_found,
+        stats.pools.freed_pages,
         stats.pers.cumul_zpages,
         stats.alloc.pers_ate_eph,
     ];
