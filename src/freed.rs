@@ -8,6 +8,8 @@
 //! only while it is marked. A mark that was set before the put is gone with it, and one that was set after it is meant for
 //! what the put has stored. Whoever marks must do so before the page can be written anew, and only then.
 
+use std::ops::Range;
+
 use crate::engine::Engine;
 use crate::error::PoolError;
 use crate::handle::{Handle, OBJECT_PAGES, PoolId};
@@ -21,8 +23,8 @@ const OBJECTS_MAX: u32 = 16;
 ///
 /// Calls come with a shard's lock held: they must not wait, allocate or call the engine.
 pub trait FreedPages: Send + Sync {
-    /// The first marked page from `from` on. What is marked meanwhile may be overlooked.
-    fn next(&self, from: u64) -> Option<u64>;
+    /// The first marked one of these pages. What is marked meanwhile may be overlooked.
+    fn next(&self, pages: Range<u64>) -> Option<u64>;
 
     /// Takes a page's mark away, if it has one. What was done before it was marked has happened before this returns.
     fn unmark(&self, page: u64);
@@ -30,7 +32,10 @@ pub trait FreedPages: Send + Sync {
 
 impl Engine {
     /// From now on, pages of this pool are flushed that `freed` says are freed. The pool keeps it as long as there is the
-    /// pool.
+    /// pool, and somewhat longer: whichever thread flushes at that moment drops it.
+    ///
+    /// Nothing may be marked before this returns: a put before that does not know of marks, and one that it should have taken
+    /// away would be believed.
     ///
     /// # Errors
     ///
@@ -45,8 +50,9 @@ impl Engine {
         Ok(())
     }
 
-    /// Flushes pages that are marked as freed, of some objects of each pool; true if there may be more. Waits for
-    /// nothing but shards' locks, and allocates nothing.
+    /// Flushes pages that are marked as freed, of some objects of each pool; true if there may be more. Called until that is
+    /// false, it goes once through all pages, however many are marked meanwhile. Waits for nothing but shards' locks, and
+    /// allocates nothing.
     pub fn flush_freed(&self) -> bool {
         let mut number = 0;
         let mut more = false;
@@ -60,13 +66,11 @@ impl Engine {
 
     fn flush_freed_of(&self, pool: &Pool) -> bool {
         let Some(freed) = pool.freed() else { return false };
-        let begin = pool.freed_cursor.load(Ordering::Relaxed);
-        let mut from = begin;
+        let mut from = pool.freed_cursor.load(Ordering::Relaxed);
         for _ in 0..OBJECTS_MAX {
-            let Some(page) = freed.next(from).filter(|page| *page < pool.pages()) else {
+            let Some(page) = freed.next(from..pool.pages()) else {
                 pool.freed_cursor.store(0, Ordering::Relaxed);
-                // It was not looked at from the beginning.
-                return begin > 0;
+                return false;
             };
             let first = Handle::from_page(pool.id, page);
             self.shard(first).flush_freed(first);
@@ -103,13 +107,14 @@ mod tests {
         }
 
         fn are_gone(&self, pages: u64) -> bool {
-            self.next(0).is_none_or(|page| page >= pages)
+            self.next(0..pages).is_none()
         }
     }
 
     impl FreedPages for Marks {
-        fn next(&self, from: u64) -> Option<u64> {
-            let marks = self.0.iter().enumerate().skip(from as usize);
+        fn next(&self, pages: Range<u64>) -> Option<u64> {
+            let count = pages.end.saturating_sub(pages.start) as usize;
+            let marks = self.0.iter().enumerate().skip(pages.start as usize).take(count);
             let mut marks = marks.filter(|(_, mark)| mark.load(Ordering::SeqCst));
             marks.next().map(|(page, _)| page as u64)
         }
@@ -155,6 +160,8 @@ mod tests {
         }
 
         fn flush(&self) {
+            // The second time from the beginning.
+            while self.engine.flush_freed() {}
             while self.engine.flush_freed() {}
         }
     }

@@ -254,7 +254,7 @@ impl Shard {
         let base = first.page() - u64::from(first.index);
         let end = (base + u64::from(OBJECT_PAGES)).min(pool.pages());
         let mut from = first.page();
-        while let Some(page) = freed.next(from).filter(|page| *page < end) {
+        while let Some(page) = freed.next(from..end) {
             freed.unmark(page);
             let handle = Handle { index: (page - base) as u32, ..first };
             let found = self.stock.empty_page(pool, handle);

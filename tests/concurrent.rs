@@ -16,6 +16,7 @@
 #[path = "support/backing.rs"]
 mod backing;
 
+use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
 #[cfg(feature = "shuttle")]
@@ -90,9 +91,9 @@ impl Marks {
 }
 
 impl FreedPages for Marks {
-    fn next(&self, from: u64) -> Option<u64> {
+    fn next(&self, pages: Range<u64>) -> Option<u64> {
         let marks = self.0.load(Ordering::SeqCst);
-        (from..64).find(|page| marks >> page & 1 == 1)
+        (pages.start..pages.end.min(64)).find(|page| marks >> page & 1 == 1)
     }
 
     fn unmark(&self, page: u64) {
@@ -317,7 +318,9 @@ impl Scenario {
             Err(GetError::Lost) => {}
             other => panic!("the disputed page holds {other:?}"),
         }
-        while self.engine.flush_freed() {}
+        for _ in 0..2 {
+            while self.engine.flush_freed() {}
+        }
         let pages = (FREED..FREED + 2).map(|page| self.get(&mut queue, self.swap, page));
         assert!({ pages }.all(|held| held == Ok(None)), "what is freed is held");
         for pool in [self.swap, self.cache] {

@@ -11,6 +11,7 @@ mod backing;
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
+use std::ops::Range;
 use std::ptr::NonNull;
 
 use backing::{TABLES, carry_out};
@@ -50,9 +51,9 @@ const PAGES: u64 = 2 * OBJECT_PAGES as u64;
 struct Freed;
 
 impl FreedPages for Freed {
-    fn next(&self, from: u64) -> Option<u64> {
-        let page = from.next_multiple_of(5);
-        Some(page).filter(|page| *page < PAGES)
+    fn next(&self, pages: Range<u64>) -> Option<u64> {
+        let page = pages.start.next_multiple_of(5);
+        Some(page).filter(|page| *page < pages.end)
     }
 
     fn unmark(&self, _: u64) {}

@@ -62,7 +62,7 @@ check_fails "what outlives a process is in a file that is never swapped out" is_
 # Field 41 is the scheduling policy: 2 is SCHED_RR.
 check "who waits may become real-time, for the kernel's reserve of memory" \
     wait_for 20 awk '$41 != 2 { exit 1 }' $(pid_of tmem-standby | sed 's#.*#/proc/&/stat#')
-check "it has the four capabilities and no other" [ "$(status_of CapEff)" = 0000000001a04000 ]
+check "it has the five capabilities and no other" [ "$(status_of CapEff)" = 0000000401a04000 ]
 check "system calls are filtered" [ "$(status_of Seccomp)" = 2 ]
 check "it has no limit on locked memory" [ "$(status_of VmLck | tr -dc 0-9)" -gt 1000 ]
 check "it is beside all slices" [ "$(property tmem ControlGroup)" = /tmem.service ]
@@ -71,6 +71,9 @@ check "its control socket is root's alone" [ "$(stat -c '%U %a' /run/tmem/contro
 check_code "the command line reaches it" 0 swap0 tmem list
 depth=$(tmem list --noheadings --raw --output DEPTH)
 check_number "a queue has one request less than it has room for" "$(cat /sys/block/ublkb0/queue/nr_requests)" -eq $((depth - 1))
+
+check "and it sees what swap the kernel frees" \
+    [ -z "$(journalctl -u tmem --no-pager -o cat | grep 'kept until it is written over')" ]
 
 say "-- pressure"
 before=$(vmstat_of pswpout)

@@ -165,6 +165,15 @@ impl Attachment {
         self.node.as_ref().map(Node::path)
     }
 
+    /// Its node, if that is one of ublk and nothing else leads to the device: what the kernel does with it is all that is
+    /// done to the device.
+    pub fn only_node(&self) -> Option<&str> {
+        match (&self.node, &self.export) {
+            (Some(Node::Ublk(server)), None) => Some(server.path()),
+            _ => None,
+        }
+    }
+
     /// True once its node is gone though nobody told us to remove it.
     pub fn node_has_ended(&self) -> bool {
         self.node.as_ref().is_some_and(Node::has_ended)

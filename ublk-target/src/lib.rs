@@ -16,6 +16,7 @@ pub mod daemon;
 pub mod device;
 pub mod doctor;
 pub mod exit;
+pub mod freed;
 pub mod handover;
 pub mod inherited;
 mod log;

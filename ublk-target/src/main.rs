@@ -14,6 +14,7 @@ use clap::error::ErrorKind;
 use tmem_ublk_target::cli::{Cli, RunArgs};
 use tmem_ublk_target::config::{Files, Machine, RunConfig};
 use tmem_ublk_target::exit::{Exit, Failure};
+use tmem_ublk_target::freed::observer::{self, OBSERVER};
 use tmem_ublk_target::supervisor::{self, Setup};
 use tmem_ublk_target::{commands, logger, process, service, standby, worker};
 
@@ -46,6 +47,11 @@ fn main() -> ExitCode {
         Some(first) if first == LOGGER => {
             process::name_thread("tmem-logger");
             logger::run();
+            return Exit::Ok.into();
+        }
+        Some(first) if first == OBSERVER => {
+            process::name_thread("tmem-observer");
+            observer::run(env::args_os().skip(2));
             return Exit::Ok.into();
         }
         // It knows what it is to do, whatever the command line says that another program was started with.

@@ -8,11 +8,13 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use serde::{Deserialize, Serialize};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Deserializer, Serialize};
 use tmem::{NotesError, Store};
 
 use crate::backing::BackingNote;
 use crate::config::RunConfig;
+use crate::freed::Plan;
 
 /// The form that this code knows.
 const VERSION: u32 = 1;
@@ -31,6 +33,9 @@ pub struct Notes {
     pub worker: u32,
     /// The one that has started it. What another has started, and is not of use any more, ends.
     pub supervisor: u32,
+    /// How it is found out which places of swap the kernel frees, if it can be.
+    #[serde(default, deserialize_with = "if_known")]
+    pub freed: Option<Plan>,
     /// How often another went on.
     pub takeovers: Takeovers,
     /// Nothing is in use any more, and nobody shall go on.
@@ -98,6 +103,14 @@ pub enum NoNotes {
     Unknown(#[from] serde_json::Error),
 }
 
+/// What another program may have noted in another form, and can be done without.
+fn if_known<'de, T: DeserializeOwned, D: Deserializer<'de>>(
+    notes: D,
+) -> Result<Option<T>, D::Error> {
+    let value = serde_json::Value::deserialize(notes)?;
+    Ok(serde_json::from_value(value).ok())
+}
+
 /// The notes of the process that serves, as it writes them.
 pub struct Notebook {
     store: Store,
@@ -131,6 +144,7 @@ impl Notebook {
             backing: None,
             worker: std::process::id(),
             supervisor: std::os::unix::process::parent_id(),
+            freed: None,
             takeovers: Takeovers::default(),
             is_ended: false,
         };
@@ -237,6 +251,16 @@ mod tests {
         let long = "x".repeat(tmem::NOTES_BYTES_MAX);
         notebook.update(|notes| notes.config.control = long.into()).unwrap_err();
         assert_eq!(notebook.notes().config.control, config().control);
+    }
+
+    #[test]
+    fn what_can_be_done_without_may_be_missing_or_unknown() {
+        let notebook = Notebook::new(Store::new().unwrap(), config()).unwrap();
+        let mut json = serde_json::to_value(notebook.notes()).unwrap();
+        json["freed"] = serde_json::json!({ "another": "form" });
+        assert_eq!(serde_json::from_value::<Notes>(json.clone()).unwrap(), notebook.notes());
+        json.as_object_mut().unwrap().remove("freed");
+        assert_eq!(serde_json::from_value::<Notes>(json).unwrap(), notebook.notes());
     }
 
     #[test]

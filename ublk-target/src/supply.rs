@@ -1,4 +1,4 @@
-//! The supply thread: grows the arena ahead of demand and gives memory back.
+//! The supply thread: flushes what the kernel has freed, grows the arena ahead of demand and gives memory back.
 //!
 //! It is the only thread that may wait for the kernel's memory on the engine's behalf; no I/O
 //! waits for it longer than the front end's bound. It dies only with the process: without it
@@ -18,7 +18,7 @@ use tmem::Engine;
 use crate::process;
 use crate::waker::Waker;
 
-/// How soon to look again: nobody tells of frames that discards have freed, and during a swapoff there are many.
+/// How soon to look again: nobody tells of pages that the kernel has freed, or of frames that discards have, and during a swapoff there are many.
 const PERIOD: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
 
 /// The same while memory is short, and there is something to give back.
@@ -154,10 +154,17 @@ fn run(engine: &OnceLock<Arc<Engine>>, waker: &Waker, faults: &Faults) {
     }
 }
 
-/// Brings the arena to its watermark, then gives back what is too much. Every step is bounded. True if others want what is
+/// Flushes what the kernel has freed, brings the arena to its watermark, then gives back what is too much. Every step is bounded. True if others want what is
 /// too much still.
 fn round(engine: &Engine, waker: &Waker) -> io::Result<bool> {
-    while engine.supply()?.more && !waker.is_stopped() {}
+    loop {
+        let is_freed_left = engine.flush_freed();
+        // Whatever there is to flush, writes wait for this.
+        while engine.supply()?.more && !waker.is_stopped() {}
+        if !is_freed_left || waker.is_stopped() {
+            break;
+        }
+    }
     if is_memory_short() {
         return Ok(engine.settle_all()?.more);
     }

@@ -28,6 +28,12 @@ use crate::uring::Uring;
 /// How soon the thread looks again when nobody wakes it, and how often it gives back what it does not need.
 const PERIOD: Duration = Duration::from_secs(1);
 
+/// How often it looks for pages that the kernel has freed, at most: with a large device that is some work.
+const FREED_PERIOD: Duration = Duration::from_millis(5);
+
+/// How much of that it flushes at a time, in steps of the engine.
+const FREED_STEPS: usize = 8;
+
 /// How long it waits at its end for I/O that is under way.
 const END_LIMIT: Duration = Duration::from_secs(5);
 
@@ -210,10 +216,17 @@ impl<'a> Loop<'a> {
         // Writes wait for what it makes room for.
         process::become_server();
         let mut settled = Instant::now();
+        let mut flushed = None;
         self.watch();
         while !self.stop.load(Ordering::SeqCst) {
             // First, so that what comes from now on is claimed anew; also where a wake has got lost.
             self.backing.waker().take();
+            if flushed.is_none_or(|flushed: Instant| flushed.elapsed() >= FREED_PERIOD) {
+                // What is dead need not be written. Some of it: writes wait for the rest of what is done here.
+                let mut steps = 0..FREED_STEPS;
+                while steps.next().is_some() && self.engine.flush_freed() {}
+                flushed = Some(Instant::now());
+            }
             while let Some(job) = self.writeback.next(self.engine, self.now()) {
                 self.jobs[job.unit] = Some((job, Transfer::new(job.offset, job.bytes)));
                 self.submit(job.unit);

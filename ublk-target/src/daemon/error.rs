@@ -6,6 +6,7 @@ use tmem::{BackingError, ConfigError, NotesError, PAGE_SIZE, PoolError, Settings
 
 use super::limits::{NAME_MAX, SWAP_BYTES_MAX, SWAP_BYTES_MIN, TOTAL};
 use crate::backing::BackingFileError;
+use crate::freed::FreedError;
 use crate::nbd::{KernelError, NbdServerError};
 use crate::process::ProcessError;
 use crate::swap::{SwapError, User};
@@ -56,6 +57,9 @@ pub enum DaemonError {
     /// Swap could not be switched on or off.
     #[error(transparent)]
     Swap(#[from] SwapError),
+    /// What the kernel frees cannot be seen.
+    #[error(transparent)]
+    Freed(#[from] FreedError),
     /// What the next process has to know could not be noted.
     #[error(transparent)]
     Notes(#[from] NotesError),

@@ -6,6 +6,7 @@
 //! of it.
 
 mod error;
+mod freed;
 mod info;
 mod limits;
 mod nodes;
@@ -39,6 +40,7 @@ use crate::backing::{
 };
 use crate::config::{RunConfig, SwapSpec};
 use crate::device::BlockDevice;
+use crate::freed::observer::Observer;
 use crate::log::log;
 use crate::nbd::{EngineSide, NbdServer, Purpose, check_reserve};
 use crate::notes::{DeviceNote, NodeNote, Notebook};
@@ -101,6 +103,8 @@ struct Device {
     attachment: Attachment,
     /// Whether it is for us to switch swap on it off.
     swapped_by_us: bool,
+    /// Marks what the kernel frees of swap on it, if that can be seen.
+    observer: Mutex<Option<Observer>>,
 }
 
 impl Daemon {
@@ -136,6 +140,7 @@ impl Daemon {
             server.begin(&daemon.parts.engine);
         }
         daemon.listen(nbd);
+        daemon.plan_freed();
         daemon.parts.engine.set_writeback_settings(&daemon.parts.config.writeback)?;
         if let Some(spec) = &daemon.parts.config.backing {
             daemon.set_backing(spec)?;
@@ -230,11 +235,14 @@ impl Daemon {
         let (attachment, attached) = self.attach(name, block)?;
         let (name, block) = (name.to_owned(), Arc::clone(block));
         let swapped_by_us = self.parts.config.swapon;
-        let device = Arc::new(Device { name, block, attachment, swapped_by_us });
+        let observer = Mutex::new(None);
+        let device = Arc::new(Device { name, block, attachment, swapped_by_us, observer });
         if attached.is_err() {
             // Of connections that were made for a node, before that failed.
             device.attachment.settle();
         }
+        // Before anybody swaps to it.
+        self.follow_freed(&device);
         if let Err(failed) = attached.and_then(|()| self.set_up(&device.attachment)) {
             return Err(self.undo(device, failed));
         }

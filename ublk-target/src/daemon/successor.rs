@@ -8,6 +8,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use rustix::process::{Pid, getppid};
 use tmem::{AttachError, Attached, Prepared, Store};
 
@@ -298,7 +299,8 @@ impl Serving {
         let mut half_made = Vec::new();
         for Resumed { note, block, attachment } in devices {
             let (name, swapped_by_us) = (note.name, note.swapped_by_us);
-            let device = Arc::new(Device { name, block, attachment, swapped_by_us });
+            let observer = Mutex::new(None);
+            let device = Arc::new(Device { name, block, attachment, swapped_by_us, observer });
             if !note.is_made {
                 half_made.push(Arc::clone(&device));
             }
@@ -308,6 +310,11 @@ impl Serving {
             daemon.settle_half_made(&device);
         }
         daemon.listen(listener);
+        if daemon.parts.notebook.notes().freed.is_none() {
+            // It was written by a program that knew of no way, perhaps.
+            daemon.plan_freed();
+        }
+        daemon.snapshot().iter().for_each(|device| daemon.follow_freed(device));
         Ok(daemon)
     }
 }

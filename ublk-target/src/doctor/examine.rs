@@ -13,6 +13,7 @@ pub fn examine(root: &Path) -> Vec<Finding> {
         kernel::version,
         kernel::ublk,
         kernel::io_uring,
+        kernel::freed_swap,
         privileges::device_control,
         privileges::locked_memory,
         privileges::io_flusher,
@@ -36,7 +37,7 @@ mod tests {
     fn an_empty_machine_is_examined_without_a_panic() {
         let root = tempfile::tempdir().unwrap();
         let findings = examine(root.path());
-        assert_eq!(findings.len(), 13);
+        assert_eq!(findings.len(), 14);
         assert!(findings.iter().any(|finding| finding.level == Level::Fail));
     }
 }

@@ -19,6 +19,11 @@ impl Host {
         fs::read_to_string(self.root.join(path)).ok().map(|text| text.trim().to_owned())
     }
 
+    /// A file that is not text.
+    pub fn bytes(&self, path: &str) -> Option<Vec<u8>> {
+        fs::read(self.root.join(path)).ok()
+    }
+
     /// A file that is one number.
     pub fn number(&self, path: &str) -> Option<u64> {
         self.read(path)?.parse().ok()
@@ -56,4 +61,5 @@ pub enum Capability {
     SysAdmin = 21,
     SysNice = 23,
     SysResource = 24,
+    Syslog = 34,
 }

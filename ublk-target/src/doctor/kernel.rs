@@ -1,7 +1,8 @@
-//! Whether the kernel can do it: its version, ublk, io_uring.
+//! Whether the kernel can do it: its version, ublk, io_uring, and what it lets us see of swap.
 
 use super::Finding;
 use super::host::{Capability, Host};
+use crate::freed::Plan;
 use crate::ublk::broken;
 
 /// The kernel's version.
@@ -66,6 +67,29 @@ pub fn io_uring(host: &Host) -> Finding {
             "run 'sysctl kernel.io_uring_disabled=1', which leaves it to root",
         ),
     }
+}
+
+/// Whether it can be seen what swap the kernel frees.
+pub fn freed_swap(host: &Host) -> Finding {
+    let check = "freed-swap";
+    let held = |why| format!("{why}, so freed swap is held until it is written over");
+    let Some(types) = host.bytes("sys/kernel/btf/vmlinux") else {
+        let advice = "use a kernel with CONFIG_DEBUG_INFO_BTF";
+        return Finding::warn(check, held("the kernel does not describe itself (BTF)"), advice);
+    };
+    if Plan::check(&types).is_err() {
+        let advice = "use Linux 5.16 to 6.17";
+        return Finding::warn(check, held("this kernel frees swap in a way of its own"), advice);
+    }
+    if !host.exists("sys/bus/event_source/devices/kprobe/type") {
+        let advice = "use a kernel with CONFIG_KPROBE_EVENTS";
+        return Finding::warn(check, held("the kernel has no kprobes"), advice);
+    }
+    if !host.can(Capability::Syslog) {
+        let advice = "run as root; in a container, add the capability";
+        return Finding::warn(check, held("no CAP_SYSLOG"), advice);
+    }
+    Finding::ok(check, "can be seen")
 }
 
 #[cfg(test)]

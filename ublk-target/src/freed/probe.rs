@@ -1,0 +1,108 @@
+//! A program in the kernel that marks freed slots of one swap area.
+//!
+//! The area has to be the whole of the device: not a partition of it, nor a file on it. Slots are the device's pages then, one
+//! for one. Marks are set before the kernel can give a slot away again, and so before whatever is written to it next.
+
+use std::io;
+use std::ops::Range;
+use std::os::fd::{AsFd, OwnedFd};
+
+use tmem::FreedPages;
+
+use super::bits::{self, Bits};
+use super::bpf::{self, Mapping, NEEDS_BPF, ProgramKind};
+use super::observer::Observer;
+use super::plan::Plan;
+use super::{FreedError, program};
+
+/// Pages that a device can have, of which freed slots are marked: 256 GiB. All marks are looked through again and again, and
+/// with more that would be felt.
+const PAGES_MAX: u64 = 1 << 26;
+
+/// The largest numbers of devices.
+const MAJOR_BITS: u32 = 12;
+const MINOR_BITS: u32 = 20;
+
+/// A program that would mark freed slots of one swap area, and marks none before [`Probe::observe`].
+#[derive(Debug)]
+pub struct Probe {
+    program: OwnedFd,
+}
+
+/// What it marks.
+#[derive(Debug)]
+pub struct Marks {
+    words: Mapping,
+    pages: u64,
+}
+
+impl Probe {
+    /// For freed slots of the device of those numbers (major and minor), which has so many pages. Whoever writes to these has to see
+    /// the marks before the first is set.
+    ///
+    /// It needs CAP_BPF and CAP_PERFMON, or CAP_SYS_ADMIN.
+    pub fn new(plan: &Plan, device: (u32, u32), pages: u64) -> Result<(Self, Marks), FreedError> {
+        let unsupported = FreedError::Unsupported { what: "this processor" };
+        let arguments = program::ARGUMENTS.ok_or(unsupported)?;
+        let invalid =
+            |what| FreedError::Failed { what, source: io::ErrorKind::InvalidInput.into() };
+        let number =
+            device_number(device).ok_or(invalid("mark slots of a device without number"))?;
+        if pages == 0 || pages > PAGES_MAX {
+            return Err(invalid("mark slots of a device of more than 256 GiB"));
+        }
+        let words = bits::words_for(pages);
+        let map = bpf::create_map(words as u32)
+            .map_err(|source| FreedError::of("make a map in the kernel", NEEDS_BPF, source))?;
+        let mapping = Mapping::new(map.as_fd(), words as usize);
+        let words = mapping.map_err(|source| FreedError::Failed {
+            what: "map the marks of freed slots",
+            source,
+        })?;
+        let instructions = program::mark(plan, arguments, number, pages, map.as_fd());
+        let program = bpf::load(ProgramKind::Probe, "marks freed swap slots", &instructions)?;
+        Ok((Self { program }, Marks { words, pages }))
+    }
+
+    /// From now on, and until what is returned is dropped, freed slots are marked.
+    pub fn observe(self) -> Result<Observer, FreedError> {
+        Observer::start(self.program)
+    }
+}
+
+impl Marks {
+    fn bits(&self) -> Bits<'_> {
+        Bits(self.words.words())
+    }
+}
+
+impl FreedPages for Marks {
+    fn next(&self, pages: Range<u64>) -> Option<u64> {
+        self.bits().next(pages.start..pages.end.min(self.pages))
+    }
+
+    fn unmark(&self, page: u64) {
+        self.bits().unmark(page);
+    }
+}
+
+/// A device's number as the kernel has it inside, `MKDEV`.
+fn device_number((major, minor): (u32, u32)) -> Option<u32> {
+    let fits = major < 1 << MAJOR_BITS && minor < 1 << MINOR_BITS;
+    let number = major << MINOR_BITS | minor;
+    (fits && number != 0).then_some(number)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn device_numbers_are_those_inside_the_kernel() {
+        assert_eq!(device_number((259, 3)), Some(0x1030_0003));
+        assert_eq!(device_number((4095, 0xf_ffff)), Some(u32::MAX));
+        assert_eq!(device_number((4096, 0)), None);
+        assert_eq!(device_number((8, 1 << 20)), None);
+        assert_eq!(device_number((0, 0)), None);
+    }
+}
