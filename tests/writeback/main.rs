@@ -13,6 +13,7 @@
 mod backing;
 #[path = "../support/contents.rs"]
 mod contents;
+mod flight;
 mod policy;
 mod room;
 mod sim;
