@@ -896,6 +896,15 @@ mod tests {
     }
 
     #[test]
+    fn a_put_beside_others_makes_their_frame_recent() {
+        let mut bench = Bench::new();
+        let (first, second) = (bench.put(1, 3000), bench.put(2, 3500));
+        assert_eq!(bench.oldest(), Some(first.frame));
+        assert_eq!(bench.put(3, 900).frame, first.frame);
+        assert_eq!(bench.oldest(), Some(second.frame));
+    }
+
+    #[test]
     #[cfg(not(feature = "seed-zbud"))]
     fn what_was_read_is_moved_together_and_goes_first() {
         let mut bench = Bench::new();

@@ -180,6 +180,29 @@ fn a_read_is_a_second_chance_where_pages_are_read_again_and_again() {
     sim.end();
 }
 
+/// Frames that the file has copies of go without being written, and in the same order.
+#[test]
+fn a_copy_that_was_read_has_a_second_chance() {
+    let mut sim = nearly_full(200);
+    let settings =
+        WritebackSettings { age_seconds: Some(1), keep_copies: true, ..Default::default() };
+    sim.engine.set_writeback_settings(&settings).unwrap();
+    for _ in 0..4 {
+        sim.now += SECOND;
+        written(&mut sim);
+    }
+    assert_eq!(sim.engine.stats().pers.clean_pageframes, 200);
+    for page in 0..20 {
+        assert_eq!(is_backed(&mut sim, page), Some(false));
+    }
+    // Until some of them are needed.
+    fill(&mut sim, 200..450);
+    let gone = sim.engine.stats().pools.bd_count;
+    assert!((20..150).contains(&gone), "{gone}");
+    assert_eq!(on_file(&mut sim, 200), (20..20 + gone).collect::<Vec<_>>());
+    sim.end();
+}
+
 /// Frames of pages that do not compress cost most: one more is free for each.
 #[test]
 fn what_does_not_compress_goes_first() {
