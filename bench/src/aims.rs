@@ -44,7 +44,7 @@ pub struct Aim {
     pub against: Against,
 }
 
-pub const AIMS: [Aim; 8] = [
+pub const AIMS: [Aim; 9] = [
     Aim {
         what: "random read at depth 1",
         metric: "latency_mean",
@@ -109,6 +109,14 @@ pub const AIMS: [Aim; 8] = [
         case: None,
         against: Against::Nothing,
     },
+    Aim {
+        what: "written for a byte that programs have written back",
+        metric: "written_per_byte",
+        limit: Limit::AtMost(0.45),
+        suite: Suite::Writeback,
+        case: None,
+        against: Against::Nothing,
+    },
 ];
 
 /// An aim against a case of a run.
@@ -167,7 +175,8 @@ impl Aim {
 
     fn by_itself(&self, results: &Results) -> Vec<Verdict> {
         let is_own = |one: &&Series| {
-            one.contender == ENGINE && self.is_about(results.suite, &one.case, &one.metric)
+            [ENGINE, CONTENDER_WITH_DISK].contains(&one.contender.as_str())
+                && self.is_about(results.suite, &one.case, &one.metric)
         };
         let verdict = |own: &Series| Verdict {
             platform: results.platform,
@@ -314,8 +323,21 @@ mod tests {
             ],
             &[],
         );
-        let verdicts = AIMS[7].verdicts(&[density]);
+        let writeback = results(
+            Suite::Writeback,
+            &[
+                ("sort-pc0", "tmem-backed", "written_per_byte", lower, &[0.6, 0.5, 0.4]),
+                ("sort-pc0", "tmem-backed", "wall", lower, &[1.0]),
+                ("sort-pc3", "tmem-backed", "written_per_byte", lower, &[0.2]),
+            ],
+            &[],
+        );
+        let all = [density, writeback];
+        let verdicts = AIMS[7].verdicts(&all);
         assert_eq!((verdicts.len(), verdicts[0].ratio.unwrap().median), (1, 0.4));
+        let verdicts = AIMS[8].verdicts(&all);
+        let medians: Vec<_> = verdicts.iter().map(|one| one.ratio.unwrap().median).collect();
+        assert_eq!(medians, [0.5, 0.2]);
         assert_eq!(limit_of(Suite::Density, "in-order", "written_per_byte"), None);
     }
 

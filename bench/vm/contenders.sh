@@ -20,7 +20,7 @@ sample() {
         pages_*) unit=pages better=none ;;
         memory_used | disk_written) unit=bytes ;;
         disk_read) unit=bytes better=none ;;
-        bytes_per_byte) unit=ratio ;;
+        bytes_per_byte | written_per_byte) unit=ratio ;;
     esac
     printf '{"case":"%s","contender":"%s","metric":"%s","unit":"%s","better":"%s","value":%s}\n' \
         "$1" "$2" "$3" "$unit" "$better" "$4" >>"$SAMPLES"

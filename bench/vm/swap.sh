@@ -17,7 +17,7 @@
 # A run counts only if its result is right and pages were really swapped out and in.
 #
 # Contenders that have a disk have it to themselves, in turn. What is written to it is counted by its driver, from the
-# start of the program to its end.
+# start of the program to its end. tmem also says itself how many pages that were, and how many bytes of log.
 #
 #   ROUNDS (5); PLAN: words CASE=CONTENDER,CONTENDER..., where CASE is a program and its page-cluster,
 #   as touch-pc0; SIZE of the devices; LONGEST, seconds that a program may take; TOUCH_MEMORY, TOUCHES, SORT_LINES, PYTHON_RECORDS: how large the programs are; GROUP_MEMORY, of
@@ -42,6 +42,13 @@ pages_moved() {
 
 # disk_bytes: read from the disk and written to it so far.
 disk_bytes() { awk '{ print $3 * 512, $7 * 512 }' "/sys/block/${SWAP_DISK#/dev/}/stat"; }
+
+# log_of CONTENDER: pages that tmem has written back so far, and bytes of log: those of their frames, and those that the
+# cleaner has written again.
+log_of() {
+    tmem stats --json --control "/run/tmem/$1.sock" |
+        tmem-guest json total.{bd_writes,log_written_bytes,log_cleaner_written_bytes}
+}
 
 uses_disk() { case $1 in zswap | disk | tmem-backed | zram-writeback) ;; *) false ;; esac; }
 
@@ -121,7 +128,7 @@ kills() { awk '$1 == "oom_kill" { print $2 }' $GROUP/memory.events; }
 # run CASE CONTENDER [TRIES]: a program in the cgroup may be killed though there is swap enough: the kernel gives up
 # when all that it could take is on its way to a slow disk at that moment. Then it is run again, twice.
 run() {
-    local case=$1 contender=$2 tries=${3:-2} program=${1%-pc*} began ended before out in again memory watcher='' disk killed
+    local case=$1 contender=$2 tries=${3:-2} program=${1%-pc*} began ended before out in again memory watcher='' disk log=() killed
     swap_to "$contender" "${case#*-pc}" || {
         not_run "$contender" "$reason"
         LEFT_OUT[$contender]=yes
@@ -161,6 +168,7 @@ run() {
     read -r out in again < <(pages_moved)
     ! uses_disk "$contender" || read -ra disk < <(disk_bytes | awk -v r="${disk[0]}" -v w="${disk[1]}" \
         '{ print $1 - r, $2 - w }')
+    [ "$contender" != tmem-backed ] || read -ra log < <(log_of "$contender")
     out=$((out - before[0])) in=$((in - before[1])) again=$((again - before[2]))
     memory=$(memory_of "$contender")
     show_trouble "$contender"
@@ -169,6 +177,7 @@ run() {
     stop "$contender"
     [ "$out" -gt 1000 ] && [ "$in" -gt 500 ] || fail "$case on $contender: it hardly swapped ($out out, $in in)"
     record "$case" "$contender" "$((ended - began))" "$out" "$in" "$memory" "$again" "${disk[@]}"
+    [ ${#log[@]} = 0 ] || record_log "$case" "$contender" "${log[@]}"
 }
 
 # failed_run CASE CONTENDER: its program was killed or did not end, which is a result; a wrong page is none.
@@ -213,6 +222,15 @@ record() {
     pass "$(printf '%-10s %-14s %6.2f s, out %6d, in %6d, files again %5d, swap took %5.1f MiB%s' "$1" "$2" \
         "$(awk -v us="$3" 'BEGIN { print us / 1e6 }')" "$4" "$5" "$7" \
         "$(mib "$6")" "$latency")"
+}
+
+# record_log CASE CONTENDER PAGES BYTES CLEANED: bytes of log for a byte of the pages that were written back.
+record_log() {
+    local ratio
+    check_number "$1 on $2: enough pages written back for a ratio" "${3:-none}" -gt 1000 >/dev/null
+    ratio=$(awk -v pages="$3" -v bytes="$(($4 + $5))" 'BEGIN { printf "%.4f", bytes / (pages * 4096) }')
+    sample "$1" "$2" written_per_byte "$ratio"
+    say "      $3 pages written back, for which $(mib "$4") MiB of log were written and $(mib "$5") by the cleaner: $ratio"
 }
 
 mib() { awk -v b="$1" 'BEGIN { printf "%.1f", b / 1048576 }'; }
