@@ -5,6 +5,7 @@
 #   unreadable a disk that has lost a part: pages there are errors, and no others
 #   leaving    swap that is mostly on the disk is brought back by `tmem del` and by the end of the daemon
 #   file       a file on a file system takes the place of the disk
+#   settings   what `tmem set` changes is in force at once, and still is when another process goes on
 #   refusals   what is no backing file, and what must not become one
 #
 # Needs a disk of its own: scripts/vm --mem 256M --disk 1G. What is on it is lost.
@@ -271,6 +272,70 @@ part_file() {
     check "file: the file system is whole" e2fsck -f -n $disk
 }
 
+# set_to NAME VALUE SHOWN: `tmem set` says what is in force then.
+set_to() { check_code "settings: $1" 0 "^writeback-$1=$3" tmem set "writeback-$1=$2"; }
+
+# A device of which half would fit the pool, so what is written is written for one setting or the other.
+part_settings() {
+    local before began pages=8192 version
+    device() { tmem-guest device --path "$DEVICE" --pages $pages --request 32 "$@"; }
+    start_tmem 64M 24M --backing $disk
+    check "settings: fill" device --write 1
+    check_stat "settings: there is room for all of it" bd_writes -eq 0
+    set_to high 50% 50%
+    set_to low 49.9% 49.9%
+    check "settings: what is above the watermark goes" wait_for 60 as_expected bd_count -gt 200
+    sleep 2
+    check_stat "settings: and no more" bd_count -lt $((pages / 2))
+    set_to low 6% 6%
+    set_to age 1s 1
+    check "settings: what is so old goes" wait_for 60 as_expected zpages -eq 0
+
+    set_to rate 1M 1048576
+    before=$(log_written)
+    check "settings: version 2" device --write 2
+    began=$SECONDS
+    check "settings: it goes slowly" wait_for 60 eval '[ $(log_written) -gt $((before + 4000000)) ]'
+    check_number "settings: no more than so much a second" $(($(log_written) - before)) -lt $(((SECONDS - began + 4) << 20))
+    set_to rate none none
+
+    set_to keep yes yes
+    check "settings: version 3" device --write 3
+    check "settings: what was written is in memory, too" wait_for 60 as_expected pers_clean_pageframes -gt 200
+    set_to keep no no
+
+    check "settings: there are two standbys" wait_for 60 are_standbys 2
+    kill -9 "$(stat_of worker_pid)"
+    check "settings: another process goes on" wait_for 60 as_expected takeovers -eq 1
+    check "settings: version 4" device --write 4
+    check "settings: what is so old goes there, too" wait_for 60 as_expected zpages -eq 0
+
+    set_to daily 64M 67108864
+    version=5
+    while [ $version -lt 15 ] && ! state_is spent; do
+        check "settings: version $version" device --write $version
+        wait_for 60 eval 'as_expected zpages -eq 0 || state_is spent'
+        version=$((version + 1))
+    done
+    check "settings: as much is written as may be in a day" state_is spent
+    check "settings: the last version" device --write 15
+    before=$(log_written)
+    sleep 3
+    check_number "settings: and no more" "$(log_written)" -eq "$before"
+    set_to daily none none
+    check "settings: until it may be" wait_for 60 eval '[ $(log_written) -gt $before ]'
+    check "settings: it is known" wait_for 60 state_is ok
+    check "settings: every page is right" device --read 15
+    check_sane settings
+    stop_tmem
+}
+# All that was written to the log.
+log_written() {
+    local bytes cleaned
+    read -r bytes cleaned < <(figures log_{written,cleaner_written}_bytes)
+    echo $((bytes + cleaned))
+}
+
 # refused NAME CODE PATTERN BACKING [ARGS...]: by a daemon beside another that may run.
 refused() {
     local name=$1 code=$2 pattern=$3
@@ -310,7 +375,7 @@ part_refusals() {
 }
 
 parts=("$@")
-[ ${#parts[@]} -gt 0 ] || parts=(pressure failing unreadable leaving file refusals)
+[ ${#parts[@]} -gt 0 ] || parts=(pressure failing unreadable leaving file settings refusals)
 for part in "${parts[@]}"; do
     declare -F "part_$part" >/dev/null || give_up "there is no part $part"
     say "$part"
