@@ -3,6 +3,7 @@
 #   pressure   a program that fits neither memory nor the pool; nothing of it is readable on the disk
 #   failing    the same while the disk refuses writes for a time, and then does not answer
 #   unreadable a disk that has lost a part: pages there are errors, and no others
+#   vanishing  a disk that is pulled out
 #   leaving    swap that is mostly on the disk is brought back by `tmem del` and by the end of the daemon
 #   file       a file on a file system takes the place of the disk
 #   settings   what `tmem set` changes is in force at once, and still is when another process goes on
@@ -230,11 +231,15 @@ hold() {
 
 # The pages that return need memory: the program had little only by its cgroup's limit.
 part_leaving() {
+    local before reads
     make_group
     start_tmem 200M,name=swap0 12M --swapon
     check_code "leaving: a disk is given to a daemon that runs" 0 '' tmem set backing=$disk
     hold del
+    before=$(awk '{ print $1 }' /sys/block/vdb/stat)
     check_code "del: brings everything back" 0 '' tmem del swap0
+    reads=$(($(awk '{ print $1 }' /sys/block/vdb/stat) - before))
+    check_number "del: a read of the disk brings several pages (in tenths)" $(($(stat_of bd_reads) * 10 / reads)) -ge 15
     check_number "del: it was read from the disk" "$(stat_of bd_reads)" -gt 5000
     end_grouped del
     check_gone del
@@ -247,6 +252,29 @@ part_leaving() {
     check_fails "stop: swap is off" grep -q "^$DEVICE" /proc/swaps
     end_grouped stop
     rmdir $group
+}
+
+# The last of all, for it takes the disk away: as if it were pulled out.
+part_vanishing() {
+    local device pages=20000
+    start_tmem 200M 16M --backing $disk
+    check "vanishing: more is written than memory may hold" \
+        tmem-guest device --path "$DEVICE" --pages $pages --request 32 --write 1
+    check_stat "vanishing: most of it is on the disk" bd_count -gt $((pages / 4))
+    device=$(readlink -f /sys/block/vdb/device/..)
+    echo 1 >"$device/remove"
+    check_fails "vanishing: the disk is gone" test -e $disk
+    read_all "vanishing: what was there is an error, and the rest right" 32 100 "-gt 1000"
+    check "vanishing: what is written now is taken" \
+        tmem-guest device --path "$DEVICE" --pages 200 --request 8 --write 2
+    check "vanishing: and read" tmem-guest device --path "$DEVICE" --pages 200 --request 8 --read 2
+    check "vanishing: it is said that the disk fails" wait_for 60 state_is failing
+    check_stat "vanishing: and counted" bd_errors -gt 1000
+    check_frames vanishing
+    # By force: its first page cannot be read.
+    check "vanishing: blkdiscard" blkdiscard --force "$DEVICE"
+    check_gone vanishing
+    stop_tmem
 }
 
 # Not encrypted here: what is looked for on the disk elsewhere is found.
@@ -375,7 +403,7 @@ part_refusals() {
 }
 
 parts=("$@")
-[ ${#parts[@]} -gt 0 ] || parts=(pressure failing unreadable leaving file settings refusals)
+[ ${#parts[@]} -gt 0 ] || parts=(pressure failing unreadable leaving file settings refusals vanishing)
 for part in "${parts[@]}"; do
     declare -F "part_$part" >/dev/null || give_up "there is no part $part"
     say "$part"

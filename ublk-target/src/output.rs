@@ -274,6 +274,7 @@ struct Pool {
     log_segments: u64,
     log_segments_free: u64,
     log_written_bytes: u64,
+    log_cleaner_written_bytes: u64,
     log_failed_jobs: u64,
     backing_path: Option<String>,
     backing_state: Option<String>,
@@ -404,13 +405,14 @@ fn backing(pool: &Pool, bytes: bool) -> Option<String> {
     let used = pool.log_segments.saturating_sub(pool.log_segments_free);
     let error = pool.backing_errno.filter(|errno| *errno != 0).map(io::Error::from_raw_os_error);
     Some(format!(
-        "backing: {path} ({}): {} of {} in use, for {} pages; {} written, {} pages read back, \
-         {} jobs failed{}\n",
+        "backing: {path} ({}): {} of {} in use, for {} pages; {} written, {} of these in cleaning, \
+         {} pages read back, {} jobs failed{}\n",
         pool.backing_state.as_deref().unwrap_or("unknown"),
         size(used * SEGMENT_BYTES),
         size(pool.log_segments * SEGMENT_BYTES),
         pool.bd_count,
-        size(pool.log_written_bytes),
+        size(pool.log_written_bytes + pool.log_cleaner_written_bytes),
+        size(pool.log_cleaner_written_bytes),
         pool.bd_reads,
         pool.log_failed_jobs,
         error.map(|error| format!("; last error: {error}")).unwrap_or_default(),
@@ -618,9 +620,10 @@ mod tests {
         total["log_segments"] = 63.into();
         total["log_segments_free"] = 31.into();
         total["log_written_bytes"] = (5 << 20).into();
+        total["log_cleaner_written_bytes"] = (1 << 20).into();
         let text = stats(&report, &args()).unwrap();
-        let line = "\nbacking: /var/log (ok): 32M of 63M in use, for 7 pages; 5M written, \
-                    1 pages read back, 0 jobs failed\n";
+        let line = "\nbacking: /var/log (ok): 32M of 63M in use, for 7 pages; 6M written, \
+                    1M of these in cleaning, 1 pages read back, 0 jobs failed\n";
         assert!(text.ends_with(line), "{text}");
         report["total"]["backing_state"] = "failing".into();
         report["total"]["backing_errno"] = libc::EIO.into();
