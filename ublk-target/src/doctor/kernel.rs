@@ -78,7 +78,7 @@ pub fn freed_swap(host: &Host) -> Finding {
         return Finding::warn(check, held("the kernel does not describe itself (BTF)"), advice);
     };
     if Plan::check(&types).is_err() {
-        let advice = "use Linux 5.16 to 6.17";
+        let advice = "use Linux 5.16 to 6.17, or 7.3 on";
         return Finding::warn(check, held("this kernel frees swap in a way of its own"), advice);
     }
     if !host.exists("sys/bus/event_source/devices/kprobe/type") {

@@ -213,6 +213,12 @@ impl<'a> Btf<'a> {
         }))
     }
 
+    /// How large the structure of that name is.
+    pub fn structure_bytes(&self, name: &str) -> Option<u32> {
+        let structures = self.named(name, |kind| kind == KIND_STRUCT);
+        the_only(structures.map(|(_, head)| Some(head.size_or_kind.get())))
+    }
+
     /// The parameters of the function of that name.
     pub fn function(&self, name: &str) -> Option<Vec<Parameter<'a>>> {
         let functions = self.named(name, |kind| kind == KIND_FUNC);

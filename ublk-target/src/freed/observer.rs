@@ -6,7 +6,7 @@
 //! socket to the one that wants it, and ends when the other end is closed, by whatever.
 
 use std::env;
-use std::ffi::{OsStr, OsString};
+use std::ffi::{CStr, CString, OsString};
 use std::fs;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
@@ -18,7 +18,6 @@ use std::time::{Duration, Instant};
 
 use rustix::stdio::{stdin, stdout};
 
-use super::plan::FUNCTION;
 use super::{FreedError, bpf};
 use crate::{inherited, process};
 
@@ -48,7 +47,7 @@ pub struct Observer {
 
 impl Observer {
     /// Has the program run from now on, whenever the kernel frees slots.
-    pub(super) fn start(program: OwnedFd) -> Result<Self, FreedError> {
+    pub(super) fn start(program: OwnedFd, function: &CStr) -> Result<Self, FreedError> {
         let kind = fs::read_to_string(KPROBE_TYPE);
         let kind = kind.map_err(|source| FreedError::NoProbes { source })?;
         let failed = |source| FreedError::Failed { what: "start a process that observes", source };
@@ -57,7 +56,10 @@ impl Observer {
         let name = env::args_os().next().unwrap_or_else(|| "tmem".into());
         let mut command = Command::new(OURSELVES);
         // What interrupts others from a terminal is not for it.
-        command.arg0(name).args([OBSERVER, kind.trim()]).process_group(0);
+        command
+            .arg0(name)
+            .args([OBSERVER, kind.trim(), &function.to_string_lossy()])
+            .process_group(0);
         command.stdin(program).stdout(OwnedFd::from(its_socket));
         let process = command.spawn().map_err(failed)?;
         // It has its ends of what it was given, and ours would keep it from seeing that we are gone.
@@ -101,7 +103,7 @@ pub fn run(mut args: impl Iterator<Item = OsString>) {
         Ok(socket) => UnixStream::from(socket),
         Err(_) => return,
     };
-    let event = listen(args.next().as_deref());
+    let event = listen(args.next(), args.next());
     let errno = event.as_ref().err().map_or(0, |e| e.raw_os_error().unwrap_or(libc::EIO));
     if socket.write_all(&errno.to_le_bytes()).is_err() || errno != 0 {
         return;
@@ -110,9 +112,11 @@ pub fn run(mut args: impl Iterator<Item = OsString>) {
     let _ = io::copy(&mut socket, &mut io::sink());
 }
 
-fn listen(kind: Option<&OsStr>) -> io::Result<OwnedFd> {
-    let kind = kind.and_then(OsStr::to_str).and_then(|kind| kind.parse().ok());
-    let event = bpf::open_probe(kind.ok_or(io::ErrorKind::InvalidInput)?, FUNCTION)?;
+fn listen(kind: Option<OsString>, function: Option<OsString>) -> io::Result<OwnedFd> {
+    let kind = kind.and_then(|kind| kind.to_str()?.parse().ok());
+    let function = function.and_then(|function| CString::new(function.into_encoded_bytes()).ok());
+    let (kind, function) = kind.zip(function).ok_or(io::ErrorKind::InvalidInput)?;
+    let event = bpf::open_probe(kind, &function)?;
     bpf::attach(event.as_fd(), stdin())?;
     Ok(event)
 }

@@ -3,6 +3,7 @@
 //! The area has to be the whole of the device: not a partition of it, nor a file on it. Slots are the device's pages then, one
 //! for one. Marks are set before the kernel can give a slot away again, and so before whatever is written to it next.
 
+use std::ffi::CStr;
 use std::io;
 use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
@@ -27,6 +28,7 @@ const MINOR_BITS: u32 = 20;
 #[derive(Debug)]
 pub struct Probe {
     program: OwnedFd,
+    function: &'static CStr,
 }
 
 /// What it marks.
@@ -61,12 +63,12 @@ impl Probe {
         })?;
         let instructions = program::mark(plan, arguments, number, pages, map.as_fd());
         let program = bpf::load(ProgramKind::Probe, "marks freed swap slots", &instructions)?;
-        Ok((Self { program }, Marks { words, pages }))
+        Ok((Self { program, function: plan.hook.function() }, Marks { words, pages }))
     }
 
     /// From now on, and until what is returned is dropped, freed slots are marked.
     pub fn observe(self) -> Result<Observer, FreedError> {
-        Observer::start(self.program)
+        Observer::start(self.program, self.function)
     }
 }
 

@@ -10,13 +10,13 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 
 use zerocopy::{Immutable, IntoBytes, KnownLayout};
 
-use super::plan::{Fields, Plan};
+use super::plan::{Fields, Hook, Plan};
 
 /// Swap areas that there can be: `MAX_SWAPFILES` is less than this by what else is encoded as one.
 const AREAS_MAX: i32 = 32;
 
 /// Slots marked by one run, which are all: more than a cluster is never freed at once.
-const SLOTS_MAX: i32 = 512;
+pub(super) const SLOTS_MAX: u32 = 512;
 
 /// Bytes of the name of a symbol, with its end.
 const SYMBOL_BYTES: usize = 16;
@@ -60,9 +60,12 @@ use Width::{Eight, Four, One};
 #[repr(u8)]
 enum Operation {
     Add = 0x00,
+    Subtract = 0x10,
+    Divide = 0x30,
     And = 0x50,
     ShiftLeft = 0x60,
     ShiftRight = 0x70,
+    Remainder = 0x90,
     Move = 0xb0,
 }
 
@@ -102,12 +105,12 @@ pub(super) struct Instruction {
     immediate: i32,
 }
 
-/// Where the kernel has what a function was called with, for those who look in: its registers of the first three arguments
+/// Where the kernel has what a function was called with, for those who look in: its registers of the first four arguments
 /// in `struct pt_regs`. None for a machine that this was not made for.
-pub(super) const ARGUMENTS: Option<[i16; 3]> = if cfg!(target_arch = "x86_64") {
-    Some([112, 104, 96])
+pub(super) const ARGUMENTS: Option<[i16; 4]> = if cfg!(target_arch = "x86_64") {
+    Some([112, 104, 96, 88])
 } else if cfg!(all(target_arch = "aarch64", target_endian = "little")) {
-    Some([0, 8, 16])
+    Some([0, 8, 16, 24])
 } else {
     None
 };
@@ -229,42 +232,38 @@ const KEY: i16 = -16;
 /// The program that marks freed slots of the swap area on `device`, which has so many pages, in `map`.
 pub(super) fn mark(
     plan: &Plan,
-    arguments: [i16; 3],
+    arguments: [i16; 4],
     device: u32,
     pages: u64,
     map: BorrowedFd<'_>,
 ) -> Vec<Instruction> {
     let mut writer = Writer::default();
-    // R6: the area's number. R7: the first slot. R8: the last.
-    for (register, offset) in [R6, R7, R8].into_iter().zip(arguments) {
-        writer.load(Eight, register, R1, offset);
+    // R7: the first slot. R8: the last. R9: the area, which has to be what we take it for.
+    match plan.hook {
+        Hook::Range { areas, number, .. } => begin_range(&mut writer, arguments, areas, number),
+        Hook::Cluster { clusters, cluster_bytes, slots_log } => {
+            begin_cluster(&mut writer, arguments, clusters, cluster_bytes as i32, slots_log as i32);
+        }
     }
-    writer.narrow(R6);
-    writer.end_if(When::GreaterOrEqual, R6, AREAS_MAX);
-    writer.end_if_than(When::Greater, R7, R8);
-    // R9: the area. It has to be what we take it for.
-    writer.number(R3, plan.areas);
-    writer.calculate_with(Operation::Move, R1, R6);
-    writer.calculate(Operation::ShiftLeft, R1, 3);
-    writer.calculate_with(Operation::Add, R3, R1);
-    writer.read_kernel(Eight, 0);
-    writer.load(Eight, R9, Frame, SCRATCH);
-    writer.end_if(When::Equal, R9, 0);
     check_area(&mut writer, plan.fields, plan.block_device_flag, device);
     // R9: how often each slot is in use.
-    writer.calculate_with(Operation::Move, R3, R9);
-    writer.read_kernel(Eight, plan.fields.uses);
-    writer.load(Eight, R9, Frame, SCRATCH);
+    if let Hook::Range { uses, .. } = plan.hook {
+        writer.calculate_with(Operation::Move, R3, R9);
+        writer.read_kernel(Eight, uses);
+        writer.load(Eight, R9, Frame, SCRATCH);
+    }
     // R6: how many more slots.
-    writer.calculate(Operation::Move, R6, SLOTS_MAX);
+    writer.calculate(Operation::Move, R6, SLOTS_MAX as i32);
     let start = writer.instructions.len();
     writer.number(R1, pages);
     writer.end_if_than(When::GreaterOrEqual, R7, R1);
-    writer.calculate_with(Operation::Move, R3, R9);
-    writer.calculate_with(Operation::Add, R3, R7);
-    writer.read_kernel(One, 0);
-    writer.load(One, R1, Frame, SCRATCH);
-    writer.end_if(When::NotEqual, R1, 0);
+    if let Hook::Range { .. } = plan.hook {
+        writer.calculate_with(Operation::Move, R3, R9);
+        writer.calculate_with(Operation::Add, R3, R7);
+        writer.read_kernel(One, 0);
+        writer.load(One, R1, Frame, SCRATCH);
+        writer.end_if(When::NotEqual, R1, 0);
+    }
     writer.calculate_with(Operation::Move, R1, R7);
     writer.calculate(Operation::ShiftRight, R1, 6);
     writer.store(Four, Frame, KEY, R1);
@@ -285,12 +284,66 @@ pub(super) fn mark(
     writer.finish()
 }
 
-/// Ends unless the area at R9 has the number of R6, and is the whole of that device.
-fn check_area(writer: &mut Writer, fields: Fields, flag: u32, device: u32) {
+/// Gets all from the area's number and the slots in it.
+fn begin_range(writer: &mut Writer, arguments: [i16; 4], areas: u64, number: u32) {
+    for (register, offset) in [R6, R7, R8].into_iter().zip(arguments) {
+        writer.load(Eight, register, R1, offset);
+    }
+    writer.narrow(R6);
+    writer.end_if(When::GreaterOrEqual, R6, AREAS_MAX);
+    writer.end_if_than(When::Greater, R7, R8);
+    writer.number(R3, areas);
+    writer.calculate_with(Operation::Move, R1, R6);
+    writer.calculate(Operation::ShiftLeft, R1, 3);
+    writer.calculate_with(Operation::Add, R3, R1);
+    writer.read_kernel(Eight, 0);
+    writer.load(Eight, R9, Frame, SCRATCH);
+    writer.end_if(When::Equal, R9, 0);
     writer.calculate_with(Operation::Move, R3, R9);
-    writer.read_kernel(One, fields.number);
+    writer.read_kernel(One, number);
     writer.load(One, R1, Frame, SCRATCH);
     writer.end_if_than(When::NotEqual, R1, R6);
+}
+
+/// Gets all from the area, one of its clusters, and the slots in that.
+fn begin_cluster(
+    writer: &mut Writer,
+    arguments: [i16; 4],
+    clusters: u32,
+    cluster_bytes: i32,
+    slots_log: i32,
+) {
+    for (register, offset) in [R9, R6, R7, R8].into_iter().zip(arguments) {
+        writer.load(Eight, register, R1, offset);
+    }
+    writer.narrow(R7);
+    writer.narrow(R8);
+    // The slots are all in the cluster.
+    let slots = 1 << slots_log;
+    writer.end_if(When::GreaterOrEqual, R7, slots);
+    writer.end_if(When::Equal, R8, 0);
+    writer.end_if(When::Greater, R8, slots);
+    writer.calculate_with(Operation::Add, R8, R7);
+    writer.end_if(When::Greater, R8, slots);
+    // Which cluster it is of the area's.
+    writer.calculate_with(Operation::Move, R3, R9);
+    writer.read_kernel(Eight, clusters);
+    writer.load(Eight, R1, Frame, SCRATCH);
+    writer.end_if_than(When::Greater, R1, R6);
+    writer.calculate_with(Operation::Subtract, R6, R1);
+    writer.calculate_with(Operation::Move, R1, R6);
+    writer.calculate(Operation::Remainder, R1, cluster_bytes);
+    writer.end_if(When::NotEqual, R1, 0);
+    writer.calculate(Operation::Divide, R6, cluster_bytes);
+    writer.end_if(When::Greater, R6, i32::MAX);
+    writer.calculate(Operation::ShiftLeft, R6, slots_log);
+    writer.calculate_with(Operation::Add, R7, R6);
+    writer.calculate_with(Operation::Add, R8, R6);
+    writer.calculate(Operation::Add, R8, -1);
+}
+
+/// Ends unless the area at R9 is the whole of that device.
+fn check_area(writer: &mut Writer, fields: Fields, flag: u32, device: u32) {
     writer.calculate_with(Operation::Move, R3, R9);
     writer.read_kernel(Eight, fields.flags);
     writer.load(Eight, R1, Frame, SCRATCH);
@@ -377,34 +430,39 @@ mod tests {
         );
     }
 
-    fn plan() -> Plan {
-        let fields = Fields { flags: 8, number: 20, uses: 40, device: 64, device_number: 32 };
-        Plan { areas: 0xffff_ffff_8200_0000, fields, block_device_flag: 64 }
+    const RANGE: Hook = Hook::Range { areas: 0xffff_ffff_8200_0000, number: 20, uses: 40 };
+    const CLUSTER: Hook = Hook::Cluster { clusters: 48, cluster_bytes: 48, slots_log: 9 };
+
+    fn plan(hook: Hook) -> Plan {
+        let fields = Fields { flags: 8, device: 64, device_number: 32 };
+        Plan { hook, fields, block_device_flag: 64 }
     }
 
     #[test]
     fn every_jump_stays_in_the_program() {
         let file = tempfile::tempfile().unwrap();
-        let program = mark(&plan(), [112, 104, 96], 1 << 20, u64::MAX, file.as_fd());
-        let mut jumps = 0;
-        for (at, instruction) in program.iter().enumerate() {
-            let is_jump = matches!(instruction.code & 7, 5 | 6);
-            if is_jump && instruction.code & 0xf0 != JUMP_CALL && instruction.code != 0x95 {
-                let to = at as i64 + 1 + i64::from(instruction.offset);
-                assert!((0..program.len() as i64 - 1).contains(&to), "{at} to {to}");
-                // And not into the middle of a number of 64 bits.
-                assert!(program[to as usize].code != 0, "{at} to {to}");
-                jumps += 1;
+        for hook in [RANGE, CLUSTER] {
+            let program = mark(&plan(hook), [112, 104, 96, 88], 1 << 20, u64::MAX, file.as_fd());
+            let mut jumps = 0;
+            for (at, instruction) in program.iter().enumerate() {
+                let is_jump = matches!(instruction.code & 7, 5 | 6);
+                if is_jump && instruction.code & 0xf0 != JUMP_CALL && instruction.code != 0x95 {
+                    let to = at as i64 + 1 + i64::from(instruction.offset);
+                    assert!((0..program.len() as i64 - 1).contains(&to), "{at} to {to}");
+                    // And not into the middle of a number of 64 bits.
+                    assert!(program[to as usize].code != 0, "{at} to {to}");
+                    jumps += 1;
+                }
             }
+            assert!(jumps > 10);
+            assert_eq!(program.last().unwrap().code, 0x95);
         }
-        assert!(jumps > 10);
-        assert_eq!(program.last().unwrap().code, 0x95);
     }
 
     #[test]
     fn the_map_is_named_as_one() {
         let file = tempfile::tempfile().unwrap();
-        let program = mark(&plan(), [112, 104, 96], 1 << 20, 64, file.as_fd());
+        let program = mark(&plan(RANGE), [112, 104, 96, 88], 1 << 20, 64, file.as_fd());
         let maps: Vec<_> = (program.iter())
             .filter(|each| each.code == CLASS_LOAD_WIDE && each.registers >> 4 == NUMBER_OF_MAP)
             .map(|each| each.immediate)
