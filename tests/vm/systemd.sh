@@ -174,6 +174,8 @@ check_is tmem NRestarts 0
 check "and swap is on" [ -n "$(swapped_on)" ]
 
 say "-- a configuration that is wrong"
+# There have been some starts by now, and no more than five in a minute are allowed.
+systemctl reset-failed tmem
 mkdir -p /etc/tmem/tmem.toml.d
 echo 'pool-limt = "1G"' >/etc/tmem/tmem.toml.d/typo.toml
 check_fails "a restart fails" systemctl restart tmem

@@ -307,7 +307,8 @@ set_to() { check_code "settings: $1" 0 "^writeback-$1=$3" tmem set "writeback-$1
 part_settings() {
     local before began pages=8192 version
     device() { tmem-guest device --path "$DEVICE" --pages $pages --request 32 "$@"; }
-    start_tmem 64M 24M --backing $disk
+    # By force, for there was a file system.
+    start_tmem 64M 24M --backing $disk --force
     check "settings: fill" device --write 1
     check_stat "settings: there is room for all of it" bd_writes -eq 0
     set_to high 50% 50%

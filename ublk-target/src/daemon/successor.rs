@@ -310,11 +310,6 @@ impl Serving {
             daemon.settle_half_made(&device);
         }
         daemon.listen(listener);
-        if daemon.parts.notebook.notes().freed.is_none() {
-            // It was written by a program that knew of no way, perhaps.
-            daemon.plan_freed();
-        }
-        daemon.snapshot().iter().for_each(|device| daemon.follow_freed(device));
         Ok(daemon)
     }
 }
