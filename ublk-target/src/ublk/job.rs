@@ -30,6 +30,10 @@ use crate::process;
 const NODE_LIMIT: Duration = Duration::from_secs(5);
 const NODE_PERIOD: Duration = Duration::from_millis(10);
 
+/// How long the kernel may be about the death of a process after it has said so: it is a thread of its own that has no more
+/// to do by then than to be given a processor.
+const RECOVERY_SETTLE: Duration = Duration::from_millis(10);
+
 /// How soon it is tried again to take a device over from a process that has not gone yet, and from when on
 /// that is worth a word.
 const RECOVERY_PERIOD: Duration = Duration::from_millis(1);
@@ -111,7 +115,7 @@ impl Job {
                 process::become_calm();
                 let path = live.path.clone();
                 let claim = match events.send(Event::Live(live)) {
-                    Ok(()) => self.serve(&path, &mut control, &mut queues, &commands, events),
+                    Ok(()) => self.serve((id, &path), &mut control, &mut queues, &commands, events),
                     // Nobody waits for the device any more.
                     Err(_) => None,
                 };
@@ -131,7 +135,7 @@ impl Job {
     /// Waits until the device is stopped, and returns the claim on it that came with the order.
     fn serve(
         &self,
-        path: &str,
+        (id, path): (u32, &str),
         control: &mut Control,
         queues: &mut Queues,
         commands: &Receiver<Command>,
@@ -140,6 +144,7 @@ impl Job {
         loop {
             match commands.recv() {
                 Ok(Command::QueueEnded) => {
+                    end_unless_stopped(control, id);
                     self.ended.store(true, Ordering::Release);
                     say(format_args!("{path} was stopped by somebody else"));
                     return None;
@@ -217,10 +222,37 @@ impl Job {
     }
 }
 
+/// Ends the process if the kernel has taken a queue's commands back though nobody has stopped the device: it does so at the
+/// end of what it does about the death of the process before us (to Linux 6.14), which may be when we serve already. The next process
+/// goes on then; whoever would take the device for stopped would remove it, with all that is on it.
+fn end_unless_stopped(control: &mut Control, id: u32) {
+    let state = control.info(id).map(|info| u32::from(info.state));
+    if let Ok(sys::UBLK_S_DEV_LIVE | sys::UBLK_S_DEV_QUIESCED) = state {
+        process::fatal(format_args!(
+            "the kernel has taken back what it was to be served with, of a device that nobody has stopped (/dev/ublkb{id})"
+        ));
+    }
+}
+
+/// Waits until the kernel has done what it does about the death of the process that served a device. Nothing tells the end of
+/// that (to Linux 6.14): it is some moments after the device's state is what it makes of it.
+fn settle(control: &mut Control, id: u32) {
+    let deadline = Instant::now() + RECOVERY_SLOW;
+    let is_quiesced = |control: &mut Control| {
+        // Whatever else it is, is found out by what follows.
+        control.info(id).map_or(true, |info| u32::from(info.state) != sys::UBLK_S_DEV_LIVE)
+    };
+    while !is_quiesced(control) && Instant::now() < deadline {
+        sleep(RECOVERY_PERIOD);
+    }
+    sleep(RECOVERY_SETTLE);
+}
+
 /// Makes a device ready to be taken over, as soon as the process that served it is all gone.
 fn recover(control: &mut Control, id: u32) -> Result<DeviceInfo, ServerError> {
     let begun = Instant::now();
     let mut is_said = false;
+    settle(control, id);
     loop {
         match control.begin_recovery(id) {
             Ok(()) => break,
