@@ -30,6 +30,11 @@ pub trait FreedPages: Send + Sync {
     fn unmark(&self, page: u64);
 }
 
+/// Says that puts know of a pool's marks: from now on pages may be marked. [`Engine::watch_freed`] makes it, and nobody else.
+#[derive(Debug)]
+#[must_use]
+pub struct Watched(());
+
 impl Engine {
     /// From now on, pages of this pool are flushed that `freed` says are freed. The pool keeps it as long as there is the
     /// pool, and somewhat longer: whichever thread flushes at that moment drops it.
@@ -43,11 +48,16 @@ impl Engine {
     ///
     /// # Panics
     ///
-    /// If somebody tells of this pool's pages already.
-    pub fn watch_freed(&self, id: PoolId, freed: Box<dyn FreedPages>) -> Result<(), PoolError> {
+    /// If somebody tells of this pool's pages already, or one is marked.
+    pub fn watch_freed(
+        &self,
+        id: PoolId,
+        freed: Box<dyn FreedPages>,
+    ) -> Result<Watched, PoolError> {
         let pool = self.registry.lock().pool(id).cloned().ok_or(PoolError::NoPool)?;
+        assert_eq!(freed.next(0..pool.pages()), None, "a page was marked too early");
         assert!(pool.watch(freed), "two tell of one pool's freed pages");
-        Ok(())
+        Ok(Watched(()))
     }
 
     /// Flushes pages that are marked as freed, of some objects of each pool; true if there may be more. Called until that is
@@ -105,10 +115,6 @@ mod tests {
         fn mark(&self, page: u64) {
             self.0[page as usize].store(true, Ordering::SeqCst);
         }
-
-        fn are_gone(&self, pages: u64) -> bool {
-            self.next(0..pages).is_none()
-        }
     }
 
     impl FreedPages for Marks {
@@ -124,7 +130,7 @@ mod tests {
         }
     }
 
-    struct Watched {
+    struct Bench {
         engine: Engine,
         client: ClientId,
         queue: Queue,
@@ -132,7 +138,7 @@ mod tests {
         marks: Marks,
     }
 
-    impl Watched {
+    impl Bench {
         fn new() -> Self {
             let limit = Config::limit_min(2) + 128 * FRAME_COST;
             let engine = Engine::new(&Config { limit, limit_max: limit, shards: 2 }).unwrap();
@@ -140,7 +146,7 @@ mod tests {
             let client = engine.create_client().unwrap();
             let pool = engine.create_pool(client, PoolKind::Persistent, PAGES).unwrap();
             let marks = Marks::new();
-            engine.watch_freed(pool, Box::new(marks.clone())).unwrap();
+            let _ = engine.watch_freed(pool, Box::new(marks.clone())).unwrap();
             Self { queue: engine.queue(client), engine, client, pool, marks }
         }
 
@@ -168,7 +174,7 @@ mod tests {
 
     #[test]
     fn what_is_marked_goes_and_what_is_not_stays() {
-        let mut watched = Watched::new();
+        let mut watched = Bench::new();
         let pages = [0, 1, 511, 512, 1024, PAGES - 2, PAGES - 1];
         pages.iter().for_each(|page| watched.put(*page));
         for page in [1, 512, 700, PAGES - 1] {
@@ -177,7 +183,7 @@ mod tests {
         watched.flush();
         let held: Vec<_> = pages.into_iter().filter(|page| watched.holds(*page)).collect();
         assert_eq!(held, [0, 511, 1024, PAGES - 2]);
-        assert!(watched.marks.are_gone(u64::MAX));
+        assert_eq!(watched.marks.next(0..u64::MAX), None);
         let stats = watched.engine.pool_stats(watched.pool).unwrap();
         assert_eq!((stats.freed_pages, stats.flush_total), (3, 0));
         // What a mark said is true once.
@@ -188,7 +194,7 @@ mod tests {
 
     #[test]
     fn a_page_that_is_put_is_not_what_was_freed() {
-        let mut watched = Watched::new();
+        let mut watched = Bench::new();
         watched.put(7);
         watched.marks.mark(7);
         watched.put(7);
@@ -203,9 +209,9 @@ mod tests {
 
     #[test]
     fn a_page_that_is_lost_stays_so() {
-        let mut watched = Watched::new();
+        let mut watched = Bench::new();
         let handle = Handle::from_page(watched.pool, 7);
-        let get = |watched: &mut Watched| {
+        let get = |watched: &mut Bench| {
             watched.engine.get(&mut watched.queue, handle, &mut [0; PAGE_SIZE])
         };
         watched.put(7);
@@ -221,15 +227,25 @@ mod tests {
     }
 
     #[test]
+    #[should_panic(expected = "marked too early")]
+    fn what_is_marked_before_puts_know_of_it_is_not_believed() {
+        let watched = Bench::new();
+        let kind = PoolKind::Persistent;
+        let pool = watched.engine.create_pool(watched.client, kind, PAGES).unwrap();
+        watched.marks.mark(7);
+        let _ = watched.engine.watch_freed(pool, Box::new(watched.marks.clone()));
+    }
+
+    #[test]
     fn a_call_is_bounded_and_the_next_goes_on() {
-        let mut watched = Watched::new();
+        let mut watched = Bench::new();
         let of_each_object = (0..PAGES).step_by(OBJECT_PAGES as usize);
         for page in of_each_object.clone() {
             watched.put(page);
             watched.marks.mark(page);
         }
         assert!(watched.engine.flush_freed());
-        let left = |watched: &Watched| watched.engine.pool_stats(watched.pool).unwrap().obj_count;
+        let left = |watched: &Bench| watched.engine.pool_stats(watched.pool).unwrap().obj_count;
         assert_eq!(left(&watched), 40 - u64::from(OBJECTS_MAX));
         // What comes behind the cursor is not forgotten.
         watched.put(0);
@@ -240,7 +256,7 @@ mod tests {
 
     #[test]
     fn marks_beyond_the_pool_and_pools_that_are_gone_are_nobodys() {
-        let mut watched = Watched::new();
+        let mut watched = Bench::new();
         watched.put(PAGES - 1);
         watched.marks.mark(PAGES);
         watched.flush();

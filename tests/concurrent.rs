@@ -123,7 +123,7 @@ fn scenario(size: Size) {
     let writeback = Mutex::new(is_backed.then(attach));
     let file = Mutex::new(vec![0; if is_backed { BACKING_BYTES_MIN as usize } else { 0 }]);
     let freed = Marks(Arc::new(AtomicU64::new(0)));
-    engine.watch_freed(swap, Box::new(freed.clone())).unwrap();
+    let _ = engine.watch_freed(swap, Box::new(freed.clone())).unwrap();
     let all = Scenario { engine, client, swap, cache, size, freed, file, writeback };
     let all = Arc::new(all);
     let roles = [

@@ -13,6 +13,7 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::ops::Range;
 use std::ptr::NonNull;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use backing::{TABLES, carry_out};
 use tmem::{
@@ -47,16 +48,18 @@ static ALLOCATOR: Counting = Counting;
 
 const PAGES: u64 = 2 * OBJECT_PAGES as u64;
 
-/// Every fifth page is freed, again and again.
-struct Freed;
+/// Every fifth page is freed, again and again, once the first was written.
+struct Freed(AtomicBool);
 
 impl FreedPages for Freed {
     fn next(&self, pages: Range<u64>) -> Option<u64> {
         let page = pages.start.next_multiple_of(5);
-        Some(page).filter(|page| *page < pages.end)
+        Some(page).filter(|page| *page < pages.end && self.0.load(Ordering::Relaxed))
     }
 
-    fn unmark(&self, _: u64) {}
+    fn unmark(&self, _: u64) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 struct Path {
@@ -80,7 +83,7 @@ impl Path {
         let client = engine.create_client().unwrap();
         let swap = engine.create_pool(client, PoolKind::Persistent, PAGES).unwrap();
         let cache = engine.create_pool(client, PoolKind::Ephemeral, PAGES).unwrap();
-        engine.watch_freed(swap, Box::new(Freed)).unwrap();
+        let _ = engine.watch_freed(swap, Box::new(Freed(AtomicBool::new(false)))).unwrap();
         while engine.supply().unwrap().more {}
         let queue = engine.queue(client);
         let pages = (0..8).map(page).collect();

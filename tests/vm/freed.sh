@@ -125,11 +125,5 @@ part_exported() {
     stop_tmem
 }
 
-parts=("$@")
-[ ${#parts[@]} -gt 0 ] || parts=(places heirs strangers exported)
-for part in "${parts[@]}"; do
-    declare -F "part_$part" >/dev/null || give_up "there is no part $part"
-    say "$part"
-    "part_$part"
-done
-finish
+[ $# -gt 0 ] || set -- places heirs strangers exported
+run_parts "$@"

@@ -70,6 +70,17 @@ finish() {
     exit
 }
 
+# run_parts NAME...: the functions part_NAME, one after the other; then it ends.
+run_parts() {
+    local part
+    for part in "$@"; do
+        declare -F "part_$part" >/dev/null || give_up "there is no part $part"
+        say "$part"
+        "part_$part"
+    done
+    finish
+}
+
 # Only where the target is tmem.
 is_tmem() { [ "$TARGET" = tmem ]; }
 only_tmem() {

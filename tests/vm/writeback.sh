@@ -403,11 +403,5 @@ part_refusals() {
     stop_tmem
 }
 
-parts=("$@")
-[ ${#parts[@]} -gt 0 ] || parts=(pressure failing unreadable leaving file settings refusals vanishing)
-for part in "${parts[@]}"; do
-    declare -F "part_$part" >/dev/null || give_up "there is no part $part"
-    say "$part"
-    "part_$part"
-done
-finish
+[ $# -gt 0 ] || set -- pressure failing unreadable leaving file settings refusals vanishing
+run_parts "$@"

@@ -48,8 +48,7 @@ impl Daemon {
         let node = std::fs::metadata(path).map_err(system("look at the device"))?.rdev();
         let number = (libc::major(node), libc::minor(node));
         let (probe, marks) = Probe::new(plan, number, device.block.pages())?;
-        // First of all: a put that does not know of the marks must not come after one.
-        self.parts.engine.watch_freed(device.block.pool(), Box::new(marks))?;
-        Ok(probe.observe()?)
+        let watched = self.parts.engine.watch_freed(device.block.pool(), Box::new(marks))?;
+        Ok(probe.observe(watched)?)
     }
 }

@@ -77,15 +77,15 @@ pub fn freed_swap(host: &Host) -> Finding {
         let advice = "use a kernel with CONFIG_DEBUG_INFO_BTF";
         return Finding::warn(check, held("the kernel does not describe itself (BTF)"), advice);
     };
-    if Plan::check(&types).is_err() {
+    let Ok(needs_syslog) = Plan::needs_syslog(&types) else {
         let advice = "use Linux 5.16 to 6.17, or 7.3 on";
         return Finding::warn(check, held("this kernel frees swap in a way of its own"), advice);
-    }
+    };
     if !host.exists("sys/bus/event_source/devices/kprobe/type") {
         let advice = "use a kernel with CONFIG_KPROBE_EVENTS";
         return Finding::warn(check, held("the kernel has no kprobes"), advice);
     }
-    if !host.can(Capability::Syslog) {
+    if needs_syslog && !host.can(Capability::Syslog) {
         let advice = "run as root; in a container, add the capability";
         return Finding::warn(check, held("no CAP_SYSLOG"), advice);
     }

@@ -170,10 +170,10 @@ impl Plan {
         Ok(plan)
     }
 
-    /// Whether a kernel could be listened to that describes its types so. Nothing is tried.
-    pub fn check(types: &[u8]) -> Result<(), FreedError> {
+    /// Whether CAP_SYSLOG is needed to listen to a kernel that describes its types so; an error if that cannot be. Nothing is tried.
+    pub fn needs_syslog(types: &[u8]) -> Result<bool, FreedError> {
         let btf = Btf::parse(types).map_err(|source| FreedError::Types { source })?;
-        Self::shape(&btf).map(drop)
+        Ok(matches!(Self::shape(&btf)?.hook, Hook::Range { .. }))
     }
 
     /// All but the address.
@@ -244,8 +244,8 @@ mod tests {
         let cluster = kernel(CLUSTER.0, &OF_CLUSTER, "other");
         let hook = Hook::Cluster { clusters: 24, cluster_bytes: 48, slots_log: 9 };
         assert_eq!(plan(&cluster).unwrap(), expected(hook));
-        assert!(Plan::check(&cluster).is_ok());
-        assert!(matches!(Plan::check(&cluster[1..]), Err(FreedError::Types { .. })));
+        assert!(Plan::needs_syslog(&range).unwrap() && !Plan::needs_syslog(&cluster).unwrap());
+        assert!(matches!(Plan::needs_syslog(&cluster[1..]), Err(FreedError::Types { .. })));
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::io;
 use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
 
-use tmem::FreedPages;
+use tmem::{FreedPages, Watched};
 
 use super::bits::{self, Bits};
 use super::bpf::{self, Mapping, NEEDS_BPF, ProgramKind};
@@ -67,7 +67,7 @@ impl Probe {
     }
 
     /// From now on, and until what is returned is dropped, freed slots are marked.
-    pub fn observe(self) -> Result<Observer, FreedError> {
+    pub fn observe(self, _: Watched) -> Result<Observer, FreedError> {
         Observer::start(self.program, self.function)
     }
 }
