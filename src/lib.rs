@@ -55,6 +55,7 @@ mod frame;
 mod freed;
 mod handle;
 mod histogram;
+mod io_memory;
 mod list;
 #[allow(unsafe_code)]
 mod owners;
@@ -94,6 +95,7 @@ pub use handle::{
     ClientId, Handle, OBJECT_PAGES, PAGE_SIZE, POOL_PAGES_MAX, Page, PoolId, PoolKind,
 };
 pub use histogram::Latency;
+pub use io_memory::{IO_MEMORY_BYTES_MAX, IoMemory};
 pub use queue::Queue;
 pub use readback::{Backed, Image, Opened};
 pub use recovery::{AttachFailed, Attached, Prepared, Recovered};

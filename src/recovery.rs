@@ -252,6 +252,7 @@ impl Prepared {
             if store.pool(id).pool(id).is_none() {
                 // What cannot be given back is when the number is used again.
                 let _ = store.clear_directory(id);
+                let _ = store.clear_io_memory(id);
                 if !store.pool(id).is_vacant() {
                     store.pool(id).remove();
                 }

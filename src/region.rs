@@ -273,6 +273,10 @@ mod imp {
             false
         }
 
+        pub(crate) fn bytes(&self) -> io::Result<u64> {
+            Ok(u64::MAX)
+        }
+
         pub(crate) fn resize(&self, _bytes: u64) -> io::Result<()> {
             Ok(())
         }

@@ -208,6 +208,7 @@ impl Engine {
         }
         // What cannot be given back is when the number is used again.
         let _ = pool.directory.release();
+        let _ = self.store.clear_io_memory(pool.id);
         self.store.pool(pool.id).remove();
         let mut registry = self.registry.lock();
         registry.give_back(pool.id);

@@ -10,6 +10,7 @@
 //! 16 MiB       directories   one window for each pool that there can be       (crate::directory)
 //!              frame table                                                    (crate::arena)
 //!              arena
+//!              I/O memory    one window for each pool that there can be       (crate::io_memory)
 //! ```
 //!
 //! Everything is at a place that follows from the header, and has memory only where it is in use. So who has the
@@ -35,6 +36,7 @@ use crate::durable::{DurableU64, crash_point};
 use crate::engine::POOLS_MAX;
 use crate::frame::{BUDDIES_MAX, FrameMeta, GRANULE, NIL};
 use crate::handle::{ClientId, PAGE_SIZE, POOL_PAGES_MAX, PoolId, PoolKind};
+use crate::io_memory::IO_MEMORY_BYTES_MAX;
 use crate::region::{MemoryFile, Region};
 use crate::sync::Mutex;
 
@@ -135,9 +137,14 @@ pub(crate) struct Geometry {
 }
 
 impl Geometry {
+    /// Bytes of the memory file that no engine can do without.
+    fn needed_bytes(self) -> u64 {
+        Store::arena_at(self.frames_max) + u64::from(self.frames_max) * PAGE_SIZE as u64
+    }
+
     /// Bytes of the memory file.
     fn file_bytes(self) -> u64 {
-        Store::arena_at(self.frames_max) + u64::from(self.frames_max) * PAGE_SIZE as u64
+        self.needed_bytes() + POOLS_MAX as u64 * IO_MEMORY_BYTES_MAX
     }
 }
 
@@ -254,7 +261,7 @@ impl Store {
         match store.geometry() {
             Err(AttachError::Empty) => Ok(store),
             // What is behind the file's end cannot be looked at.
-            Ok(geometry) if store.file.bytes()? < geometry.file_bytes() => {
+            Ok(geometry) if store.file.bytes()? < geometry.needed_bytes() => {
                 Err(AttachError::Damaged)
             }
             result => result.map(|_| store),
@@ -371,6 +378,36 @@ impl Store {
         let at = DIRECTORIES_AT + u64::from(pool.0) * DIRECTORY_BYTES_MAX;
         crash_point();
         self.file.punch(at, DIRECTORY_BYTES_MAX)
+    }
+
+    /// A part of the I/O memory of the pool of this number.
+    pub(crate) fn io_memory(&self, pool: u16, offset: u64, bytes: usize) -> io::Result<Region> {
+        let end = offset + bytes as u64;
+        assert!(
+            usize::from(pool) < POOLS_MAX && end <= IO_MEMORY_BYTES_MAX,
+            "beyond a pool's I/O memory"
+        );
+        let geometry = self.geometry().map_err(io::Error::other)?;
+        // Of a store that another program made, which knew of no such memory: all who see that make it as large.
+        if self.file.bytes()? < geometry.file_bytes() {
+            self.file.resize(geometry.file_bytes())?;
+        }
+        let at = geometry.needed_bytes() + u64::from(pool) * IO_MEMORY_BYTES_MAX;
+        Region::of(&self.file, at + offset, bytes)
+    }
+
+    /// Gives back the I/O memory of a pool that there is not any more, or of which no front end is left.
+    pub(crate) fn clear_io_memory(&self, pool: PoolId) -> io::Result<()> {
+        let geometry = self.geometry().map_err(io::Error::other)?;
+        let at = geometry.needed_bytes() + u64::from(pool.0) * IO_MEMORY_BYTES_MAX;
+        crash_point();
+        self.file.punch(at, IO_MEMORY_BYTES_MAX)
+    }
+
+    /// Where the I/O memory begins.
+    #[cfg(all(test, not(miri)))]
+    pub(crate) fn io_at(&self) -> Result<u64, AttachError> {
+        Ok(self.geometry()?.needed_bytes())
     }
 
     /// Room for what a log's cleaner notes.
@@ -612,7 +649,7 @@ mod tests {
             store.head.write(at, &byte);
         }
         // What is cut off is, too.
-        let bytes = GEOMETRY.file_bytes();
+        let bytes = GEOMETRY.needed_bytes();
         store.file.resize(bytes - 1).unwrap();
         assert!(matches!(again(&store), Err(AttachError::Damaged)));
         store.file.resize(bytes).unwrap();

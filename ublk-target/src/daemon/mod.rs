@@ -50,7 +50,7 @@ use crate::socket::Listener;
 use crate::supervisor::keep;
 use crate::supply::Supply;
 use crate::swap::{self, Host, User};
-use crate::ublk::{Draft, QueuePlan, Served, Started, UblkServer, Way, buffer_budget};
+use crate::ublk::{Draft, QueuePlan, Room, Served, Started, UblkServer, Way, buffer_budget};
 use crate::watchdog::Pulse;
 
 /// By what new devices get their node.
@@ -446,7 +446,11 @@ impl Daemon {
 
     /// Makes a ublk device: with the first number that nobody has.
     fn add_ublk(&self, name: &str, block: &Arc<BlockDevice>) -> Result<UblkServer, DaemonError> {
-        let mut draft = Draft::new(self.plan()?, false)?;
+        let mut draft = {
+            let store = self.parts.notebook.store().clone();
+            let room = Room { store, pool: block.pool().number() };
+            Draft::new(self.plan()?, room, false)?
+        };
         let QueuePlan { queues, depth } = draft.plan();
         for id in (0..).filter(|id| !Path::new(&format!("/dev/ublkc{id}")).exists()) {
             // First of all, so that nobody has to guess whose it is.

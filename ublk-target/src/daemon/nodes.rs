@@ -5,6 +5,8 @@
 use std::sync::Arc;
 use std::thread::available_parallelism;
 
+use tmem::Store;
+
 use super::error::DaemonError;
 use super::successor::{HELPER_BYTES, cannot};
 use super::system;
@@ -13,7 +15,7 @@ use crate::backing::Backing;
 use crate::device::BlockDevice;
 use crate::nbd::{KernelClient, KernelError, Netlink};
 use crate::notes::{NodeNote, Notes};
-use crate::ublk::{Draft, QueuePlan, Served, ServerError, Started, Way, helpers_for};
+use crate::ublk::{Draft, QueuePlan, Room, Served, ServerError, Started, Way, helpers_for};
 use crate::waker::Waker;
 
 /// What a queue takes of the heap: its codec, and room for blocks that it reads from the backing file.
@@ -24,6 +26,7 @@ const CONNECTION_BYTES: usize = 512 << 10;
 
 /// See the module's description.
 pub(super) struct Nodes {
+    store: Store,
     /// By the number of the ublk device.
     drafts: Vec<(u32, Draft)>,
     /// Devices of the kernel's NBD client.
@@ -45,23 +48,26 @@ pub(super) enum Begun {
 impl Nodes {
     /// Gets what the devices of these notes need.
     pub(super) fn prepare(
+        store: &Store,
         notes: &Notes,
         waker: &Arc<Waker>,
         backing: &Arc<Backing>,
     ) -> Result<Self, DaemonError> {
         let (mut drafts, mut connections) = (Vec::new(), 0);
-        for node in notes.devices.iter().filter_map(|note| note.node) {
-            match node {
-                NodeNote::Ublk { id, queues, depth } => {
-                    drafts.push((id, Draft::new(QueuePlan { queues, depth }, true)?));
+        for note in &notes.devices {
+            match note.node {
+                Some(NodeNote::Ublk { id, queues, depth }) => {
+                    let room = Room { store: store.clone(), pool: note.pool };
+                    drafts.push((id, Draft::new(QueuePlan { queues, depth }, room, true)?));
                 }
-                NodeNote::Nbd { .. } => connections += 1,
+                Some(NodeNote::Nbd { .. }) => connections += 1,
+                None => {}
             }
         }
         let netlink = (connections > 0).then(Netlink::open).transpose();
         let netlink = netlink.map_err(KernelError::from)?.map(Arc::new);
         let (waker, backing) = (Arc::clone(waker), Arc::clone(backing));
-        Ok(Self { drafts, connections, netlink, waker, backing })
+        Ok(Self { store: store.clone(), drafts, connections, netlink, waker, backing })
     }
 
     /// What they will take of the heap.
@@ -85,11 +91,12 @@ impl Nodes {
             }
             NodeNote::Ublk { id, queues, depth } => (id, queues, depth),
         };
+        let room = || Room { store: self.store.clone(), pool: block.pool().number() };
         let at = self.drafts.iter().position(|(other, _)| *other == id);
         let draft = match at {
             Some(at) => self.drafts.swap_remove(at).1,
             // It was made after us.
-            None => Draft::new(QueuePlan { queues, depth }, true)
+            None => Draft::new(QueuePlan { queues, depth }, room(), true)
                 .unwrap_or_else(|error| cannot("go on", &error)),
         };
         let served = Served {

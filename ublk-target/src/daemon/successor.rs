@@ -104,7 +104,7 @@ impl Successor {
         let prepared = Prepared::new(store.clone())?;
         let supply = Supply::prepare().map_err(system("start the supply thread"))?;
         let backing = Arc::new(Backing::new().map_err(system("make an eventfd"))?);
-        let nodes = Nodes::prepare(&notes, supply.waker(), &backing)?;
+        let nodes = Nodes::prepare(&store, &notes, supply.waker(), &backing)?;
         let nbd = prepare_nbd(&notes.config, &supply, &backing)?;
         // A worker has a codec for each export.
         let exports = nbd.as_ref().map_or(0, |nbd| nbd.workers() * notes.devices.len());

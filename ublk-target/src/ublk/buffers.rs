@@ -5,13 +5,11 @@
 //! out of all buffers before these are freed.
 #![allow(unsafe_code)]
 
-use std::ffi::c_void;
 use std::io;
 use std::ops::{Deref, DerefMut};
-use std::ptr::{self, NonNull};
+use std::ptr::NonNull;
 
-use rustix::mm::{MapFlags, ProtFlags, mlock, mmap_anonymous, munmap};
-use tmem::{Batches, PAGE_SIZE, PoolId, Way};
+use tmem::{Batches, IoMemory, PAGE_SIZE, PoolId, Store, Way};
 
 use super::sizing::IO_BYTES;
 use crate::device::Request;
@@ -20,19 +18,35 @@ use crate::device::Request;
 pub struct Buffers {
     // First, so that it is dropped first: then nobody is at work in the buffers any more.
     batches: Batches,
-    memory: Memory,
+    memory: IoMemory,
+}
+
+/// Where the buffers of a device are: in this store, as those of the pool of this number.
+#[derive(Clone)]
+pub struct Room {
+    /// The store.
+    pub store: Store,
+    /// The pool's number.
+    pub pool: u16,
 }
 
 impl Buffers {
-    /// For a queue of so many tags. All of it is there and locked from now on.
-    pub fn new(depth: u16) -> io::Result<Self> {
-        let memory = Memory::new(usize::from(depth) * IO_BYTES as usize)?;
+    /// Those of a device's queue with this number, each of which has so many tags. All of it is there and locked from now
+    /// on, and is not touched before the device is served: another process may be serving it.
+    pub fn new(room: &Room, queue: u16, depth: u16) -> io::Result<Self> {
+        let bytes = usize::from(depth) * IO_BYTES as usize;
+        let offset = u64::from(queue) * bytes as u64;
+        let memory = IoMemory::new(&room.store, room.pool, offset, bytes)?;
+        if !memory.is_locked() {
+            let error = "I/O buffers cannot be locked in memory: allow the daemon CAP_IPC_LOCK";
+            return Err(io::Error::new(io::ErrorKind::PermissionDenied, error));
+        }
         Ok(Self { batches: Batches::new(depth.into()), memory })
     }
 
     /// How many tags there are.
     pub fn tags(&self) -> usize {
-        self.memory.bytes / IO_BYTES as usize
+        self.memory.bytes() / IO_BYTES as usize
     }
 
     /// Writes into a tag's buffer what a kernel would.
@@ -50,9 +64,9 @@ impl Buffers {
 
     fn start(&self, tag: usize) -> NonNull<u8> {
         let offset = tag * IO_BYTES as usize;
-        assert!(offset < self.memory.bytes, "there is no tag {tag}");
+        assert!(offset < self.memory.bytes(), "there is no tag {tag}");
         // SAFETY: it is inside of the mapping.
-        unsafe { self.memory.start.add(offset) }
+        unsafe { self.memory.start().add(offset) }
     }
 
     /// Opens the batch of a read or write that the kernel has just handed over with its buffer.
@@ -80,42 +94,10 @@ impl Buffers {
         let batch = usize::from(tag);
         assert!(self.batches.has_ended(batch), "a request ends while its pages are worked on");
         // SAFETY: it is inside of the mapping, which is as long as this is; and who writes to it does so in a batch, or
-        // is the kernel, once it has it back.
+        // is the kernel, once it has it back: no other process does, for the device is served by this one.
         unsafe { std::slice::from_raw_parts(self.start(batch).as_ptr(), IO_BYTES as usize) }
     }
 }
-
-/// Memory of whole pages, there and locked.
-struct Memory {
-    start: NonNull<u8>,
-    bytes: usize,
-}
-
-impl Memory {
-    fn new(bytes: usize) -> io::Result<Self> {
-        let (access, flags) =
-            (ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE | MapFlags::POPULATE);
-        // SAFETY: a new mapping at an address of the kernel's choice overlaps nothing.
-        let start = unsafe { mmap_anonymous(ptr::null_mut(), bytes, access, flags)? };
-        let start = NonNull::new(start.cast()).ok_or(io::ErrorKind::AddrNotAvailable)?;
-        let memory = Self { start, bytes };
-        // SAFETY: it is the mapping that was just made.
-        unsafe { mlock(memory.start.as_ptr().cast::<c_void>(), bytes)? };
-        Ok(memory)
-    }
-}
-
-impl Drop for Memory {
-    fn drop(&mut self) {
-        // SAFETY: it is the mapping that was made, and nobody works in it any more.
-        let _ = unsafe { munmap(self.start.as_ptr().cast::<c_void>(), self.bytes) };
-    }
-}
-
-// SAFETY: whoever has it has all of it.
-unsafe impl Send for Memory {}
-// SAFETY: nothing is read or written through a reference to it.
-unsafe impl Sync for Memory {}
 
 impl Deref for Buffers {
     type Target = Batches;

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use libublk::sys;
 use rustix::io::Errno;
 
+use super::buffers::Room;
 use super::control::{Control, DeviceInfo};
 use super::error::{ServerError, refused};
 use super::helper::Crew;
@@ -73,6 +74,7 @@ pub(super) struct Live {
 /// What the control thread does.
 pub(super) struct Job {
     pub plan: QueuePlan,
+    pub room: Room,
     pub counters: Arc<[IoCounters]>,
     pub is_urgent: bool,
     pub commands: Sender<Command>,
@@ -86,7 +88,7 @@ impl Job {
         events: &Sender<Event>,
     ) -> Result<(), ServerError> {
         let mut control = Control::open().map_err(|error| refused("ask the ublk driver", error))?;
-        let mut queues = Queues::draft(self.plan, self.is_urgent, &self.commands)?;
+        let mut queues = Queues::draft(self.plan, &self.room, self.is_urgent, &self.commands)?;
         // Allowed or not: who is not urgent may have to wait for memory.
         let _ = self.is_urgent.then(process::become_urgent);
         // Without a listener the start took too long.

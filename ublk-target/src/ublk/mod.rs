@@ -14,6 +14,7 @@ mod schedule;
 mod server;
 mod sizing;
 
+pub use buffers::Room;
 pub use control::forlorn;
 pub use driver::{DriverError, broken, ring_advice};
 pub use error::ServerError;

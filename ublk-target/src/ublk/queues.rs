@@ -10,7 +10,7 @@ use std::time::Duration;
 use rustix::thread::{CpuSet, Pid};
 use tmem::Board;
 
-use super::buffers::Buffers;
+use super::buffers::{Buffers, Room};
 use super::control::Control;
 use super::error::{ServerError, refused};
 use super::helper::{Crew, Helpers, helpers_for};
@@ -53,6 +53,7 @@ enum Ready {
 struct QueueThread {
     id: u16,
     depth: u16,
+    room: Room,
     is_urgent: bool,
     open: Receiver<Open>,
     ready: Sender<io::Result<Ready>>,
@@ -62,8 +63,8 @@ struct QueueThread {
 impl QueueThread {
     fn run(self) {
         process::become_server();
-        let drafted =
-            Port::new(self.id, self.depth).and_then(|port| Ok((port, Buffers::new(self.depth)?)));
+        let drafted = Port::new(self.id, self.depth)
+            .and_then(|port| Ok((port, Buffers::new(&self.room, self.id, self.depth)?)));
         // Nobody listens where another queue has failed.
         let (port, buffers) = match drafted {
             Ok(drafted) => drafted,
@@ -105,6 +106,7 @@ impl Queues {
     /// Starts a thread per queue, with its ring and its buffers, and waits until all have them.
     pub fn draft(
         plan: QueuePlan,
+        room: &Room,
         is_urgent: bool,
         commands: &Sender<Command>,
     ) -> Result<Self, ServerError> {
@@ -120,6 +122,7 @@ impl Queues {
             let thread = QueueThread {
                 id,
                 depth: plan.depth,
+                room: room.clone(),
                 is_urgent,
                 open,
                 ready: ready.clone(),

@@ -371,8 +371,9 @@ fn patience(waiting: usize, tags: usize) -> Duration {
 mod tests {
     use std::sync::atomic::{AtomicBool, Ordering};
 
-    use tmem::PAGE_SIZE;
+    use tmem::{PAGE_SIZE, Store};
 
+    use super::super::buffers::Room;
     use super::super::sizing::IO_BYTES;
     use super::*;
     use crate::device::IoStats;
@@ -385,7 +386,8 @@ mod tests {
     }
 
     pub(super) fn schedule_on(device: BlockDevice, backing: Arc<Backing>) -> Schedule {
-        let mut buffers = Buffers::new(TAGS as u16).unwrap();
+        let room = Room { store: Store::new().unwrap(), pool: 0 };
+        let mut buffers = Buffers::new(&room, 0, TAGS as u16).unwrap();
         for (tag, seed) in (0..TAGS).zip(1..) {
             let data = noise(IO_BYTES as usize / PAGE_SIZE, seed);
             buffers.fill(tag, data.as_array().unwrap());

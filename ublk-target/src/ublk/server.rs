@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
+use super::buffers::Room;
 use super::driver;
 use super::error::ServerError;
 use super::job::{Command, Event, Job, Live, say};
@@ -84,8 +85,9 @@ pub enum Started {
 }
 
 impl Draft {
-    /// Makes all that a device with these queues needs. If it `is_urgent` the device will be one that others wait for.
-    pub fn new(plan: QueuePlan, is_urgent: bool) -> Result<Self, ServerError> {
+    /// Makes all that a device with these queues needs, and buffers in this room. If it `is_urgent` the device will be one
+    /// that others wait for.
+    pub fn new(plan: QueuePlan, room: Room, is_urgent: bool) -> Result<Self, ServerError> {
         driver::ensure()?;
         let counters: Arc<[IoCounters]> = (0..plan.queues).map(|_| IoCounters::default()).collect();
         let ended = Arc::new(AtomicBool::new(false));
@@ -93,6 +95,7 @@ impl Draft {
         let (to_server, events) = channel();
         let job = Job {
             plan,
+            room,
             counters: Arc::clone(&counters),
             is_urgent,
             commands: commands.clone(),

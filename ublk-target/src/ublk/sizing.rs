@@ -22,6 +22,8 @@ const DEVICE_BYTES_MIN: u64 = DEPTH_MIN * SLOT_BYTES;
 /// What the buffers of all devices may take, however much memory there is.
 const BUFFER_BYTES_MAX: u64 = 64 << 20;
 
+const _: () = assert!(BUFFER_BYTES_MAX <= tmem::IO_MEMORY_BYTES_MAX);
+
 /// What the buffers of all devices may take, as a part of the memory.
 const BUFFER_RAM_DIVISOR: u64 = 32;
 
