@@ -285,6 +285,7 @@ fn platform_name(platform: Platform) -> &'static str {
         Platform::Host => "in a process on the host",
         Platform::QemuKvm => "under QEMU (KVM)",
         Platform::QemuTcg => "under QEMU with emulated processors (TCG)",
+        Platform::QemuCounted => "under QEMU with counted instructions",
         Platform::Uml => "under User-mode Linux",
     }
 }
@@ -294,6 +295,7 @@ fn short_name(platform: Platform) -> &'static str {
         Platform::Host => "host",
         Platform::QemuKvm => "QEMU, KVM",
         Platform::QemuTcg => "QEMU, TCG",
+        Platform::QemuCounted => "QEMU, counted",
         Platform::Uml => "User-mode Linux",
     }
 }
@@ -321,19 +323,19 @@ fn about(results: &Results) -> &'static str {
              real machine. The disk is as fast as a real one, so beside the rest it looks faster than it \
              is."
         }
-        (Suite::Writeback, Platform::Uml) => {
-            "Code runs natively, and the disk takes as long as a real one. Everybody has the same memory in all: programs \
-             and pool together, a quarter of it for the pool. There is one processor, so nothing is written back \
-             beside the program but while it waits. zram writes nothing back by itself: a shell loop has it do so each second."
+        (Suite::Writeback, Platform::QemuCounted) => {
+            "Time is the number of instructions that the one processor has run, and stands for nothing else: what a real one \
+             waits for memory does not count, nor what goes on beside it. An instruction is a nanosecond, some four times \
+             slower than on a real one, and the disk is four times slower than a real one too. For sort and python everybody \
+             has the same memory in all, programs and pool together, a quarter of it for the pool; touch has a whole small machine. zram \
+             writes nothing back by itself: a shell loop has it do so each second."
         }
-        (Suite::Writeback, Platform::QemuTcg) => {
-            "A whole small machine, with a pool of a quarter of its memory for everybody, for about twice as much as it holds. \
-             Emulated processors are ten to twenty times slower than real ones, so the disk is ten times slower too; but \
-             the switches from one process to another, of which a page read from tmem needs two and one from zram or zswap none, \
-             are slower than that. User-mode Linux is nearer to a real machine."
+        (_, Platform::QemuCounted) => {
+            "Time is the number of instructions that the processors have run, and stands for nothing else."
         }
-        (Suite::Writeback, Platform::QemuKvm) => {
-            "A whole small machine, with a pool of a quarter of its memory for everybody, for about twice as much as it holds."
+        (Suite::Writeback, _) => {
+            "For sort and python everybody has the same memory in all, programs and pool together, a quarter of it for the \
+             pool; touch has a whole small machine. zram writes nothing back by itself: a shell loop has it do so each second."
         }
         (_, Platform::QemuTcg) => {
             "Emulated processors are ten to twenty times slower than real ones, and not evenly so: \

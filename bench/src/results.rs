@@ -52,6 +52,8 @@ pub enum Platform {
     Host,
     QemuKvm,
     QemuTcg,
+    /// Time is the number of instructions.
+    QemuCounted,
     Uml,
 }
 

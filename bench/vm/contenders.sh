@@ -223,13 +223,20 @@ pool_of() {
 processes_of() { grep -lE "^(Pid|PPid):[[:space:]]*$1\$" /proc/[0-9]*/status 2>/dev/null; }
 
 # memory_of CONTENDER: bytes that it took at most, everything counted: the own pages of all processes of a daemon too, and
-# the files that they map, which are the same, once. What the pool takes is shared memory, and not among those.
+# the files that they map, which are the same, once; of shared memory, beside the pool, memory files that each has for itself, and the buffers
+# that they have in common: 128 KiB for each request that a queue can hold.
 memory_of() {
-    local own=0
+    local own=0 files queues depth
     case $1 in
         tmem-*)
+            files=$(processes_of "${PID_OF[$1]}")
             own=$(awk '/^RssAnon/ { kib += $2 } /^RssFile/ && $2 > files { files = $2 }
-                END { print (kib + files) * 1024 }' $(processes_of "${PID_OF[$1]}"))
+                END { print (kib + files) * 1024 }' $files)
+            own=$((own + $(cat ${files//status/smaps} | awk '/^[0-9a-f]+-/ { is_memfd = / \/memfd:/ }
+                is_memfd && /^Rss:/ { kib += $2 } END { print kib * 1024 }')))
+            read -r queues depth < <(tmem stats --json --control "/run/tmem/$1.sock" |
+                tmem-guest json devices.0.{queues,depth})
+            own=$((own + ${queues:-0} * ${depth:-0} * 131072))
             ;;
         zram-*) ;;
         *) echo 0; return ;;

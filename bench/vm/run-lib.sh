@@ -3,6 +3,8 @@
 
 target=${CARGO_TARGET_DIR:-$root/target}
 quick='' output='' density=''
+# How the guest of scripts/vm is to run, besides.
+machine=()
 
 say() { echo "bench: $*" >&2; }
 die() {
@@ -17,7 +19,7 @@ parse_arguments() {
             --quick) quick=yes ;;
             --output) output=$2; shift ;;
             --density) density=$2; shift ;;
-            --platform | --kernel) exec "$root/scripts/vm" "$1" ;;
+            --platform | --kernel) exec "$root/scripts/vm" "${machine[@]}" "$1" ;;
             *) sed -n '2,/^$/s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
         esac
         shift
@@ -40,7 +42,7 @@ in_guest() {
     results=$(mktemp -d)
     trap 'rm -rf "$results"' EXIT
     "$root/scripts/vm" "$@" --ensure
-    "$root/scripts/vm" "$@" --results "$results" --file "$root/bench/vm/contenders.sh" \
+    "$root/scripts/vm" "${machine[@]}" "$@" --results "$results" --file "$root/bench/vm/contenders.sh" \
         --file "$root/bench/vm/disk.sh" \
         -- "$root/bench/vm/$script" >&2 || status=$?
     [ ! -e "$results/samples.jsonl" ] || cat "$results/samples.jsonl" >>"$output"
