@@ -57,6 +57,10 @@ impl Engine {
         let pool = self.registry.lock().pool(id).cloned().ok_or(PoolError::NoPool)?;
         assert_eq!(freed.next(0..pool.pages()), None, "a page was marked too early");
         assert!(pool.watch(freed), "two tell of one pool's freed pages");
+        // A put that saw no marks before this has left its shard's lock after it.
+        for shard in &self.shards {
+            drop(shard.0.lock());
+        }
         Ok(Watched(()))
     }
 

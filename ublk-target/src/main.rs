@@ -50,7 +50,7 @@ fn main() -> ExitCode {
             return Exit::Ok.into();
         }
         Some(first) if first == OBSERVER => {
-            process::name_thread("tmem-observer");
+            process::name_thread("tmem-lookout");
             observer::run(env::args_os().skip(2));
             return Exit::Ok.into();
         }

@@ -9,10 +9,56 @@
 
 use std::os::unix::fs::MetadataExt;
 
+use tmem::Watched;
+
 use super::{Daemon, DaemonError, Device, system};
 use crate::freed::observer::Observer;
-use crate::freed::{Plan, Probe};
+use crate::freed::{Marks, Plan, Probe};
 use crate::log::log;
+use crate::notes::{DeviceNote, NodeNote, Notes};
+use crate::ublk::node_path;
+
+/// What a process has ready to see what is freed of swap on a device, once it serves that.
+pub(super) struct Lookout {
+    pool: u16,
+    node: NodeNote,
+    probe: Probe,
+    marks: Marks,
+}
+
+impl Lookout {
+    /// For those devices of these notes of which it can be seen. Call it in a process that serves nothing yet.
+    pub(super) fn prepare(notes: &Notes) -> Vec<Self> {
+        let Some(plan) = &notes.freed else { return Vec::new() };
+        // Others can reach all of them.
+        if notes.config.nbd.is_some() {
+            return Vec::new();
+        }
+        let prepared = |note: &DeviceNote| {
+            let Some(node @ NodeNote::Ublk { id, .. }) = note.node else { return None };
+            match probe(plan, &node_path(id), note.pages) {
+                Ok((probe, marks)) => Some(Self { pool: note.pool, node, probe, marks }),
+                Err(error) => {
+                    log(format_args!("freed swap on '{}' will be kept: {error}", note.name));
+                    None
+                }
+            }
+        };
+        // Of one that is still being made there is no node yet, perhaps, and whoever waits for it is another.
+        notes.devices.iter().filter(|note| note.is_made).filter_map(prepared).collect()
+    }
+
+    /// Whether it is for this device.
+    pub(super) fn is_for(&self, note: &DeviceNote) -> bool {
+        self.pool == note.pool && note.node == Some(self.node)
+    }
+}
+
+fn probe(plan: &Plan, path: &str, pages: u64) -> Result<(Probe, Marks), DaemonError> {
+    let node = std::fs::metadata(path).map_err(system("look at the device"))?.rdev();
+    let number = (libc::major(node), libc::minor(node));
+    Ok(Probe::new(plan, number, pages)?)
+}
 
 impl Daemon {
     /// Finds out how it is found out, and notes that for who goes on.
@@ -35,20 +81,29 @@ impl Daemon {
             return;
         };
         let Some(plan) = self.parts.notebook.notes().freed else { return };
-        match self.observe(&plan, path, device) {
+        let begin =
+            |(probe, marks): (Probe, Marks)| Ok(probe.observe(self.watch_freed(device, marks)?)?);
+        self.have(device, probe(&plan, path, device.block.pages()).and_then(begin));
+    }
+
+    /// The same with what was made ready for it, and without waiting.
+    pub(super) fn go_on_following(&self, device: &Device, lookout: Lookout) {
+        let Lookout { probe, marks, .. } = lookout;
+        let watched = self.watch_freed(device, marks);
+        self.have(device, watched.and_then(|watched| Ok(probe.observe_soon(watched)?)));
+    }
+
+    fn watch_freed(&self, device: &Device, marks: Marks) -> Result<Watched, DaemonError> {
+        Ok(self.parts.engine.watch_freed(device.block.pool(), Box::new(marks))?)
+    }
+
+    fn have(&self, device: &Device, observer: Result<Observer, DaemonError>) {
+        match observer {
             Ok(observer) => *device.observer.lock() = Some(observer),
             Err(error) => log(format_args!(
                 "freed swap on '{}' is kept until it is written over: {error}",
                 device.name
             )),
         }
-    }
-
-    fn observe(&self, plan: &Plan, path: &str, device: &Device) -> Result<Observer, DaemonError> {
-        let node = std::fs::metadata(path).map_err(system("look at the device"))?.rdev();
-        let number = (libc::major(node), libc::minor(node));
-        let (probe, marks) = Probe::new(plan, number, device.block.pages())?;
-        let watched = self.parts.engine.watch_freed(device.block.pool(), Box::new(marks))?;
-        Ok(probe.observe(watched)?)
     }
 }

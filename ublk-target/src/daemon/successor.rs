@@ -13,6 +13,7 @@ use rustix::process::{Pid, getppid};
 use tmem::{AttachError, Attached, Prepared, Store};
 
 use super::error::DaemonError;
+use super::freed::Lookout;
 use super::nodes::Nodes;
 use super::role::{Candidate, Role};
 use super::{Daemon, Device, Parts, check_locked, prepare_nbd, system};
@@ -58,6 +59,7 @@ struct Waiting {
     store: Store,
     warnings: Vec<ProcessError>,
     supervisor: Option<Pid>,
+    lookouts: Vec<Lookout>,
     prepared: Prepared,
     nodes: Nodes,
     supply: Supply,
@@ -82,6 +84,7 @@ pub struct Serving {
     driver: Option<Driver>,
     nbd: Option<Arc<NbdServer>>,
     devices: Vec<Resumed>,
+    lookouts: Vec<Lookout>,
     /// Devices that are noted, and gone.
     gone: Vec<(DeviceNote, Arc<BlockDevice>, Attachment)>,
 }
@@ -100,6 +103,7 @@ impl Successor {
         let notes = Notes::read(&store)?;
         let warnings = process::prepare(notes.config.best_effort, Mounts::Left);
         let warnings = warnings.map_err(DaemonError::from)?;
+        let lookouts = Lookout::prepare(&notes);
         let candidate = Candidate::new(&store).map_err(system("open the memory file"))?;
         let prepared = Prepared::new(store.clone())?;
         let supply = Supply::prepare().map_err(system("start the supply thread"))?;
@@ -125,6 +129,7 @@ impl Successor {
             store,
             warnings,
             supervisor,
+            lookouts,
             prepared,
             nodes,
             supply,
@@ -232,7 +237,14 @@ impl Waiting {
             supply: self.supply,
             backing: self.backing,
         };
-        Succession::Serving(Box::new(Serving { parts, driver, nbd, devices, gone }))
+        Succession::Serving(Box::new(Serving {
+            parts,
+            driver,
+            nbd,
+            devices,
+            lookouts: self.lookouts,
+            gone,
+        }))
     }
 
     /// Has the backing file read from now on, and returns what is to be held before it is written; none if the file
@@ -272,7 +284,7 @@ impl Serving {
 
     /// Makes what can wait.
     pub fn finish(self, listener: Option<Listener>) -> Result<Daemon, DaemonError> {
-        let Self { parts, driver, nbd, devices, gone } = self;
+        let Self { parts, driver, nbd, devices, mut lookouts, gone } = self;
         let best_effort = parts.config.best_effort;
         for (note, block, exported) in gone {
             // Nobody has come to it yet.
@@ -298,9 +310,13 @@ impl Serving {
         *daemon.driver.lock() = driver;
         let mut half_made = Vec::new();
         for Resumed { note, block, attachment } in devices {
+            let lookout = lookouts.iter().position(|lookout| lookout.is_for(&note));
             let (name, swapped_by_us) = (note.name, note.swapped_by_us);
             let observer = Mutex::new(None);
             let device = Arc::new(Device { name, block, attachment, swapped_by_us, observer });
+            if let Some(at) = lookout {
+                daemon.go_on_following(&device, lookouts.swap_remove(at));
+            }
             if !note.is_made {
                 half_made.push(Arc::clone(&device));
             }

@@ -166,7 +166,12 @@ pub fn forlorn() -> Vec<String> {
         })
     };
     let ids = nodes.filter_map(number).filter(|id| is_forlorn(id));
-    ids.map(|id| format!("/dev/ublkb{id}")).collect()
+    ids.map(node_path).collect()
+}
+
+/// The node of the device of this number.
+pub fn node_path(id: u32) -> String {
+    format!("/dev/ublkb{id}")
 }
 
 fn command(id: u32) -> sys::ublksrv_ctrl_cmd {

@@ -16,7 +16,7 @@ use libublk::sys;
 use rustix::io::Errno;
 
 use super::buffers::Room;
-use super::control::{Control, DeviceInfo};
+use super::control::{Control, DeviceInfo, node_path};
 use super::error::{ServerError, refused};
 use super::helper::Crew;
 use super::params::params;
@@ -214,7 +214,7 @@ impl Job {
                 queues.pin(control);
             }
         }
-        let path = format!("/dev/ublkb{id}");
+        let path = node_path(id);
         if let Way::Add(_) = way {
             wait_for_node(&path)?;
             keep_a_command_waiting(id, info.queue_depth);
