@@ -192,12 +192,22 @@ pub(crate) struct LogRecord {
     key: [DurableU64; KEY_BYTES / 8],
 }
 
+/// How much was written to the backing file in a day. All zeros is nothing.
+#[repr(C)]
+pub(crate) struct DayRecord {
+    /// When it began, in nanoseconds.
+    since: DurableU64,
+    /// Bytes.
+    written: DurableU64,
+}
+
 #[repr(C)]
 struct Records {
     /// The pool limit, in bytes.
     limit: DurableU64,
     log: LogRecord,
     pools: [PoolRecord; POOLS_MAX],
+    day: DayRecord,
 }
 
 /// Where it says that the file is of a kind that is never swapped out: [`STAYS`], if whoever made it knew that.
@@ -444,6 +454,10 @@ impl Store {
         &self.records().log
     }
 
+    pub(crate) fn day(&self) -> &DayRecord {
+        &self.records().day
+    }
+
     pub(crate) fn pool(&self, id: PoolId) -> &PoolRecord {
         &self.records().pools[usize::from(id.0)]
     }
@@ -560,6 +574,19 @@ impl PoolRecord {
         };
         let is_sane = word & 0xff == LIVE && (1..=POOL_PAGES_MAX).contains(&pages);
         is_sane.then_some(PoolInfo { id, client: ClientId((word >> 16) as u16), kind, pages })
+    }
+}
+
+impl DayRecord {
+    /// When it began, in nanoseconds, and how many bytes were written in it.
+    pub(crate) fn get(&self) -> (u64, u64) {
+        (self.since.load(Ordering::Acquire), self.written.load(Ordering::Acquire))
+    }
+
+    /// Notes both. Who dies between has noted too little for a day that is over.
+    pub(crate) fn set(&self, since: u64, written: u64) {
+        self.written.store(written, Ordering::Release);
+        self.since.store(since, Ordering::Release);
     }
 }
 

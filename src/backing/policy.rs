@@ -14,6 +14,7 @@ use super::log::Log;
 use super::settings::{SettingsError, WritebackSettings};
 use super::unit::UNIT_BLOCKS;
 use crate::engine::Engine;
+use crate::store::DayRecord;
 use crate::sync::{AtomicU64, Ordering};
 
 /// The low watermark is never less than what one put can need, a leaf and a frame.
@@ -120,7 +121,6 @@ pub(crate) struct Policy {
     paced_until: u64,
     /// Since when there has been no free frame.
     dry_since: Option<u64>,
-    day: Day,
     clock: Clock,
 }
 
@@ -196,7 +196,7 @@ impl Policy {
 
     /// So many bytes are written.
     pub(crate) fn wrote(&mut self, engine: &Engine, bytes: u64, now: u64) {
-        self.day.add(bytes, now);
+        Day(engine.store.day()).add(bytes, now);
         if let Some(rate) = engine.writeback_settings().bytes_per_second {
             let from = self.paced_until.max(now.saturating_sub(BURST));
             self.paced_until =
@@ -207,7 +207,7 @@ impl Policy {
     /// Whether as much was written as may be in a day.
     pub(crate) fn is_spent(&self, engine: &Engine, now: u64) -> bool {
         let limit = engine.writeback_settings().bytes_per_day;
-        limit.is_some_and(|limit| self.day.written(now) >= limit)
+        limit.is_some_and(|limit| Day(engine.store.day()).written(now) >= limit)
     }
 
     /// For how long nothing is to be done, in nanoseconds.
@@ -216,24 +216,20 @@ impl Policy {
     }
 }
 
-/// What was written in a day: from the first write on, until a day later.
-#[derive(Default)]
-struct Day {
-    since: u64,
-    written: u64,
-}
+/// What was written in a day: from the first write on, until a day later. It is in the store, and goes on when another process
+/// does.
+struct Day<'a>(&'a DayRecord);
 
-impl Day {
+impl Day<'_> {
     fn written(&self, now: u64) -> u64 {
-        if now.saturating_sub(self.since) < DAY { self.written } else { 0 }
+        let (since, written) = self.0.get();
+        if now.saturating_sub(since) < DAY { written } else { 0 }
     }
 
-    fn add(&mut self, bytes: u64, now: u64) {
+    fn add(&self, bytes: u64, now: u64) {
         let written = self.written(now);
-        if written == 0 {
-            self.since = now;
-        }
-        self.written = written + bytes;
+        let since = if written == 0 { now } else { self.0.get().0 };
+        self.0.set(since, written + bytes);
     }
 }
 
@@ -328,6 +324,7 @@ impl Rest {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::Store;
 
     #[test]
     fn it_rests_longer_with_each_failure_until_one_succeeds() {
@@ -352,12 +349,26 @@ mod tests {
 
     #[test]
     fn a_day_begins_with_the_first_write() {
-        let mut day = Day::default();
+        let store = Store::new().unwrap();
+        let day = Day(store.day());
+        assert_eq!(day.written(0), 0);
         day.add(10, 3 * DAY);
         day.add(20, 4 * DAY - 1);
         assert_eq!((day.written(4 * DAY - 1), day.written(4 * DAY)), (30, 0));
         day.add(5, 5 * DAY);
         assert_eq!(day.written(5 * DAY), 5);
+    }
+
+    #[test]
+    #[cfg(not(miri))]
+    fn a_day_goes_on_in_another_process() {
+        let store = Store::new().unwrap();
+        Day(store.day()).add(10, 3 * DAY);
+        let file = store.file().try_clone_to_owned().unwrap();
+        drop(store);
+        let store = Store::from_file(file).unwrap();
+        Day(store.day()).add(10, 4 * DAY - 2);
+        assert_eq!(Day(store.day()).written(4 * DAY - 1), 20);
     }
 
     #[test]

@@ -130,7 +130,8 @@ impl Writeback {
         })
     }
 
-    /// What is to be done next, if there is anything. `now` is in nanoseconds since any moment. To be asked when
+    /// What is to be done next, if there is anything. `now` is in nanoseconds since any moment, the same one for
+    /// all who go on from a store. To be asked when
     /// [`Engine::writeback_wanted`] says so, after each job that has ended, and about once a second.
     ///
     /// # Panics

@@ -2,7 +2,7 @@
 #
 #   pressure   a program that fits neither memory nor the pool; nothing of it is readable on the disk
 #   failing    the same while the disk refuses writes for a time, and then does not answer
-#   unreadable a disk that has lost a part: pages there are errors, and no others
+#   unreadable a disk that has lost a part, or gives back what was not written: pages there are errors, and no others
 #   vanishing  a disk that is pulled out
 #   leaving    swap that is mostly on the disk is brought back by `tmem del` and by the end of the daemon
 #   file       a file on a file system takes the place of the disk
@@ -192,7 +192,7 @@ read_all() {
 # No swap: the reads are our own, so each error is seen.
 part_unreadable() {
     # Four segments of the log, in which a block is of six pages at most.
-    local pages=16384 most=$((4 * 256 * 6)) lost
+    local pages=16384 most=$((4 * 256 * 6)) lost at
     map_disk
     start_tmem 64M 12M --backing $disk_mapped
     check "unreadable: fill" tmem-guest device --path "$DEVICE" --pages $pages --write 1 --request 32
@@ -210,7 +210,19 @@ part_unreadable() {
     healthy
     read_all "unreadable: the disk is back" 1 $pages "-eq 0"
     check_sane unreadable
-    check "unreadable: blkdiscard" blkdiscard "$DEVICE"
+
+    # Every other segment of the log has what nobody wrote there.
+    check "unreadable: fill once more" tmem-guest device --path "$DEVICE" --pages $pages --write 1 --request 32
+    most=$(stat_of bd_count)
+    for at in $(seq 0 2 62); do
+        dd if=/dev/urandom of=$disk bs=1M seek="$at" count=1 oflag=direct conv=notrunc status=none || give_up "the disk cannot be changed"
+    done
+    read_all "unreadable: what was changed, by single pages" 1 $((pages - most)) "-gt 100"
+    check_stat "unreadable: each is counted" corrupt_gets -ge "$lost"
+    read_all "unreadable: what was changed, by 32 pages" 32 $((pages - most)) "-gt 100"
+    check "unreadable: the disk is not given up" state_is ok
+    # By force, or it looks first what is there.
+    check "unreadable: blkdiscard" blkdiscard --force "$DEVICE"
     check_gone unreadable
     stop_tmem
     unmap_disk
@@ -351,8 +363,14 @@ part_settings() {
     before=$(log_written)
     sleep 3
     check_number "settings: and no more" "$(log_written)" -eq "$before"
+    check "settings: there are two standbys again" wait_for 60 are_standbys 2
+    kill -9 "$(stat_of worker_pid)"
+    check "settings: a third process goes on" wait_for 60 as_expected takeovers -eq 2
+    check "settings: which knows it too" wait_for 60 state_is spent
+    sleep 2
+    check_number "settings: and writes nothing" "$(log_written)" -eq 0
     set_to daily none none
-    check "settings: until it may be" wait_for 60 eval '[ $(log_written) -gt $before ]'
+    check "settings: until it may be" wait_for 60 eval '[ $(log_written) -gt 0 ]'
     check "settings: it is known" wait_for 60 state_is ok
     check "settings: every page is right" device --read 15
     check_sane settings

@@ -15,6 +15,7 @@ use std::thread::{JoinHandle, sleep};
 use std::time::{Duration, Instant};
 
 use io_uring::{opcode, types};
+use rustix::time::{ClockId, clock_gettime};
 use tmem::{Engine, Job, JobFailed, Writeback};
 
 use super::file::BackingFile;
@@ -178,7 +179,6 @@ struct Loop<'a> {
     writeback: Writeback,
     /// Jobs under way, by unit.
     jobs: [Option<(Job, Transfer)>; JOBS_MAX],
-    began: Instant,
     lookout: Lookout,
     failed_reads: FailedReads,
 }
@@ -194,21 +194,9 @@ impl<'a> Loop<'a> {
     ) -> Self {
         let file = backing.file().expect("the file is there before what writes to it");
         let held = held.map_or(file.as_fd(), AsFd::as_fd);
-        let (jobs, began) = ([None; JOBS_MAX], Instant::now());
+        let jobs = [None; JOBS_MAX];
         let (lookout, failed_reads) = (Lookout::default(), FailedReads::default());
-        Self {
-            engine,
-            backing,
-            stop,
-            file,
-            held,
-            uring,
-            writeback,
-            jobs,
-            began,
-            lookout,
-            failed_reads,
-        }
+        Self { engine, backing, stop, file, held, uring, writeback, jobs, lookout, failed_reads }
     }
 
     /// Drives it until it is to stop.
@@ -227,7 +215,7 @@ impl<'a> Loop<'a> {
                 while steps.next().is_some() && self.engine.flush_freed() {}
                 flushed = Some(Instant::now());
             }
-            while let Some(job) = self.writeback.next(self.engine, self.now()) {
+            while let Some(job) = self.writeback.next(self.engine, now()) {
                 self.jobs[job.unit] = Some((job, Transfer::new(job.offset, job.bytes)));
                 self.submit(job.unit);
             }
@@ -236,16 +224,10 @@ impl<'a> Loop<'a> {
                 settled = Instant::now();
                 self.writeback.settle();
             }
-            let rest = self.writeback.rests_for(self.now()).map(Duration::from_nanos);
+            let rest = self.writeback.rests_for(now()).map(Duration::from_nanos);
             self.wait(rest.map_or(PERIOD, |rest| rest.min(PERIOD)));
         }
         self.end();
-    }
-
-    /// Nanoseconds since the thread began.
-    fn now(&self) -> u64 {
-        // A u64 holds centuries.
-        self.began.elapsed().as_nanos() as u64
     }
 
     fn watch(&mut self) {
@@ -292,12 +274,12 @@ impl<'a> Loop<'a> {
             }
         };
         self.jobs[unit] = None;
-        self.writeback.ended(self.engine, unit, outcome, self.now());
+        self.writeback.ended(self.engine, unit, outcome, now());
     }
 
     /// Says how the file fares, when that has changed, and that reads failed.
     fn report(&mut self) {
-        let now = self.now();
+        let now = now();
         let is_read_late = self.lookout.sees_late(self.backing.unanswered(), now);
         let condition = Condition::of(self.writeback.health(), is_read_late);
         let errno = self.backing.errno();
@@ -353,6 +335,13 @@ impl FailedReads {
         (self.told, self.next_at) = (all, now + TELL_PERIOD);
         Some(new)
     }
+}
+
+/// Nanoseconds since the system started, those in which it slept too: the same for all processes.
+fn now() -> u64 {
+    let now = clock_gettime(ClockId::Boottime);
+    // It is never negative, and a u64 holds centuries.
+    now.tv_sec.cast_unsigned() * 1_000_000_000 + now.tv_nsec.cast_unsigned()
 }
 
 #[cfg(test)]
