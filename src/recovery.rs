@@ -134,7 +134,7 @@ impl Prepared {
         segments.bring_in()?;
         let key = record.key();
         let log = Arc::new(Log::new(Arc::clone(&engine.arena), segments, key.as_ref()));
-        self.writeback = Some(Writeback::new(Arc::clone(&log))?);
+        self.writeback = Some(Writeback::new(Arc::clone(&log), engine.store.limit())?);
         engine.set_log(log);
         Ok(())
     }

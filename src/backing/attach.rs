@@ -78,7 +78,7 @@ impl Engine {
         let memory = |source| BackingError::Memory { bytes, source };
         let table = Segments::new(&self.store, segments).map_err(memory)?;
         let log = Arc::new(Log::new(Arc::clone(&self.arena), table, key));
-        let mut writeback = Writeback::new(Arc::clone(&log)).map_err(memory)?;
+        let mut writeback = Writeback::new(Arc::clone(&log), self.limit()).map_err(memory)?;
         let tables = log.segments().bytes() + writeback.bytes();
         let limit = self.limit();
         let all = self.tables.load(Ordering::Acquire) + tables;

@@ -103,7 +103,7 @@ impl Writeback {
                 victim.read = SEGMENT_BLOCKS;
                 continue;
             };
-            let end = end.min(first + UNIT_BLOCKS);
+            let end = end.min(first + self.unit_blocks);
             victim.read = end - segment;
             let last = (first..end).rev().find(is_alive).unwrap_or(first);
             return Some(first..last + 1);
@@ -125,7 +125,7 @@ impl Writeback {
     pub(super) fn can_pack(&self) -> bool {
         let filled = self.filling().map_or(0, |at| self.units[at].blocks);
         let left = self.cleaning.room().map_or(0, |(_, left)| left);
-        left - filled >= UNIT_BLOCKS || self.packable().is_some()
+        left - filled >= self.unit_blocks || self.packable().is_some()
     }
 
     /// The segment that would be cleaned to next.

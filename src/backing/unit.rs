@@ -13,7 +13,17 @@ use crate::zpage::Header;
 /// Blocks of a unit at most: 256 KiB.
 pub(crate) const UNIT_BLOCKS: u32 = 64;
 
-const UNIT_BYTES: usize = UNIT_BLOCKS as usize * PAGE_SIZE;
+/// Blocks of a unit where the pool is small: 32 KiB, which is not so much less for a disk to do at a time.
+const UNIT_BLOCKS_LEAST: u32 = 8;
+
+/// A unit is this part of the pool limit, or less: there are some, and what they take is missing to pages.
+const UNIT_PART: u64 = 512;
+
+/// Blocks of a unit in a pool of this limit, in bytes: a power of two, so that units fill a segment.
+pub(crate) fn unit_blocks(limit: u64) -> u32 {
+    let blocks = limit / PAGE_SIZE as u64 / UNIT_PART;
+    1 << blocks.clamp(UNIT_BLOCKS_LEAST.into(), UNIT_BLOCKS.into()).ilog2()
+}
 
 /// What becomes of a unit.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -41,8 +51,10 @@ pub(crate) struct Unit {
     pub(crate) since: u64,
     /// How often its write has failed.
     pub(crate) tries: u32,
-    /// How many there can be.
+    /// How many blocks there can be, where it is.
     room: u32,
+    /// How many there can be anywhere.
+    most: u32,
     /// The zpages in it, with their block.
     pub(crate) passages: Vec<(u32, Passage)>,
     /// The frames that it has images of, each with its shard.
@@ -54,8 +66,9 @@ pub(crate) struct Unit {
 }
 
 impl Unit {
-    pub(crate) fn new(sources: usize) -> Self {
-        let blocks = UNIT_BLOCKS as usize;
+    /// One of so many blocks at most, with zpages from so many segments.
+    pub(crate) fn new(most: u32, sources: usize) -> Self {
+        let blocks = most as usize;
         Self {
             state: State::Idle,
             first: 0,
@@ -63,6 +76,7 @@ impl Unit {
             since: 0,
             tries: 0,
             room: 0,
+            most,
             passages: Vec::with_capacity(blocks * BUDDIES_MAX),
             frames: Vec::with_capacity(blocks),
             sources: Vec::with_capacity(sources),
@@ -75,7 +89,7 @@ impl Unit {
         assert_eq!(self.state, State::Idle, "a unit is begun that is in use");
         self.state = State::Filling;
         self.first = first;
-        self.room = room.min(UNIT_BLOCKS);
+        self.room = room.min(self.most);
     }
 
     pub(crate) fn has_room(&self) -> bool {
@@ -135,15 +149,19 @@ impl Unit {
 /// The buffers of all units: locked memory, page aligned.
 pub(crate) struct Buffers {
     memory: Arc<Region>,
+    /// Bytes of each.
+    unit_bytes: usize,
     /// Whether somebody else has a unit's buffer.
     lent: Box<[bool]>,
 }
 
 impl Buffers {
-    pub(crate) fn new(units: usize) -> io::Result<Self> {
-        let memory = Region::new("tmem-writeback", units * UNIT_BYTES)?;
+    /// Of so many units, of so many blocks each.
+    pub(crate) fn new(units: usize, blocks: u32) -> io::Result<Self> {
+        let unit_bytes = blocks as usize * PAGE_SIZE;
+        let memory = Region::new("tmem-writeback", units * unit_bytes)?;
         memory.populate(0, memory.bytes())?;
-        Ok(Self { memory: Arc::new(memory), lent: vec![false; units].into() })
+        Ok(Self { memory: Arc::new(memory), unit_bytes, lent: vec![false; units].into() })
     }
 
     pub(crate) fn is_locked(&self) -> bool {
@@ -158,7 +176,7 @@ impl Buffers {
     pub(crate) fn of(&self, unit: usize) -> NonNull<u8> {
         assert!(unit < self.lent.len(), "there is no unit {unit}");
         // SAFETY: the region has room for so many units.
-        unsafe { self.memory.start().add(unit * UNIT_BYTES) }
+        unsafe { self.memory.start().add(unit * self.unit_bytes) }
     }
 
     /// Lends a buffer to who does I/O with it.
@@ -176,10 +194,11 @@ impl Buffers {
 
     /// The image of a unit's block.
     pub(crate) fn image(&mut self, unit: usize, n: u32) -> &mut Page {
-        assert!(!self.lent[unit] && n < UNIT_BLOCKS, "not an image that can be touched");
+        let offset = n as usize * PAGE_SIZE;
+        assert!(!self.lent[unit] && offset < self.unit_bytes, "not an image that can be touched");
         // SAFETY: it is in the unit's buffer, which nobody else has; references to it are made here only, by way
         // of `&mut self`.
-        unsafe { self.of(unit).add(n as usize * PAGE_SIZE).cast().as_mut() }
+        unsafe { self.of(unit).add(offset).cast().as_mut() }
     }
 }
 
@@ -202,7 +221,7 @@ mod tests {
         use crate::handle::{Handle, PoolId};
         use crate::zpage::Encoding;
 
-        let mut unit = Unit::new(1);
+        let mut unit = Unit::new(UNIT_BLOCKS, 1);
         unit.begin(512, 3);
         assert_eq!(unit.place(200, None), Some((0, 0)));
         assert_eq!(unit.place(100, None), Some((1, 0)));
@@ -222,10 +241,21 @@ mod tests {
     }
 
     #[test]
+    fn a_small_pool_has_small_units_and_none_has_more_blocks_than_it_can() {
+        assert_eq!([0, 60 << 20, 64 << 20, 1 << 40].map(unit_blocks), [8, 16, 32, 64]);
+        let mut unit = Unit::new(unit_blocks(0), 1);
+        unit.begin(512, UNIT_BLOCKS);
+        while unit.has_room() {
+            unit.add();
+        }
+        assert_eq!(unit.blocks, 8);
+    }
+
+    #[test]
     #[cfg_attr(miri, ignore = "what is lent when it is dropped is leaked, which is meant")]
     #[should_panic(expected = "not an image that can be touched")]
     fn a_buffer_that_is_lent_cannot_be_touched() {
-        let mut buffers = Buffers::new(2).unwrap();
+        let mut buffers = Buffers::new(2, 64).unwrap();
         buffers.image(1, 0)[0] = 7;
         buffers.lend(0);
         assert_eq!(buffers.image(1, 0)[0], 7);

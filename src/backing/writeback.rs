@@ -25,7 +25,7 @@ use super::log::Log;
 use super::policy::{self, Policy, Wanted};
 use super::segments::{SEGMENT_BLOCKS, SEGMENT_FRAMES, SEGMENTS_MAX};
 use super::stream::Stream;
-use super::unit::{Buffers, State, Unit};
+use super::unit::{Buffers, State, Unit, unit_blocks};
 use crate::engine::Engine;
 use crate::frame::FRAME_GRANULES;
 use crate::handle::PAGE_SIZE;
@@ -90,6 +90,8 @@ pub enum Health {
 /// See the module's description.
 pub struct Writeback {
     pub(super) log: Arc<Log>,
+    /// Blocks of a unit at most.
+    pub(super) unit_blocks: u32,
     pub(super) buffers: Buffers,
     pub(super) units: Box<[Unit]>,
     pub(super) policy: Policy,
@@ -112,11 +114,14 @@ pub struct Writeback {
 }
 
 impl Writeback {
-    pub(crate) fn new(log: Arc<Log>) -> std::io::Result<Self> {
+    /// For a log of a pool of this limit, in bytes.
+    pub(crate) fn new(log: Arc<Log>, limit: u64) -> std::io::Result<Self> {
+        let unit_blocks = unit_blocks(limit);
         Ok(Self {
             log,
-            buffers: Buffers::new(UNITS)?,
-            units: (0..UNITS).map(|_| Unit::new(VICTIMS)).collect(),
+            unit_blocks,
+            buffers: Buffers::new(UNITS, unit_blocks)?,
+            units: (0..UNITS).map(|_| Unit::new(unit_blocks, VICTIMS)).collect(),
             policy: Policy::default(),
             evicting: Stream::default(),
             cleaning: Stream::default(),

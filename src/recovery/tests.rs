@@ -275,7 +275,8 @@ impl Sim {
             58..62 => self.flush(),
             62..63 => self.lose(),
             63..66 => self.update(),
-            66..90 => self.write_back(),
+            // A unit of so small a pool is a small part of a segment.
+            66..90 => (0..4).for_each(|_| self.write_back()),
             90..94 => {
                 self.operation.set("supply");
                 self.engine.supply().unwrap();
@@ -420,7 +421,8 @@ impl Sim {
             return;
         }
         let job = self.map.borrow_mut().jobs.swap_remove(self.rng.below(jobs) as usize);
-        let fails = self.rng.one_in(10);
+        // It takes dozens to clean a segment, and one that fails may spoil that.
+        let fails = self.rng.one_in(60);
         let done = if fails { self.rng.below(job.bytes as u64) as usize } else { job.bytes };
         carry_out(writeback, job, &mut self.map.borrow_mut().file, done);
         self.operation.set("ended");

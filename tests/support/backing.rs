@@ -3,7 +3,7 @@
 use tmem::{Job, PAGE_SIZE, Writeback};
 
 /// What tables and buffers of a small backing file take of the pool limit, in bytes.
-pub const TABLES: u64 = (9 << 18) + 9 * PAGE_SIZE as u64;
+pub const TABLES: u64 = (9 << 15) + 9 * PAGE_SIZE as u64;
 
 /// Does the first `done` bytes of a job that is under way.
 pub fn carry_out(writeback: &Writeback, job: Job, file: &mut [u8], done: usize) {

@@ -112,7 +112,8 @@ fn entries_take_no_more_than_half_of_a_pool_whose_limit_was_lowered() {
 /// A segment is used up, and nothing that was written to it has freed a frame yet.
 #[test]
 fn frames_wait_rather_than_take_what_the_cleaner_needs() {
-    let profile = Profile { frames: 4000, pages: 6000, shards: 1, ..CALM };
+    // So large a pool has units of a quarter of a segment.
+    let profile = Profile { frames: 34_000, pages: 40_000, shards: 1, ..CALM };
     let mut sim = Sim::with_file(profile, 1, 2 * BACKING_BYTES_MIN);
     for page in 0.. {
         while sim.engine.supply().unwrap().more {}

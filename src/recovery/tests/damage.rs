@@ -9,7 +9,7 @@ use super::*;
 use crate::store::AttachError;
 
 /// Memory files that are damaged, and places in each.
-const FILES: u64 = 500;
+const FILES: u64 = 1500;
 const PLACES: u64 = 6;
 
 /// Pages of each pool that are held, at first.
