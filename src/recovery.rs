@@ -22,7 +22,7 @@ use std::{fmt, io};
 use slab::Slab;
 
 use crate::arena::Arena;
-use crate::backing::{Log, SEGMENTS, Segments, Writeback};
+use crate::backing::{Log, SEGMENTS, Segments, Writeback, noted_unit_blocks};
 use crate::directory::Directory;
 use crate::engine::{Config, Engine, POOLS_MAX, SHARDS_MAX};
 use crate::frame::{NIL, Use};
@@ -134,7 +134,9 @@ impl Prepared {
         segments.bring_in()?;
         let key = record.key();
         let log = Arc::new(Log::new(Arc::clone(&engine.arena), segments, key.as_ref()));
-        self.writeback = Some(Writeback::new(Arc::clone(&log), engine.store.limit())?);
+        let unit_blocks = noted_unit_blocks(engine.store.unit_blocks())
+            .ok_or(AttachError::Tables { what: "how much it says is written at a time" })?;
+        self.writeback = Some(Writeback::new(Arc::clone(&log), unit_blocks)?);
         engine.set_log(log);
         Ok(())
     }

@@ -208,6 +208,8 @@ struct Records {
     log: LogRecord,
     pools: [PoolRecord; POOLS_MAX],
     day: DayRecord,
+    /// Blocks of a unit of writeback.
+    unit_blocks: DurableU64,
 }
 
 /// Where it says that the file is of a kind that is never swapped out: [`STAYS`], if whoever made it knew that.
@@ -406,7 +408,7 @@ impl Store {
         Region::of(&self.file, at + offset, bytes)
     }
 
-    /// Gives back the I/O memory of a pool that there is not any more, or of which no front end is left.
+    /// Gives back the I/O memory of a pool that there is not any more.
     pub(crate) fn clear_io_memory(&self, pool: PoolId) -> io::Result<()> {
         let geometry = self.geometry().map_err(io::Error::other)?;
         let at = geometry.needed_bytes() + u64::from(pool.0) * IO_MEMORY_BYTES_MAX;
@@ -452,6 +454,15 @@ impl Store {
 
     pub(crate) fn log(&self) -> &LogRecord {
         &self.records().log
+    }
+
+    /// Blocks of a unit of writeback: 0 in the store of a program that did not note it.
+    pub(crate) fn unit_blocks(&self) -> u64 {
+        self.records().unit_blocks.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn set_unit_blocks(&self, blocks: u32) {
+        self.records().unit_blocks.store(blocks.into(), Ordering::Release);
     }
 
     pub(crate) fn day(&self) -> &DayRecord {

@@ -219,8 +219,10 @@ pool_of() {
     echo $((table + $(figure "$1" "${2:-mem_used_total}")))
 }
 
-# processes_of PID: of a daemon, the `status` of it and of those that it has started. Some may end meanwhile.
-processes_of() { grep -lE "^(Pid|PPid):[[:space:]]*$1\$" /proc/[0-9]*/status 2>/dev/null; }
+# The `status` of all processes of the daemon: there is one at a time. Some may end meanwhile.
+processes_of_tmem() {
+    grep -lE '^Name:[[:space:]]*tmem(-(worker|standby|preparing|logger|observer|lookout))?$' /proc/[0-9]*/status 2>/dev/null
+}
 
 # memory_of CONTENDER: bytes that it took at most, everything counted: the own pages of all processes of a daemon too, and
 # the files that they map, which are the same, once; of shared memory, beside the pool, memory files that each has for itself, and the buffers
@@ -229,7 +231,7 @@ memory_of() {
     local own=0 files queues depth
     case $1 in
         tmem-*)
-            files=$(processes_of "${PID_OF[$1]}")
+            files=$(processes_of_tmem)
             own=$(awk '/^RssAnon/ { kib += $2 } /^RssFile/ && $2 > files { files = $2 }
                 END { print (kib + files) * 1024 }' $files)
             own=$((own + $(cat ${files//status/smaps} | awk '/^[0-9a-f]+-/ { is_memfd = / \/memfd:/ }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::log::Log;
 use super::seal::KEY_BYTES;
 use super::segments::{SEGMENT_BYTES, SEGMENT_FRAMES, SEGMENTS_MAX, Segments};
+use super::unit::unit_blocks;
 use super::writeback::{HAND_FRAMES, SEGMENTS_MIN, Writeback};
 use crate::engine::{Engine, FRAME_COST};
 use crate::sync::Ordering;
@@ -78,7 +79,8 @@ impl Engine {
         let memory = |source| BackingError::Memory { bytes, source };
         let table = Segments::new(&self.store, segments).map_err(memory)?;
         let log = Arc::new(Log::new(Arc::clone(&self.arena), table, key));
-        let mut writeback = Writeback::new(Arc::clone(&log), self.limit()).map_err(memory)?;
+        let unit_blocks = unit_blocks(self.limit());
+        let mut writeback = Writeback::new(Arc::clone(&log), unit_blocks).map_err(memory)?;
         let tables = log.segments().bytes() + writeback.bytes();
         let limit = self.limit();
         let all = self.tables.load(Ordering::Acquire) + tables;
@@ -90,6 +92,7 @@ impl Engine {
         log.set_accepts(true);
         self.set_log(log);
         // From now on slots may point there.
+        self.store.set_unit_blocks(unit_blocks);
         self.store.log().open(segments, key);
         Ok(writeback)
     }

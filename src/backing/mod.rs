@@ -39,6 +39,7 @@ pub(crate) use policy::{Dials, is_low};
 pub use seal::KEY_BYTES;
 pub(crate) use segments::{SEGMENT_BLOCKS, SEGMENT_FRAMES, SEGMENTS_BYTES_MAX, Segments};
 pub use settings::{SettingsError, WritebackSettings};
+pub(crate) use unit::noted_unit_blocks;
 pub(crate) use writeback::{ENTRIES_LEAST, SEGMENTS};
 pub use writeback::{Health, Job, JobFailed, Writeback};
 #[cfg(all(test, not(any(miri, feature = "shuttle"))))]

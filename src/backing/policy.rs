@@ -223,13 +223,14 @@ struct Day<'a>(&'a DayRecord);
 impl Day<'_> {
     fn written(&self, now: u64) -> u64 {
         let (since, written) = self.0.get();
-        if now.saturating_sub(since) < DAY { written } else { 0 }
+        // One that has not begun yet is no day.
+        if now.checked_sub(since).is_some_and(|age| age < DAY) { written } else { 0 }
     }
 
     fn add(&self, bytes: u64, now: u64) {
         let written = self.written(now);
         let since = if written == 0 { now } else { self.0.get().0 };
-        self.0.set(since, written + bytes);
+        self.0.set(since, written.saturating_add(bytes));
     }
 }
 
@@ -357,6 +358,11 @@ mod tests {
         assert_eq!((day.written(4 * DAY - 1), day.written(4 * DAY)), (30, 0));
         day.add(5, 5 * DAY);
         assert_eq!(day.written(5 * DAY), 5);
+        // Nobody writes that, and memory may be broken.
+        store.day().set(u64::MAX, u64::MAX);
+        assert_eq!(day.written(6 * DAY), 0);
+        day.add(7, 6 * DAY);
+        assert_eq!(day.written(6 * DAY), 7);
     }
 
     #[test]

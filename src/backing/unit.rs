@@ -19,7 +19,16 @@ const UNIT_BLOCKS_LEAST: u32 = 8;
 /// A unit is this part of the pool limit, or less: there are some, and what they take is missing to pages.
 const UNIT_PART: u64 = 512;
 
-/// Blocks of a unit in a pool of this limit, in bytes: a power of two, so that units fill a segment.
+/// Blocks of a unit, as they were noted when the log was made; none if that cannot be. A program that noted nothing had the
+/// largest.
+pub(crate) fn noted_unit_blocks(noted: u64) -> Option<u32> {
+    let blocks = if noted == 0 { UNIT_BLOCKS } else { u32::try_from(noted).ok()? };
+    let is_one = blocks.is_power_of_two() && (UNIT_BLOCKS_LEAST..=UNIT_BLOCKS).contains(&blocks);
+    is_one.then_some(blocks)
+}
+
+/// Blocks of a unit in a pool of this limit, in bytes: a power of two, so that units fill a segment. All processes that have the log
+/// have the same, whatever becomes of the limit: what its buffers take is part of that.
 pub(crate) fn unit_blocks(limit: u64) -> u32 {
     let blocks = limit / PAGE_SIZE as u64 / UNIT_PART;
     1 << blocks.clamp(UNIT_BLOCKS_LEAST.into(), UNIT_BLOCKS.into()).ilog2()
@@ -243,6 +252,8 @@ mod tests {
     #[test]
     fn a_small_pool_has_small_units_and_none_has_more_blocks_than_it_can() {
         assert_eq!([0, 60 << 20, 64 << 20, 1 << 40].map(unit_blocks), [8, 16, 32, 64]);
+        assert_eq!([0, 8, 64].map(noted_unit_blocks), [Some(64), Some(8), Some(64)]);
+        assert_eq!([4, 9, 128, 1 << 33].map(noted_unit_blocks), [None; 4]);
         let mut unit = Unit::new(unit_blocks(0), 1);
         unit.begin(512, UNIT_BLOCKS);
         while unit.has_room() {

@@ -25,7 +25,7 @@ use super::log::Log;
 use super::policy::{self, Policy, Wanted};
 use super::segments::{SEGMENT_BLOCKS, SEGMENT_FRAMES, SEGMENTS_MAX};
 use super::stream::Stream;
-use super::unit::{Buffers, State, Unit, unit_blocks};
+use super::unit::{Buffers, State, Unit};
 use crate::engine::Engine;
 use crate::frame::FRAME_GRANULES;
 use crate::handle::PAGE_SIZE;
@@ -114,9 +114,8 @@ pub struct Writeback {
 }
 
 impl Writeback {
-    /// For a log of a pool of this limit, in bytes.
-    pub(crate) fn new(log: Arc<Log>, limit: u64) -> std::io::Result<Self> {
-        let unit_blocks = unit_blocks(limit);
+    /// With units of so many blocks at most, see [`super::unit`].
+    pub(crate) fn new(log: Arc<Log>, unit_blocks: u32) -> std::io::Result<Self> {
         Ok(Self {
             log,
             unit_blocks,

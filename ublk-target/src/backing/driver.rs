@@ -337,9 +337,9 @@ impl FailedReads {
     }
 }
 
-/// Nanoseconds since the system started, those in which it slept too: the same for all processes.
+/// Nanoseconds since the system started, but for those in which it slept: the same for all processes.
 fn now() -> u64 {
-    let now = clock_gettime(ClockId::Boottime);
+    let now = clock_gettime(ClockId::Monotonic);
     // It is never negative, and a u64 holds centuries.
     now.tv_sec.cast_unsigned() * 1_000_000_000 + now.tv_nsec.cast_unsigned()
 }

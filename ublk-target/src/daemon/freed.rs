@@ -22,6 +22,9 @@ use crate::ublk::node_path;
 pub(super) struct Lookout {
     pool: u16,
     node: NodeNote,
+    pages: u64,
+    /// The numbers of the device for which the probe marks.
+    number: (u32, u32),
     probe: Probe,
     marks: Marks,
 }
@@ -36,8 +39,13 @@ impl Lookout {
         }
         let prepared = |note: &DeviceNote| {
             let Some(node @ NodeNote::Ublk { id, .. }) = note.node else { return None };
-            match probe(plan, &node_path(id), note.pages) {
-                Ok((probe, marks)) => Some(Self { pool: note.pool, node, probe, marks }),
+            let (pool, pages, path) = (note.pool, note.pages, node_path(id));
+            let prepared = number_of(&path).and_then(|number| {
+                let (probe, marks) = Probe::new(plan, number, pages)?;
+                Ok(Self { pool, node, pages, number, probe, marks })
+            });
+            match prepared {
+                Ok(lookout) => Some(lookout),
                 Err(error) => {
                     log(format_args!("freed swap on '{}' will be kept: {error}", note.name));
                     None
@@ -48,16 +56,18 @@ impl Lookout {
         notes.devices.iter().filter(|note| note.is_made).filter_map(prepared).collect()
     }
 
-    /// Whether it is for this device.
+    /// Whether it is for this device: not for one that had its place, of which the kernel's numbers were others.
     pub(super) fn is_for(&self, note: &DeviceNote) -> bool {
-        self.pool == note.pool && note.node == Some(self.node)
+        let NodeNote::Ublk { id, .. } = self.node else { return false };
+        (self.pool, self.pages, Some(self.node)) == (note.pool, note.pages, note.node)
+            && number_of(&node_path(id)).is_ok_and(|number| number == self.number)
     }
 }
 
-fn probe(plan: &Plan, path: &str, pages: u64) -> Result<(Probe, Marks), DaemonError> {
+/// The kernel's numbers of a device, major and minor.
+fn number_of(path: &str) -> Result<(u32, u32), DaemonError> {
     let node = std::fs::metadata(path).map_err(system("look at the device"))?.rdev();
-    let number = (libc::major(node), libc::minor(node));
-    Ok(Probe::new(plan, number, pages)?)
+    Ok((libc::major(node), libc::minor(node)))
 }
 
 impl Daemon {
@@ -83,7 +93,9 @@ impl Daemon {
         let Some(plan) = self.parts.notebook.notes().freed else { return };
         let begin =
             |(probe, marks): (Probe, Marks)| Ok(probe.observe(self.watch_freed(device, marks)?)?);
-        self.have(device, probe(&plan, path, device.block.pages()).and_then(begin));
+        let ready =
+            number_of(path).and_then(|number| Ok(Probe::new(&plan, number, device.block.pages())?));
+        self.have(device, ready.and_then(begin));
     }
 
     /// The same with what was made ready for it, and without waiting.

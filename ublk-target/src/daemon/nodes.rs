@@ -27,8 +27,8 @@ const CONNECTION_BYTES: usize = 512 << 10;
 /// See the module's description.
 pub(super) struct Nodes {
     store: Store,
-    /// By the number of the ublk device.
-    drafts: Vec<(u32, Draft)>,
+    /// Each for one device: its buffers are in the room of that pool, and its queues are those of that node.
+    drafts: Vec<(u16, NodeNote, Draft)>,
     /// Devices of the kernel's NBD client.
     connections: usize,
     /// For these, if there are any.
@@ -56,9 +56,10 @@ impl Nodes {
         let (mut drafts, mut connections) = (Vec::new(), 0);
         for note in &notes.devices {
             match note.node {
-                Some(NodeNote::Ublk { id, queues, depth }) => {
+                Some(node @ NodeNote::Ublk { queues, depth, .. }) => {
                     let room = Room { store: store.clone(), pool: note.pool };
-                    drafts.push((id, Draft::new(QueuePlan { queues, depth }, room, true)?));
+                    let draft = Draft::new(QueuePlan { queues, depth }, room, true)?;
+                    drafts.push((note.pool, node, draft));
                 }
                 Some(NodeNote::Nbd { .. }) => connections += 1,
                 None => {}
@@ -74,7 +75,7 @@ impl Nodes {
     pub(super) fn heap_bytes(&self) -> Result<usize, DaemonError> {
         let helpers = helpers_for(available_parallelism().map_err(system("count the CPUs"))?.get());
         let queues: usize =
-            self.drafts.iter().map(|(_, draft)| usize::from(draft.plan().queues)).sum();
+            self.drafts.iter().map(|(_, _, draft)| usize::from(draft.plan().queues)).sum();
         Ok(queues * QUEUE_BYTES
             + self.drafts.len() * helpers * HELPER_BYTES
             + self.connections * CONNECTION_BYTES)
@@ -91,11 +92,12 @@ impl Nodes {
             }
             NodeNote::Ublk { id, queues, depth } => (id, queues, depth),
         };
-        let room = || Room { store: self.store.clone(), pool: block.pool().number() };
-        let at = self.drafts.iter().position(|(other, _)| *other == id);
-        let draft = match at {
-            Some(at) => self.drafts.swap_remove(at).1,
-            // It was made after us.
+        let pool = block.pool().number();
+        let room = || Room { store: self.store.clone(), pool };
+        let is_its = |(its, other, _): &(u16, NodeNote, Draft)| *its == pool && *other == node;
+        let draft = match self.drafts.iter().position(is_its) {
+            Some(at) => self.drafts.swap_remove(at).2,
+            // It was made after us, though others may have had its number or its pool.
             None => Draft::new(QueuePlan { queues, depth }, room(), true)
                 .unwrap_or_else(|error| cannot("go on", &error)),
         };

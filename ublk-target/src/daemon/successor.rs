@@ -96,14 +96,14 @@ struct Resumed {
 }
 
 impl Successor {
-    /// Hardens the process, and makes all that there will be no time and no memory to make. Call it before any thread is
-    /// started.
-    pub fn prepare(store: Store) -> Result<Self, SuccessorError> {
+    /// Hardens the process, and makes all that there will be no time and no memory to make; where nobody serves, what I/O can do
+    /// without is not made. Call it before any thread is started.
+    pub fn prepare(store: Store, is_served: bool) -> Result<Self, SuccessorError> {
         let supervisor = getppid();
         let notes = Notes::read(&store)?;
         let warnings = process::prepare(notes.config.best_effort, Mounts::Left);
         let warnings = warnings.map_err(DaemonError::from)?;
-        let lookouts = Lookout::prepare(&notes);
+        let lookouts = if is_served { Lookout::prepare(&notes) } else { Vec::new() };
         let candidate = Candidate::new(&store).map_err(system("open the memory file"))?;
         let prepared = Prepared::new(store.clone())?;
         let supply = Supply::prepare().map_err(system("start the supply thread"))?;
@@ -184,6 +184,10 @@ impl Waiting {
         let attached = self.prepared.attach().unwrap_or_else(|error| cannot("go on", &error));
         let Attached { engine, writeback, .. } = attached;
         let engine = Arc::new(engine);
+        // Before anything is written. They were in force before, so they are valid.
+        if let Err(error) = engine.set_writeback_settings(&notes.config.writeback) {
+            process::note(format_args!("settings of writeback are not in force: {error}"));
+        }
         self.supply.begin(Arc::clone(&engine));
         let driver = writeback.zip(notes.backing.as_ref()).and_then(|(writeback, note)| {
             let claim = Self::open_backing(&self.backing, self.file.take(), note)?;
@@ -305,7 +309,6 @@ impl Serving {
         if let Some(warning) = check_locked(parts.engine.is_locked(), best_effort)? {
             log(format_args!("going on without a guard: {warning}"));
         }
-        parts.engine.set_writeback_settings(&parts.config.writeback)?;
         let daemon = Daemon::assemble(parts, nbd)?;
         *daemon.driver.lock() = driver;
         let mut half_made = Vec::new();

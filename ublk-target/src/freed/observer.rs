@@ -22,6 +22,7 @@ use std::time::{Duration, Instant};
 use rustix::stdio::{stdin, stdout};
 
 use super::{FreedError, bpf};
+use crate::log::log;
 use crate::{inherited, process};
 
 /// The first argument of a process that is to [`run`].
@@ -33,7 +34,7 @@ const OURSELVES: &str = "/proc/self/exe";
 /// Where the kernel says what number kprobes have among events.
 pub(super) const KPROBE_TYPE: &str = "/sys/bus/event_source/devices/kprobe/type";
 
-/// What it is told: to begin, and to say how that went; or to say so in the kernel's log if it fails.
+/// What it is told: to begin, and to say how that went; or to say so in the log if it fails.
 const BEGIN: [u8; 1] = [1];
 const BEGIN_AND_NOTE: [u8; 1] = [2];
 
@@ -87,7 +88,7 @@ impl Observer {
         }
     }
 
-    /// The same without waiting: if it cannot be, the kernel's log says so.
+    /// The same without waiting: if it cannot be, the log says so.
     pub(super) fn begin_soon(&mut self) -> Result<(), FreedError> {
         let socket = self.socket.as_mut().ok_or(io::ErrorKind::NotConnected);
         let told = socket.map_err(io::Error::from).and_then(|s| s.write_all(&BEGIN_AND_NOTE));
@@ -137,7 +138,7 @@ pub fn run(mut args: impl Iterator<Item = OsString>) {
     if order == BEGIN_AND_NOTE
         && let Err(error) = &event
     {
-        process::note(format_args!("freed swap is kept until it is written over: {error}"));
+        log(format_args!("freed swap is kept until it is written over: {error}"));
     }
     let errno = event.as_ref().err().map_or(0, |e| e.raw_os_error().unwrap_or(libc::EIO));
     if socket.write_all(&errno.to_le_bytes()).is_err() || errno != 0 {

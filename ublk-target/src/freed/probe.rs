@@ -72,7 +72,7 @@ impl Probe {
         Ok(self.observer)
     }
 
-    /// The same without waiting for it: if it cannot be, the kernel's log says so.
+    /// The same without waiting for it: if it cannot be, the log says so.
     pub fn observe_soon(mut self, _: Watched) -> Result<Observer, FreedError> {
         self.observer.begin_soon()?;
         Ok(self.observer)
