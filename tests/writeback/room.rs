@@ -143,7 +143,7 @@ fn frames_wait_rather_than_take_what_the_cleaner_needs() {
 #[test]
 fn a_full_log_is_a_full_pool() {
     // Far more than both hold.
-    let profile = Profile { pages: 6000, raw: 97, steps: 60_000, ..CALM };
+    let profile = Profile { pages: 8000, raw: 97, steps: 60_000, ..CALM };
     let stats = runs(profile, 3);
     assert!(total(&stats, |stats| stats.pools.failed_puts) > 100);
 }
