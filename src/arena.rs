@@ -281,7 +281,6 @@ impl Arena {
         let (frame, _) = self.next_unbacked(&backing, 1);
         self.back(&mut backing, frame, 1)?;
         self.allocated.fetch_add(1, Ordering::AcqRel);
-        self.meta(frame).reset(Use::Free);
         Ok(frame)
     }
 
@@ -318,6 +317,8 @@ impl Arena {
         } else {
             backing.holes = self.meta(past - 1).lru.next.load(Relaxed);
         }
+        // What its entry said of a frame without memory nobody has looked at, and in a store that was found it may be damaged.
+        (first..past).for_each(|frame| self.meta(frame).reset(Use::Free));
         Ok(())
     }
 
@@ -511,6 +512,22 @@ mod tests {
         assert_eq!(frames.len(), 4);
         frames.into_iter().for_each(|frame| arena.push(frame));
         assert_eq!(arena.free(), 4);
+    }
+
+    #[test]
+    fn what_an_entry_says_before_its_frame_has_memory_does_not_matter() {
+        let arena = Arena::alone(8, 8).unwrap();
+        arena.grow(1).unwrap();
+        // In the same page of the table.
+        arena.meta(1).claim();
+        arena.meta(2).claim();
+        assert_eq!(arena.grow(1).unwrap(), 1);
+        let first_two = [arena.pop().unwrap(), arena.pop().unwrap()];
+        assert_eq!(arena.grow_beyond().unwrap(), 2);
+        for frame in first_two.into_iter().chain([2]) {
+            arena.push(frame);
+        }
+        assert_eq!(arena.free(), 3);
     }
 
     #[test]
