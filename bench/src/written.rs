@@ -172,7 +172,7 @@ mod tests {
                 std::array::from_fn(|at| if at < noise { random.below(256) as u8 } else { 5 })
             })
             .collect();
-        let found = run(&pages, 1, 5 << 20).unwrap();
+        let found = run(&pages, 1, 3 << 20).unwrap();
         assert_eq!((found.len(), lines(&found).len()), (4, 4));
         for one in &found {
             assert!((9000..12_000).contains(&one.pages), "{one:?}");
