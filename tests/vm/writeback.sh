@@ -226,6 +226,8 @@ part_unreadable() {
     check_gone unreadable
     stop_tmem
     unmap_disk
+    # Or it would be taken for somebody's.
+    dd if=/dev/zero of=$disk bs=1M count=64 oflag=direct status=none || give_up "the disk cannot be written"
 }
 
 # hold NAME: a program whose pages are mostly on the disk, and for which there is memory enough by now.

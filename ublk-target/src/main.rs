@@ -50,7 +50,7 @@ fn main() -> ExitCode {
             return Exit::Ok.into();
         }
         Some(first) if first == OBSERVER => {
-            process::name_thread("tmem-lookout");
+            process::name_thread("tmem-observer");
             observer::run(env::args_os().skip(2));
             return Exit::Ok.into();
         }

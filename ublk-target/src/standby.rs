@@ -44,7 +44,7 @@ pub fn run() -> Result<(), Failure> {
     let store = Store::from_file(store).map_err(|error| failed(&error))?;
     let notes = Notes::read(&store).map_err(|error| failed(&error))?;
     let sockets = Sockets::inherited(&mut inherited, &notes.config)?;
-    let successor = Successor::prepare(store, worker.is_some()).map_err(|error| failed(&error))?;
+    let successor = Successor::prepare(store).map_err(|error| failed(&error))?;
     let orders = Orders::new(link, signals, pulse);
     orders.tell(&News::Prepared);
     process::name_thread("tmem-standby");

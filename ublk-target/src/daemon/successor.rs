@@ -13,7 +13,6 @@ use rustix::process::{Pid, getppid};
 use tmem::{AttachError, Attached, Prepared, Store};
 
 use super::error::DaemonError;
-use super::freed::Lookout;
 use super::nodes::Nodes;
 use super::role::{Candidate, Role};
 use super::{Daemon, Device, Parts, check_locked, prepare_nbd, system};
@@ -59,7 +58,6 @@ struct Waiting {
     store: Store,
     warnings: Vec<ProcessError>,
     supervisor: Option<Pid>,
-    lookouts: Vec<Lookout>,
     prepared: Prepared,
     nodes: Nodes,
     supply: Supply,
@@ -84,7 +82,6 @@ pub struct Serving {
     driver: Option<Driver>,
     nbd: Option<Arc<NbdServer>>,
     devices: Vec<Resumed>,
-    lookouts: Vec<Lookout>,
     /// Devices that are noted, and gone.
     gone: Vec<(DeviceNote, Arc<BlockDevice>, Attachment)>,
 }
@@ -96,14 +93,13 @@ struct Resumed {
 }
 
 impl Successor {
-    /// Hardens the process, and makes all that there will be no time and no memory to make; where nobody serves, what I/O can do
-    /// without is not made. Call it before any thread is started.
-    pub fn prepare(store: Store, is_served: bool) -> Result<Self, SuccessorError> {
+    /// Hardens the process, and makes all that there will be no time and no memory to make. Call it before any thread is
+    /// started.
+    pub fn prepare(store: Store) -> Result<Self, SuccessorError> {
         let supervisor = getppid();
         let notes = Notes::read(&store)?;
         let warnings = process::prepare(notes.config.best_effort, Mounts::Left);
         let warnings = warnings.map_err(DaemonError::from)?;
-        let lookouts = if is_served { Lookout::prepare(&notes) } else { Vec::new() };
         let candidate = Candidate::new(&store).map_err(system("open the memory file"))?;
         let prepared = Prepared::new(store.clone())?;
         let supply = Supply::prepare().map_err(system("start the supply thread"))?;
@@ -129,7 +125,6 @@ impl Successor {
             store,
             warnings,
             supervisor,
-            lookouts,
             prepared,
             nodes,
             supply,
@@ -241,14 +236,7 @@ impl Waiting {
             supply: self.supply,
             backing: self.backing,
         };
-        Succession::Serving(Box::new(Serving {
-            parts,
-            driver,
-            nbd,
-            devices,
-            lookouts: self.lookouts,
-            gone,
-        }))
+        Succession::Serving(Box::new(Serving { parts, driver, nbd, devices, gone }))
     }
 
     /// Has the backing file read from now on, and returns what is to be held before it is written; none if the file
@@ -288,7 +276,7 @@ impl Serving {
 
     /// Makes what can wait.
     pub fn finish(self, listener: Option<Listener>) -> Result<Daemon, DaemonError> {
-        let Self { parts, driver, nbd, devices, mut lookouts, gone } = self;
+        let Self { parts, driver, nbd, devices, gone } = self;
         let best_effort = parts.config.best_effort;
         for (note, block, exported) in gone {
             // Nobody has come to it yet.
@@ -313,13 +301,9 @@ impl Serving {
         *daemon.driver.lock() = driver;
         let mut half_made = Vec::new();
         for Resumed { note, block, attachment } in devices {
-            let lookout = lookouts.iter().position(|lookout| lookout.is_for(&note));
             let (name, swapped_by_us) = (note.name, note.swapped_by_us);
             let observer = Mutex::new(None);
             let device = Arc::new(Device { name, block, attachment, swapped_by_us, observer });
-            if let Some(at) = lookout {
-                daemon.go_on_following(&device, lookouts.swap_remove(at));
-            }
             if !note.is_made {
                 half_made.push(Arc::clone(&device));
             }

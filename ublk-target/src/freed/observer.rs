@@ -1,12 +1,9 @@
-//! A process that has the kernel run a probe's program, from when another process tells it to and for as long as that wants it.
+//! A process that has the kernel run a probe's program, for as long as another process wants it to.
 //!
 //! When whoever has a probe ends, the kernel takes it out of its function, for which it takes locks of its own and waits until no
 //! processor can be in there. A process that serves swap must not wait for that when it dies: until it is dead no other goes on in its
 //! place, and whoever has these locks may wait for a page. So the probe is another process's, which nobody waits for. It has a
 //! socket to the one that wants it, and ends when the other end is closed, by whatever.
-//!
-//! It is started beforehand, by a process that serves nothing yet: until what was started is a program of its own, it has all open that
-//! the one that started it has, the devices too, and nobody could go on before it has let go of them.
 
 use std::env;
 use std::ffi::{CStr, CString, OsString};
@@ -22,7 +19,6 @@ use std::time::{Duration, Instant};
 use rustix::stdio::{stdin, stdout};
 
 use super::{FreedError, bpf};
-use crate::log::log;
 use crate::{inherited, process};
 
 /// The first argument of a process that is to [`run`].
@@ -34,10 +30,6 @@ const OURSELVES: &str = "/proc/self/exe";
 /// Where the kernel says what number kprobes have among events.
 pub(super) const KPROBE_TYPE: &str = "/sys/bus/event_source/devices/kprobe/type";
 
-/// What it is told: to begin, and to say how that went; or to say so in the log if it fails.
-const BEGIN: [u8; 1] = [1];
-const BEGIN_AND_NOTE: [u8; 1] = [2];
-
 /// How long it may take until it listens. There may be no memory, and it goes on without.
 const BEGIN_LIMIT: Duration = Duration::from_secs(10);
 
@@ -45,8 +37,7 @@ const BEGIN_LIMIT: Duration = Duration::from_secs(10);
 const END_LIMIT: Duration = Duration::from_secs(5);
 const END_PERIOD: Duration = Duration::from_millis(10);
 
-/// The process, as who wants it has it; it listens from [`Observer::begin`] on. Ends it when dropped, which may take as long as
-/// [`END_LIMIT`].
+/// The process, as who wants it has it. Ends it when dropped, which may take as long as [`END_LIMIT`].
 #[derive(Debug)]
 pub struct Observer {
     process: Child,
@@ -55,8 +46,8 @@ pub struct Observer {
 }
 
 impl Observer {
-    /// A process that is to have the program run, whenever the kernel frees slots.
-    pub(super) fn prepare(program: OwnedFd, function: &CStr) -> Result<Self, FreedError> {
+    /// Has the program run from now on, whenever the kernel frees slots.
+    pub(super) fn start(program: OwnedFd, function: &CStr) -> Result<Self, FreedError> {
         let kind = fs::read_to_string(KPROBE_TYPE);
         let kind = kind.map_err(|source| FreedError::NoProbes { source })?;
         let failed = |source| FreedError::Failed { what: "start a process that observes", source };
@@ -73,13 +64,9 @@ impl Observer {
         let process = command.spawn().map_err(failed)?;
         // It has its ends of what it was given, and ours would keep it from seeing that we are gone.
         drop(command);
-        Ok(Self { process, socket: Some(socket) })
-    }
-
-    /// Has the program run from now on, and returns when it does.
-    pub(super) fn begin(&mut self) -> Result<(), FreedError> {
-        match self.outcome().map_err(unreachable)? {
-            0 => Ok(()),
+        let mut observer = Self { process, socket: Some(socket) };
+        match observer.outcome().map_err(failed)? {
+            0 => Ok(observer),
             errno => {
                 let what = "listen where the kernel frees swap slots";
                 let source = io::Error::from_raw_os_error(errno);
@@ -88,25 +75,13 @@ impl Observer {
         }
     }
 
-    /// The same without waiting: if it cannot be, the log says so.
-    pub(super) fn begin_soon(&mut self) -> Result<(), FreedError> {
-        let socket = self.socket.as_mut().ok_or(io::ErrorKind::NotConnected);
-        let told = socket.map_err(io::Error::from).and_then(|s| s.write_all(&BEGIN_AND_NOTE));
-        told.map_err(unreachable)
-    }
-
-    /// Tells it to listen, and waits until it does: 0, or the number of the error for which it does not.
+    /// Waits until it listens: 0, or the number of the error for which it does not.
     fn outcome(&mut self) -> io::Result<i32> {
         let mut errno = [0; 4];
         let socket = self.socket.as_mut().ok_or(io::ErrorKind::NotConnected)?;
-        socket.write_all(&BEGIN)?;
         socket.read_exact(&mut errno)?;
         Ok(i32::from_le_bytes(errno))
     }
-}
-
-fn unreachable(source: io::Error) -> FreedError {
-    FreedError::Failed { what: "reach the process that is to observe", source }
 }
 
 impl Drop for Observer {
@@ -128,18 +103,7 @@ pub fn run(mut args: impl Iterator<Item = OsString>) {
         Ok(socket) => UnixStream::from(socket),
         Err(_) => return,
     };
-    let mut order = BEGIN;
-    // Who has prepared it may have no use for it.
-    if socket.read_exact(&mut order).is_err() {
-        return;
-    }
-    process::name_thread("tmem-observer");
     let event = listen(args.next(), args.next());
-    if order == BEGIN_AND_NOTE
-        && let Err(error) = &event
-    {
-        log(format_args!("freed swap is kept until it is written over: {error}"));
-    }
     let errno = event.as_ref().err().map_or(0, |e| e.raw_os_error().unwrap_or(libc::EIO));
     if socket.write_all(&errno.to_le_bytes()).is_err() || errno != 0 {
         return;

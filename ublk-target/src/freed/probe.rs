@@ -3,9 +3,10 @@
 //! The area has to be the whole of the device: not a partition of it, nor a file on it. Slots are the device's pages then, one
 //! for one. Marks are set before the kernel can give a slot away again, and so before whatever is written to it next.
 
+use std::ffi::CStr;
 use std::io;
 use std::ops::Range;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 use tmem::{FreedPages, Watched};
 
@@ -23,11 +24,11 @@ const PAGES_MAX: u64 = 1 << 26;
 const MAJOR_BITS: u32 = 12;
 const MINOR_BITS: u32 = 20;
 
-/// A program that would mark freed slots of one swap area, and the process that will have the kernel run it. It marks none before
-/// [`Probe::observe`].
+/// A program that would mark freed slots of one swap area, and marks none before [`Probe::observe`].
 #[derive(Debug)]
 pub struct Probe {
-    observer: Observer,
+    program: OwnedFd,
+    function: &'static CStr,
 }
 
 /// What it marks.
@@ -39,7 +40,7 @@ pub struct Marks {
 
 impl Probe {
     /// For freed slots of the device of those numbers (major and minor), which has so many pages. Whoever writes to these has to see
-    /// the marks before the first is set. It starts a process.
+    /// the marks before the first is set.
     ///
     /// It needs CAP_BPF and CAP_PERFMON, or CAP_SYS_ADMIN.
     pub fn new(plan: &Plan, device: (u32, u32), pages: u64) -> Result<(Self, Marks), FreedError> {
@@ -62,20 +63,12 @@ impl Probe {
         })?;
         let instructions = program::mark(plan, arguments, number, pages, map.as_fd());
         let program = bpf::load(ProgramKind::Probe, "marks freed swap slots", &instructions)?;
-        let observer = Observer::prepare(program, plan.hook.function())?;
-        Ok((Self { observer }, Marks { words, pages }))
+        Ok((Self { program, function: plan.hook.function() }, Marks { words, pages }))
     }
 
     /// From now on, and until what is returned is dropped, freed slots are marked.
-    pub fn observe(mut self, _: Watched) -> Result<Observer, FreedError> {
-        self.observer.begin()?;
-        Ok(self.observer)
-    }
-
-    /// The same without waiting for it: if it cannot be, the log says so.
-    pub fn observe_soon(mut self, _: Watched) -> Result<Observer, FreedError> {
-        self.observer.begin_soon()?;
-        Ok(self.observer)
+    pub fn observe(self, _: Watched) -> Result<Observer, FreedError> {
+        Observer::start(self.program, self.function)
     }
 }
 

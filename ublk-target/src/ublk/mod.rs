@@ -15,7 +15,7 @@ mod server;
 mod sizing;
 
 pub use buffers::Room;
-pub use control::{forlorn, node_path};
+pub use control::forlorn;
 pub use driver::{DriverError, broken, ring_advice};
 pub use error::ServerError;
 pub use helper::helpers_for;
