@@ -221,7 +221,7 @@ pool_of() {
 
 # The `status` of all processes of the daemon: there is one at a time. Some may end meanwhile.
 processes_of_tmem() {
-    grep -lE '^Name:[[:space:]]*tmem(-(worker|standby|preparing|logger|observer|lookout))?$' /proc/[0-9]*/status 2>/dev/null
+    grep -lE '^Name:[[:space:]]*tmem(-(worker|standby|preparing|logger|observer))?$' /proc/[0-9]*/status 2>/dev/null
 }
 
 # memory_of CONTENDER: bytes that it took at most, everything counted: the own pages of all processes of a daemon too, and
