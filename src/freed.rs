@@ -6,7 +6,8 @@
 //!
 //! What makes that safe: a put takes the page's mark away, under its shard's lock, and a page is flushed under that lock
 //! only while it is marked. A mark that was set before the put is gone with it, and one that was set after it is meant for
-//! what the put has stored. Whoever marks must do so before the page can be written anew, and only then.
+//! what the put has stored. Whoever marks must do so before the page can be written anew, and only then. Marks that were
+//! there before puts knew of them are taken away unseen: nobody knows what was put since.
 
 use std::ops::Range;
 
@@ -30,17 +31,11 @@ pub trait FreedPages: Send + Sync {
     fn unmark(&self, page: u64);
 }
 
-/// Says that puts know of a pool's marks: from now on pages may be marked. [`Engine::watch_freed`] makes it, and nobody else.
-#[derive(Debug)]
-#[must_use]
-pub struct Watched(());
-
 impl Engine {
     /// From now on, pages of this pool are flushed that `freed` says are freed. The pool keeps it as long as there is the
     /// pool, and somewhat longer: whichever thread flushes at that moment drops it.
     ///
-    /// Nothing may be marked before this returns: a put before that does not know of marks, and one that it should have taken
-    /// away would be believed.
+    /// What was marked before this returns may be forgotten. It goes through all marks, and waits for every shard's lock.
     ///
     /// # Errors
     ///
@@ -48,20 +43,16 @@ impl Engine {
     ///
     /// # Panics
     ///
-    /// If somebody tells of this pool's pages already, or one is marked.
-    pub fn watch_freed(
-        &self,
-        id: PoolId,
-        freed: Box<dyn FreedPages>,
-    ) -> Result<Watched, PoolError> {
+    /// If somebody tells of this pool's pages already.
+    pub fn watch_freed(&self, id: PoolId, freed: Box<dyn FreedPages>) -> Result<(), PoolError> {
         let pool = self.registry.lock().pool(id).cloned().ok_or(PoolError::NoPool)?;
-        assert_eq!(freed.next(0..pool.pages()), None, "a page was marked too early");
         assert!(pool.watch(freed), "two tell of one pool's freed pages");
-        // A put that saw no marks before this has left its shard's lock after it.
+        // A put that has not taken its page's mark away, as it did not know of it, has its page stored by then.
         for shard in &self.shards {
             drop(shard.0.lock());
         }
-        Ok(Watched(()))
+        pool.believe();
+        Ok(())
     }
 
     /// Flushes pages that are marked as freed, of some objects of each pool; true if there may be more. Called until that is
@@ -150,7 +141,7 @@ mod tests {
             let client = engine.create_client().unwrap();
             let pool = engine.create_pool(client, PoolKind::Persistent, PAGES).unwrap();
             let marks = Marks::new();
-            let _ = engine.watch_freed(pool, Box::new(marks.clone())).unwrap();
+            engine.watch_freed(pool, Box::new(marks.clone())).unwrap();
             Self { queue: engine.queue(client), engine, client, pool, marks }
         }
 
@@ -231,13 +222,23 @@ mod tests {
     }
 
     #[test]
-    #[should_panic(expected = "marked too early")]
     fn what_is_marked_before_puts_know_of_it_is_not_believed() {
-        let watched = Bench::new();
+        let mut watched = Bench::new();
         let kind = PoolKind::Persistent;
-        let pool = watched.engine.create_pool(watched.client, kind, PAGES).unwrap();
-        watched.marks.mark(7);
-        let _ = watched.engine.watch_freed(pool, Box::new(watched.marks.clone()));
+        watched.pool = watched.engine.create_pool(watched.client, kind, PAGES).unwrap();
+        let marks = Marks::new();
+        [0, 7, PAGES - 1].into_iter().for_each(|page| {
+            watched.put(page);
+            marks.mark(page);
+        });
+        watched.flush();
+        watched.engine.watch_freed(watched.pool, Box::new(marks.clone())).unwrap();
+        watched.flush();
+        assert!([0, 7, PAGES - 1].into_iter().all(|page| watched.holds(page)));
+        // From then on it is.
+        marks.mark(7);
+        watched.flush();
+        assert!(!watched.holds(7));
     }
 
     #[test]

@@ -90,7 +90,7 @@ pub use batch::BATCH_PAGES;
 pub use board::{BatchError, Batches, Board, Step, Way};
 pub use engine::{Config, Engine, Got, POOLS_MAX, SHARDS_MAX};
 pub use error::{ConfigError, GetError, PoolError, PutError, UpdateError};
-pub use freed::{FreedPages, Watched};
+pub use freed::FreedPages;
 pub use handle::{
     ClientId, Handle, OBJECT_PAGES, PAGE_SIZE, POOL_PAGES_MAX, Page, PoolId, PoolKind,
 };

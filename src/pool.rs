@@ -5,7 +5,7 @@ use std::sync::{Arc, OnceLock};
 use crate::directory::Directory;
 use crate::freed::FreedPages;
 use crate::handle::{ClientId, Handle, OBJECT_PAGES, PoolId, PoolKind};
-use crate::sync::{AtomicU64, Ordering};
+use crate::sync::{AtomicBool, AtomicU64, Ordering};
 
 /// A pool's fixed properties and its directory.
 pub(crate) struct Pool {
@@ -19,6 +19,8 @@ pub(crate) struct Pool {
     closing: AtomicU64,
     /// Who knows which pages nobody will ask for again. Set once at most.
     freed: OnceLock<Box<dyn FreedPages>>,
+    /// Whether their marks are all newer than what was put last.
+    is_believed: AtomicBool,
     /// The page from which these are looked for next.
     pub(crate) freed_cursor: AtomicU64,
 }
@@ -33,22 +35,47 @@ impl Pool {
         directory: Directory,
     ) -> Self {
         let (active, closing) = (AtomicU64::new(0), AtomicU64::new(0));
-        let (freed, freed_cursor) = (OnceLock::new(), AtomicU64::new(0));
-        Self { id, client, kind, directory, pages, active, closing, freed, freed_cursor }
+        let (freed, is_believed, freed_cursor) =
+            (OnceLock::new(), AtomicBool::new(false), AtomicU64::new(0));
+        Self {
+            id,
+            client,
+            kind,
+            directory,
+            pages,
+            active,
+            closing,
+            freed,
+            is_believed,
+            freed_cursor,
+        }
     }
 
-    /// From now on these pages are flushed. False if it is told of others already.
+    /// From now on marks of these pages are taken away when somebody writes to them. False if it is told of others already.
     pub(crate) fn watch(&self, freed: Box<dyn FreedPages>) -> bool {
         self.freed.set(freed).is_ok()
     }
 
+    /// Takes all marks away that there are, and believes those that come from now on. Called when all who write see `watch`.
+    pub(crate) fn believe(&self) {
+        let Some(freed) = self.freed.get() else { return };
+        let mut from = 0;
+        while let Some(page) = freed.next(from..self.pages) {
+            freed.unmark(page);
+            from = page + 1;
+        }
+        self.is_believed.store(true, Ordering::Release);
+    }
+
+    /// Who marks freed pages, as far as that is believed.
     pub(crate) fn freed(&self) -> Option<&dyn FreedPages> {
-        self.freed.get().map(|freed| &**freed)
+        let freed = self.freed.get().filter(|_| self.is_believed.load(Ordering::Acquire));
+        freed.map(|freed| &**freed)
     }
 
     /// Takes a page's mark away, if it has one: somebody has written to it. Called with its shard's lock held.
     pub(crate) fn unmark(&self, handle: Handle) {
-        if let Some(freed) = self.freed() {
+        if let Some(freed) = self.freed.get() {
             freed.unmark(handle.page());
         }
     }

@@ -14,7 +14,7 @@ use shuttle::{sync as imp, thread};
 use std::{sync as imp, thread};
 
 pub(crate) use imp::MutexGuard;
-pub(crate) use imp::atomic::{AtomicPtr, AtomicU64, Ordering};
+pub(crate) use imp::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering};
 pub(crate) use thread::yield_now;
 
 /// Where another thread may come between, for shuttle: before a word inside mapped memory is changed that several

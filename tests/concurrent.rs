@@ -103,29 +103,10 @@ impl FreedPages for Marks {
     }
 }
 
+/// All that a device does.
 fn scenario(size: Size) {
-    const SHARDS: usize = 2;
-    let is_backed = size.backing != Backing::None;
-    let backing = if is_backed { TABLES + ENTRIES * PAGE_SIZE as u64 } else { 0 };
-    let limit = Config::limit_min(SHARDS) + backing + (2 + size.frames) * PAGE_SIZE as u64;
-    let config = Config { limit, limit_max: 2 * limit, shards: SHARDS };
-    let engine = Engine::new(&config).unwrap();
-    let client = engine.create_client().unwrap();
-    let pages = u64::from(4 * OBJECT_PAGES);
-    let swap = engine.create_pool(client, PoolKind::Persistent, pages).unwrap();
-    let cache = engine.create_pool(client, PoolKind::Ephemeral, pages).unwrap();
-    // Encrypting takes minutes under Miri.
-    let key = Some(&[3; 32]).filter(|_| !cfg!(miri));
-    let attach = || engine.attach_backing(BACKING_BYTES_MIN, key).unwrap();
-    let keep_copies = size.backing == Backing::Copied;
-    let settings = WritebackSettings { keep_copies, ..WritebackSettings::default() };
-    engine.set_writeback_settings(&settings).unwrap();
-    let writeback = Mutex::new(is_backed.then(attach));
-    let file = Mutex::new(vec![0; if is_backed { BACKING_BYTES_MIN as usize } else { 0 }]);
-    let freed = Marks(Arc::new(AtomicU64::new(0)));
-    let _ = engine.watch_freed(swap, Box::new(freed.clone())).unwrap();
-    let all = Scenario { engine, client, swap, cache, size, freed, file, writeback };
-    let all = Arc::new(all);
+    let all = Scenario::new(size);
+    all.watch();
     let roles = [
         Scenario::write,
         Scenario::read,
@@ -135,19 +116,61 @@ fn scenario(size: Size) {
         Scenario::supply,
         Scenario::write_back,
     ];
-    let threads: Vec<_> = roles
-        .into_iter()
-        .map(|role| {
-            let all = Arc::clone(&all);
-            thread::spawn(move || role(&all))
-        })
-        .collect();
-    all.dispute();
-    threads.into_iter().for_each(|thread| thread.join().unwrap());
+    all.run(&roles, Scenario::dispute);
     all.check_end();
 }
 
+/// Pages were put and marked before it is known of marks, as where a process goes on for another.
+fn going_on(size: Size) {
+    let all = Scenario::new(size);
+    all.run(&[Scenario::free, Scenario::flush_freed], Scenario::watch);
+    // Which of them were forgotten is nobody's business.
+    (FREED..FREED + 2).for_each(|page| all.freed.mark(page));
+    all.check_freed();
+}
+
 impl Scenario {
+    fn new(size: Size) -> Arc<Self> {
+        const SHARDS: usize = 2;
+        let is_backed = size.backing != Backing::None;
+        let backing = if is_backed { TABLES + ENTRIES * PAGE_SIZE as u64 } else { 0 };
+        let limit = Config::limit_min(SHARDS) + backing + (2 + size.frames) * PAGE_SIZE as u64;
+        let config = Config { limit, limit_max: 2 * limit, shards: SHARDS };
+        let engine = Engine::new(&config).unwrap();
+        let client = engine.create_client().unwrap();
+        let pages = u64::from(4 * OBJECT_PAGES);
+        let swap = engine.create_pool(client, PoolKind::Persistent, pages).unwrap();
+        let cache = engine.create_pool(client, PoolKind::Ephemeral, pages).unwrap();
+        // Encrypting takes minutes under Miri.
+        let key = Some(&[3; 32]).filter(|_| !cfg!(miri));
+        let attach = || engine.attach_backing(BACKING_BYTES_MIN, key).unwrap();
+        let keep_copies = size.backing == Backing::Copied;
+        let settings = WritebackSettings { keep_copies, ..WritebackSettings::default() };
+        engine.set_writeback_settings(&settings).unwrap();
+        let writeback = Mutex::new(is_backed.then(attach));
+        let file = Mutex::new(vec![0; if is_backed { BACKING_BYTES_MIN as usize } else { 0 }]);
+        let freed = Marks(Arc::new(AtomicU64::new(0)));
+        Arc::new(Self { engine, client, swap, cache, size, freed, file, writeback })
+    }
+
+    /// Has each of these done by a thread, and the last by this one.
+    fn run(self: &Arc<Self>, roles: &[fn(&Self)], own: fn(&Self)) {
+        let threads: Vec<_> = roles
+            .iter()
+            .map(|&role| {
+                let all = Arc::clone(self);
+                thread::spawn(move || role(&all))
+            })
+            .collect();
+        own(self);
+        threads.into_iter().for_each(|thread| thread.join().unwrap());
+    }
+
+    /// From now on, what is marked is flushed.
+    fn watch(&self) {
+        self.engine.watch_freed(self.swap, Box::new(self.freed.clone())).unwrap();
+    }
+
     /// Rewrites the watched page, and keeps pages of its own.
     fn write(&self) {
         let mut queue = self.engine.queue(self.client);
@@ -311,6 +334,23 @@ impl Scenario {
         }
     }
 
+    fn flush_freed(&self) {
+        for _ in 0..2 * self.size.rounds {
+            self.engine.flush_freed();
+            thread::yield_now();
+        }
+    }
+
+    /// Nothing is held of what is marked.
+    fn check_freed(&self) {
+        for _ in 0..2 {
+            while self.engine.flush_freed() {}
+        }
+        let mut queue = self.engine.queue(self.client);
+        let pages = (FREED..FREED + 2).map(|page| self.get(&mut queue, self.swap, page));
+        assert!({ pages }.all(|held| held == Ok(None)), "what is freed is held");
+    }
+
     fn check_end(&self) {
         let mut queue = self.engine.queue(self.client);
         match self.get(&mut queue, self.swap, DISPUTED) {
@@ -318,11 +358,7 @@ impl Scenario {
             Err(GetError::Lost) => {}
             other => panic!("the disputed page holds {other:?}"),
         }
-        for _ in 0..2 {
-            while self.engine.flush_freed() {}
-        }
-        let pages = (FREED..FREED + 2).map(|page| self.get(&mut queue, self.swap, page));
-        assert!({ pages }.all(|held| held == Ok(None)), "what is freed is held");
+        self.check_freed();
         for pool in [self.swap, self.cache] {
             self.engine.flush_range(pool, 0, u64::MAX);
         }
@@ -345,6 +381,26 @@ fn contents(writer: u32, version: u32) -> Page {
     page[..4].copy_from_slice(&writer.to_le_bytes());
     page[4..8].copy_from_slice(&version.to_le_bytes());
     page
+}
+
+#[cfg(not(feature = "shuttle"))]
+#[test]
+fn marks_that_were_left_free_nothing() {
+    for _ in 0..if cfg!(miri) { 1 } else { 200 } {
+        going_on(Size {
+            rounds: if cfg!(miri) { 8 } else { 200 },
+            frames: 8,
+            backing: Backing::None,
+        });
+    }
+}
+
+#[cfg(feature = "shuttle")]
+#[test]
+fn random_schedules_free_nothing_by_marks_that_were_left() {
+    let size = Size { rounds: 4, frames: 8, backing: Backing::None };
+    shuttle::check_random(move || going_on(size), 3000);
+    shuttle::check_pct(move || going_on(size), 3000, 3);
 }
 
 #[cfg(not(feature = "shuttle"))]

@@ -83,7 +83,7 @@ impl Path {
         let client = engine.create_client().unwrap();
         let swap = engine.create_pool(client, PoolKind::Persistent, PAGES).unwrap();
         let cache = engine.create_pool(client, PoolKind::Ephemeral, PAGES).unwrap();
-        let _ = engine.watch_freed(swap, Box::new(Freed(AtomicBool::new(false)))).unwrap();
+        engine.watch_freed(swap, Box::new(Freed(AtomicBool::new(false)))).unwrap();
         while engine.supply().unwrap().more {}
         let queue = engine.queue(client);
         let pages = (0..8).map(page).collect();

@@ -1,7 +1,7 @@
 # freed.sh [PART...]: pages of swap that the kernel frees are not kept, though it does not discard them.
 #
 #   places     single places are freed while others around them are in use, under pressure
-#   heirs      a process that goes on after another's death does not see it, and all is right
+#   heirs      a process that goes on after another's death sees it as well, and so does the next; and all is right without
 #   strangers  swap elsewhere, and a swap file on a device of ours, frees nothing of ours
 #   exported   nothing is flushed of a device that others can reach
 #
@@ -69,17 +69,34 @@ part_places() {
 one_observes() { [ "$(pid_of tmem-observer | wc -l)" = 1 ]; }
 nobody_observes() { [ -z "$(pid_of tmem-observer)" ]; }
 
-# All that was ever swapped fits the pool: from the first death on, what is freed is held until it is written over.
+# All that was ever swapped fits the pool: what was freed around a death, when nobody looked, is held until it is written over.
 part_heirs() {
+    local death worker observer
     start_tmem 200M 96M
     swap_on_silently "$DEVICE"
     check "heirs: there are two standbys" wait_for 60 are_standbys 2
+    check "heirs: one process observes" one_observes
+    observer=$(pid_of tmem-observer)
     hold_pages "$(mem 50)"
     kill_under_pressure 5 1 60 heap=60,same=25,text=15
     let_pages_go heirs
-    check "heirs: nobody observes any more" wait_for 30 nobody_observes
+    for death in 1 2; do
+        check "heirs: the same process observes, time $death" eval '[ "$(pid_of tmem-observer)" = "$observer" ]'
+        pressure "heirs: every page is right, time $death" --memory 105% --seed $((4 + death)) --touches 0.2
+        check "heirs: what is freed is flushed, time $death" wait_for 30 eval '[ "$(stat_of freed_pages)" -gt 2000 ]'
+        worker=$(pid_of tmem-worker)
+        kill -9 "$worker"
+        check "heirs: another goes on, time $death" wait_for 60 other_than tmem-worker "$worker"
+        check "heirs: and has two standbys, time $death" wait_for 60 are_standbys 2
+    done
+    check_fails "heirs: nobody says that freed swap is kept" grep 'kept until it is written over' "$TMEM_LOG"
+    kill -9 "$observer"
+    worker=$(pid_of tmem-worker)
+    kill -9 "$worker"
+    check "heirs: another goes on where nobody observes" wait_for 60 other_than tmem-worker "$worker"
+    check "heirs: and says that freed swap is kept" wait_for 30 grep 'kept until it is written over' "$TMEM_LOG"
+    pressure "heirs: every page is right without" --memory 60% --seed 7 --touches 0.2
     check_number "heirs: and nothing is flushed" "$(stat_of freed_pages)" -eq 0
-    pressure "heirs: every page is right" --memory 60% --seed 5 --touches 0.2
     check "heirs: swapoff" swapoff "$DEVICE"
     check "heirs: blkdiscard" blkdiscard "$DEVICE"
     check_empty heirs

@@ -36,6 +36,9 @@ pub struct Notes {
     /// How it is found out which places of swap the kernel frees, if it can be.
     #[serde(default, deserialize_with = "if_known")]
     pub freed: Option<Plan>,
+    /// The first part of the names by which the processes that observe it are asked, if there are any.
+    #[serde(default)]
+    pub observers: Option<String>,
     /// How often another went on.
     pub takeovers: Takeovers,
     /// Nothing is in use any more, and nobody shall go on.
@@ -145,6 +148,7 @@ impl Notebook {
             worker: std::process::id(),
             supervisor: std::os::unix::process::parent_id(),
             freed: None,
+            observers: None,
             takeovers: Takeovers::default(),
             is_ended: false,
         };

@@ -9,46 +9,67 @@
 
 use std::os::unix::fs::MetadataExt;
 
+use rustix::rand::GetRandomFlags;
+
 use super::{Daemon, DaemonError, Device, system};
 use crate::freed::observer::Observer;
-use crate::freed::{Plan, Probe};
+use crate::freed::{Plan, Probe, observed};
 use crate::log::log;
 
 impl Daemon {
     /// Finds out how it is found out, and notes that for who goes on.
     pub(super) fn plan_freed(&self) {
-        let plan = match Plan::make() {
-            Ok(plan) => plan,
-            Err(error) => {
-                return log(format_args!("freed swap is kept until it is written over: {error}"));
-            }
+        let planned = || {
+            let plan = Plan::make()?;
+            let mut name = [0; 16];
+            rustix::rand::getrandom(&mut name, GetRandomFlags::empty())
+                .map_err(|error| system("get a random number")(error.into()))?;
+            self.parts.notebook.update(|notes| {
+                notes.freed = Some(plan);
+                notes.observers = Some(format!("{:032x}", u128::from_le_bytes(name)));
+            })?;
+            Ok::<(), DaemonError>(())
         };
-        if let Err(error) = self.parts.notebook.update(|notes| notes.freed = Some(plan)) {
-            log(format_args!("cannot note how to see what swap is freed: {error}"));
+        if let Err(error) = planned() {
+            log(format_args!("freed swap is kept until it is written over: {error}"));
         }
     }
 
     /// From now on, what the kernel frees of swap on this device is flushed, if that can be seen.
     pub(super) fn follow_freed(&self, device: &Device) {
-        let Some(path) = device.attachment.only_node().filter(|_| device.live_node().is_some())
-        else {
-            return;
-        };
-        let Some(plan) = self.parts.notebook.notes().freed else { return };
-        match self.observe(&plan, path, device) {
-            Ok(observer) => *device.observer.lock() = Some(observer),
+        self.have_freed(device, |daemon, path, name| {
+            let Some(plan) = daemon.parts.notebook.notes().freed else { return Ok(None) };
+            let node = std::fs::metadata(path).map_err(system("look at the device"))?.rdev();
+            let number = (libc::major(node), libc::minor(node));
+            let (probe, marks) = Probe::new(&plan, number, device.block.pages())?;
+            daemon.parts.engine.watch_freed(device.block.pool(), Box::new(marks))?;
+            Ok(Some(probe.observe(name)?))
+        });
+    }
+
+    /// The same for a device of which a process that is dead saw it.
+    pub(super) fn follow_freed_on(&self, device: &Device) {
+        self.have_freed(device, |daemon, _, name| {
+            let (observer, marks) = observed(name, device.block.pages())?;
+            daemon.parts.engine.watch_freed(device.block.pool(), Box::new(marks))?;
+            Ok(Some(observer))
+        });
+    }
+
+    fn have_freed(
+        &self,
+        device: &Device,
+        observer: impl FnOnce(&Self, &str, &str) -> Result<Option<Observer>, DaemonError>,
+    ) {
+        let path = device.attachment.only_node().filter(|_| device.live_node().is_some());
+        let Some((path, names)) = path.zip(self.parts.notebook.notes().observers) else { return };
+        let name = format!("{names}-{}", device.block.pool().number());
+        match observer(self, path, &name) {
+            Ok(observer) => *device.observer.lock() = observer,
             Err(error) => log(format_args!(
                 "freed swap on '{}' is kept until it is written over: {error}",
                 device.name
             )),
         }
-    }
-
-    fn observe(&self, plan: &Plan, path: &str, device: &Device) -> Result<Observer, DaemonError> {
-        let node = std::fs::metadata(path).map_err(system("look at the device"))?.rdev();
-        let number = (libc::major(node), libc::minor(node));
-        let (probe, marks) = Probe::new(plan, number, device.block.pages())?;
-        let watched = self.parts.engine.watch_freed(device.block.pool(), Box::new(marks))?;
-        Ok(probe.observe(watched)?)
     }
 }

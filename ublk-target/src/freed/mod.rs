@@ -18,7 +18,7 @@ use std::io;
 
 pub use btf::BtfError;
 pub use plan::Plan;
-pub use probe::{Marks, Probe};
+pub use probe::{Marks, Probe, observed};
 
 /// Why we do not hear of freed swap slots.
 #[derive(Debug, thiserror::Error)]

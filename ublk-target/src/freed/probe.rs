@@ -6,9 +6,9 @@
 use std::ffi::CStr;
 use std::io;
 use std::ops::Range;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use tmem::{FreedPages, Watched};
+use tmem::FreedPages;
 
 use super::bits::{self, Bits};
 use super::bpf::{self, Mapping, NEEDS_BPF, ProgramKind};
@@ -28,10 +28,11 @@ const MINOR_BITS: u32 = 20;
 #[derive(Debug)]
 pub struct Probe {
     program: OwnedFd,
+    map: OwnedFd,
     function: &'static CStr,
 }
 
-/// What it marks.
+/// What it marks. A mark may be older than what was put into its slot last, unless whoever puts has taken it away.
 #[derive(Debug)]
 pub struct Marks {
     words: Mapping,
@@ -39,8 +40,7 @@ pub struct Marks {
 }
 
 impl Probe {
-    /// For freed slots of the device of those numbers (major and minor), which has so many pages. Whoever writes to these has to see
-    /// the marks before the first is set.
+    /// For freed slots of the device of those numbers (major and minor), which has so many pages.
     ///
     /// It needs CAP_BPF and CAP_PERFMON, or CAP_SYS_ADMIN.
     pub fn new(plan: &Plan, device: (u32, u32), pages: u64) -> Result<(Self, Marks), FreedError> {
@@ -53,26 +53,38 @@ impl Probe {
         if pages == 0 || pages > PAGES_MAX {
             return Err(invalid("mark slots of a device of more than 256 GiB"));
         }
-        let words = bits::words_for(pages);
-        let map = bpf::create_map(words as u32)
+        let map = bpf::create_map(bits::words_for(pages) as u32)
             .map_err(|source| FreedError::of("make a map in the kernel", NEEDS_BPF, source))?;
-        let mapping = Mapping::new(map.as_fd(), words as usize);
-        let words = mapping.map_err(|source| FreedError::Failed {
-            what: "map the marks of freed slots",
-            source,
-        })?;
+        let marks = Marks::of(map.as_fd(), pages)?;
         let instructions = program::mark(plan, arguments, number, pages, map.as_fd());
         let program = bpf::load(ProgramKind::Probe, "marks freed swap slots", &instructions)?;
-        Ok((Self { program, function: plan.hook.function() }, Marks { words, pages }))
+        Ok((Self { program, map, function: plan.hook.function() }, marks))
     }
 
-    /// From now on, and until what is returned is dropped, freed slots are marked.
-    pub fn observe(self, _: Watched) -> Result<Observer, FreedError> {
-        Observer::start(self.program, self.function)
+    /// From now on, and until what is returned is dropped, freed slots are marked; who goes on when this process dies asks for
+    /// it by that name ([`observed`]).
+    pub fn observe(self, name: &str) -> Result<Observer, FreedError> {
+        Observer::start(self.program, self.map.as_fd(), self.function, name)
     }
 }
 
+/// What a process that is dead had marked, for a device of so many pages, and who goes on with marking.
+pub fn observed(name: &str, pages: u64) -> Result<(Observer, Marks), FreedError> {
+    let (observer, map) = Observer::of(name)?;
+    Ok((observer, Marks::of(map.as_fd(), pages)?))
+}
+
 impl Marks {
+    /// In a map for so many pages.
+    fn of(map: BorrowedFd<'_>, pages: u64) -> Result<Self, FreedError> {
+        let words = Mapping::new(map, bits::words_for(pages) as usize);
+        let words = words.map_err(|source| FreedError::Failed {
+            what: "map the marks of freed slots",
+            source,
+        })?;
+        Ok(Self { words, pages })
+    }
+
     fn bits(&self) -> Bits<'_> {
         Bits(self.words.words())
     }
