@@ -47,7 +47,7 @@ impl Engine {
     pub fn watch_freed(&self, id: PoolId, freed: Box<dyn FreedPages>) -> Result<(), PoolError> {
         let pool = self.registry.lock().pool(id).cloned().ok_or(PoolError::NoPool)?;
         assert!(pool.watch(freed), "two tell of one pool's freed pages");
-        // A put that has not taken its page's mark away, as it did not know of it, has its page stored by then.
+        // A put that did not know of marks has left its shard's lock by then, and whatever was marked before it is seen here.
         for shard in &self.shards {
             drop(shard.0.lock());
         }

@@ -90,7 +90,25 @@ part_heirs() {
         check "heirs: and has two standbys, time $death" wait_for 60 are_standbys 2
     done
     check_fails "heirs: nobody says that freed swap is kept" grep 'kept until it is written over' "$TMEM_LOG"
+    # A device that an heir makes in the place of another has an observer of its own.
+    check "heirs: swapoff of the first device" swapoff "$DEVICE"
+    check_code "heirs: which is removed" 0 '' tmem del "$(awk 'NR == 1 { print $1 }' /tmp/tmem.out)"
+    check "heirs: and nobody observes it" wait_for 20 nobody_observes
+    check_code "heirs: another device" 0 /dev/ublkb tmem add swap --size 200M
+    DEVICE=$(tmem list --noheadings --raw --output PATH)
+    swap_on_silently "$DEVICE"
+    check "heirs: is observed" one_observes
+    check "heirs: by another" other_than tmem-observer "$observer"
+    observer=$(pid_of tmem-observer)
+    check "heirs: there are two standbys again" wait_for 60 are_standbys 2
+    worker=$(pid_of tmem-worker)
+    kill -9 "$worker"
+    check "heirs: another goes on with it" wait_for 60 other_than tmem-worker "$worker"
+    pressure "heirs: every page is right on it" --memory 105% --seed 8 --touches 0.2
+    check "heirs: what is freed is flushed there" wait_for 30 eval '[ "$(stat_of freed_pages)" -gt 2000 ]'
+    check_number "heirs: the sockets where observers are asked" "$(ls /run/tmem/*.freed-* | wc -l)" -eq 1
     kill -9 "$observer"
+    check "heirs: nobody observes any more" wait_for 20 nobody_observes
     worker=$(pid_of tmem-worker)
     kill -9 "$worker"
     check "heirs: another goes on where nobody observes" wait_for 60 other_than tmem-worker "$worker"
@@ -101,6 +119,7 @@ part_heirs() {
     check "heirs: blkdiscard" blkdiscard "$DEVICE"
     check_empty heirs
     stop_tmem
+    check_number "heirs: the sockets that are left" "$(ls /run/tmem/*.freed-* 2>/dev/null | wc -l)" -eq 0
 }
 
 part_strangers() {

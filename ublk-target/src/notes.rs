@@ -36,9 +36,6 @@ pub struct Notes {
     /// How it is found out which places of swap the kernel frees, if it can be.
     #[serde(default, deserialize_with = "if_known")]
     pub freed: Option<Plan>,
-    /// The first part of the names by which the processes that observe it are asked, if there are any.
-    #[serde(default)]
-    pub observers: Option<String>,
     /// How often another went on.
     pub takeovers: Takeovers,
     /// Nothing is in use any more, and nobody shall go on.
@@ -60,6 +57,9 @@ pub struct DeviceNote {
     pub node: Option<NodeNote>,
     /// Whether it has been made; else it is being made.
     pub is_made: bool,
+    /// By what the process is known that observes what swap on it is freed, if there is one. No other ever has it.
+    #[serde(default)]
+    pub observer: Option<u64>,
 }
 
 /// A device's node.
@@ -148,7 +148,6 @@ impl Notebook {
             worker: std::process::id(),
             supervisor: std::os::unix::process::parent_id(),
             freed: None,
-            observers: None,
             takeovers: Takeovers::default(),
             is_ended: false,
         };
@@ -241,6 +240,7 @@ mod tests {
             swapped_by_us: true,
             node,
             is_made: false,
+            observer: None,
         };
         notebook.update(|notes| notes.devices.push(device)).unwrap();
         notebook.update_device("a", |note| note.is_made = true).unwrap();

@@ -107,7 +107,9 @@ fn serve(serving: Serving, sockets: Sockets, mut orders: Orders) -> Result<(), F
         orders.tell(&News::Added { name, path, bytes });
     }
     let config = daemon.noted_config();
-    let ended = worker::serve(Arc::new(daemon), control, &config, &mut orders);
+    let daemon = Arc::new(daemon);
+    daemon.follow_freed_on();
+    let ended = worker::serve(daemon, control, &config, &mut orders);
     orders.tell(&News::Stopped(ended.as_ref().err().cloned()));
     ended
 }

@@ -7,7 +7,10 @@
 //! It is done for a device that is reached by nothing but its own ublk node: then nobody but the swap on it can have put a
 //! page there.
 
+use std::io;
 use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rustix::rand::GetRandomFlags;
 
@@ -15,61 +18,102 @@ use super::{Daemon, DaemonError, Device, system};
 use crate::freed::observer::Observer;
 use crate::freed::{Plan, Probe, observed};
 use crate::log::log;
+use crate::process;
 
 impl Daemon {
     /// Finds out how it is found out, and notes that for who goes on.
     pub(super) fn plan_freed(&self) {
-        let planned = || {
-            let plan = Plan::make()?;
-            let mut name = [0; 16];
-            rustix::rand::getrandom(&mut name, GetRandomFlags::empty())
-                .map_err(|error| system("get a random number")(error.into()))?;
-            self.parts.notebook.update(|notes| {
-                notes.freed = Some(plan);
-                notes.observers = Some(format!("{:032x}", u128::from_le_bytes(name)));
-            })?;
-            Ok::<(), DaemonError>(())
+        let plan = match Plan::make() {
+            Ok(plan) => plan,
+            Err(error) => {
+                return log(format_args!("freed swap is kept until it is written over: {error}"));
+            }
         };
-        if let Err(error) = planned() {
-            log(format_args!("freed swap is kept until it is written over: {error}"));
+        if let Err(error) = self.parts.notebook.update(|notes| notes.freed = Some(plan)) {
+            log(format_args!("cannot note how to see what swap is freed: {error}"));
         }
     }
 
     /// From now on, what the kernel frees of swap on this device is flushed, if that can be seen.
     pub(super) fn follow_freed(&self, device: &Device) {
-        self.have_freed(device, |daemon, path, name| {
-            let Some(plan) = daemon.parts.notebook.notes().freed else { return Ok(None) };
-            let node = std::fs::metadata(path).map_err(system("look at the device"))?.rdev();
-            let number = (libc::major(node), libc::minor(node));
-            let (probe, marks) = Probe::new(&plan, number, device.block.pages())?;
-            daemon.parts.engine.watch_freed(device.block.pool(), Box::new(marks))?;
-            Ok(Some(probe.observe(name)?))
+        self.have_observed(device, |plan, node, observer| {
+            let number = std::fs::metadata(node).map_err(system("look at the device"))?.rdev();
+            let number = (libc::major(number), libc::minor(number));
+            let (probe, marks) = Probe::new(plan, number, device.block.pages())?;
+            self.parts.engine.watch_freed(device.block.pool(), Box::new(marks))?;
+            Ok(probe.observe(observer)?)
         });
     }
 
-    /// The same for a device of which a process that is dead saw it.
-    pub(super) fn follow_freed_on(&self, device: &Device) {
-        self.have_freed(device, |daemon, _, name| {
-            let (observer, marks) = observed(name, device.block.pages())?;
-            daemon.parts.engine.watch_freed(device.block.pool(), Box::new(marks))?;
-            Ok(Some(observer))
-        });
+    /// The same for all devices that a process that is dead had observed, in a thread of its own: nobody waits for it.
+    pub fn follow_freed_on(self: &Arc<Self>) {
+        let daemon = Arc::clone(self);
+        let follow = move || {
+            for device in daemon.snapshot() {
+                // It may have been removed meanwhile.
+                let _turn = daemon.turn.lock();
+                if daemon.snapshot().iter().any(|other| Arc::ptr_eq(other, &device)) {
+                    daemon.have_observed(&device, |_, _, observer| {
+                        let (observer, marks) = observed(observer, device.block.pages())?;
+                        daemon.parts.engine.watch_freed(device.block.pool(), Box::new(marks))?;
+                        Ok(observer)
+                    });
+                }
+            }
+        };
+        if let Err(error) = process::spawn("tmem-freed".into(), follow) {
+            log(format_args!("freed swap is kept until it is written over: {error}"));
+        }
     }
 
-    fn have_freed(
+    /// `observe` is called with the device's node, and where its observer is asked.
+    fn have_observed(
         &self,
         device: &Device,
-        observer: impl FnOnce(&Self, &str, &str) -> Result<Option<Observer>, DaemonError>,
+        observe: impl FnOnce(&Plan, &str, &Path) -> Result<Observer, DaemonError>,
     ) {
-        let path = device.attachment.only_node().filter(|_| device.live_node().is_some());
-        let Some((path, names)) = path.zip(self.parts.notebook.notes().observers) else { return };
-        let name = format!("{names}-{}", device.block.pool().number());
-        match observer(self, path, &name) {
-            Ok(observer) => *device.observer.lock() = observer,
+        let node = device.attachment.only_node().filter(|_| device.live_node().is_some());
+        let notes = self.parts.notebook.notes();
+        let note = notes.devices.iter().find(|note| note.name == device.name);
+        let Some((node, plan)) = node.zip(notes.freed.as_ref()) else { return };
+        let id = note.and_then(|note| note.observer).ok_or_else(|| {
+            system("know who observes a device that an older program has made")(
+                io::ErrorKind::NotFound.into(),
+            )
+        });
+        match id.and_then(|id| observe(plan, node, &self.observer_path(id))) {
+            Ok(observer) => *device.observer.lock() = Some(observer),
             Err(error) => log(format_args!(
                 "freed swap on '{}' is kept until it is written over: {error}",
                 device.name
             )),
         }
     }
+
+    /// Beside the control socket.
+    fn observer_path(&self, id: u64) -> PathBuf {
+        let mut path = self.parts.config.control.clone().into_os_string();
+        path.push(format!(".freed-{id:016x}"));
+        path.into()
+    }
+
+    /// The device is gone.
+    pub(super) fn unfollow_freed(&self, device: &Device) {
+        if device.observer.lock().take().is_some() {
+            return;
+        }
+        // What one that was killed, or did not answer, has left.
+        let notes = self.parts.notebook.notes();
+        let note = notes.devices.iter().find(|note| note.name == device.name);
+        if let Some(id) = note.and_then(|note| note.observer) {
+            let _ = std::fs::remove_file(self.observer_path(id));
+        }
+    }
+}
+
+/// By what a device's observer is to be known.
+pub(super) fn observer_id() -> io::Result<u64> {
+    let mut id = [0; 8];
+    rustix::rand::getrandom(&mut id, GetRandomFlags::empty())?;
+    Ok(u64::from_le_bytes(id))
 }

@@ -27,6 +27,7 @@ use serde::{Deserialize, Serialize};
 use tmem::{BackingError, Config, Engine, KEY_BYTES, PAGE_SIZE, Store, WritebackSettings};
 
 pub use self::error::DaemonError;
+use self::freed::observer_id;
 pub use self::info::{DaemonStats, DeviceInfo, DeviceState, DeviceStats, ServingStats};
 pub use self::limits::{
     NAME_MAX, SWAP_BYTES_MAX, SWAP_BYTES_MIN, TOTAL, check_name, check_swap_bytes, pool_limit_min,
@@ -207,6 +208,7 @@ impl Daemon {
             swapped_by_us: self.parts.config.swapon,
             node: None,
             is_made: false,
+            observer: Some(observer_id().map_err(system("get a random number"))?),
         };
         let made = self.parts.notebook.update(|notes| notes.devices.push(note));
         let made = made.map_err(DaemonError::from).and_then(|()| self.make(&name, &block));
@@ -520,7 +522,9 @@ impl Daemon {
             }
             DetachError::Kernel(error) => error.into(),
             DetachError::Ublk(error) => error.into(),
-        })
+        })?;
+        self.unfollow_freed(device);
+        Ok(())
     }
 
     fn swap_off(&self, device: &Device) -> Result<(), DaemonError> {

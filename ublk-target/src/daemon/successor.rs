@@ -313,9 +313,6 @@ impl Serving {
             daemon.settle_half_made(&device);
         }
         daemon.listen(listener);
-        for device in daemon.snapshot() {
-            daemon.follow_freed_on(&device);
-        }
         Ok(daemon)
     }
 }

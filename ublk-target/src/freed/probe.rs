@@ -7,6 +7,7 @@ use std::ffi::CStr;
 use std::io;
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 
 use tmem::FreedPages;
 
@@ -62,16 +63,15 @@ impl Probe {
     }
 
     /// From now on, and until what is returned is dropped, freed slots are marked; who goes on when this process dies asks for
-    /// it by that name ([`observed`]).
-    pub fn observe(self, name: &str) -> Result<Observer, FreedError> {
-        Observer::start(self.program, self.map.as_fd(), self.function, name)
+    /// it at that path ([`observed`]), which is no other's.
+    pub fn observe(self, path: &Path) -> Result<Observer, FreedError> {
+        Observer::start(self.program, self.map.as_fd(), self.function, path)
     }
 }
 
 /// What a process that is dead had marked, for a device of so many pages, and who goes on with marking.
-pub fn observed(name: &str, pages: u64) -> Result<(Observer, Marks), FreedError> {
-    let (observer, map) = Observer::of(name)?;
-    Ok((observer, Marks::of(map.as_fd(), pages)?))
+pub fn observed(path: &Path, pages: u64) -> Result<(Observer, Marks), FreedError> {
+    Observer::of(path, |map| Marks::of(map, pages))
 }
 
 impl Marks {
