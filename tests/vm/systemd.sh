@@ -72,8 +72,8 @@ check_code "the command line reaches it" 0 swap0 tmem list
 depth=$(tmem list --noheadings --raw --output DEPTH)
 check_number "a queue has one request less than it has room for" "$(cat /sys/block/ublkb0/queue/nr_requests)" -eq $((depth - 1))
 
-check "and it sees what swap the kernel frees" \
-    [ -z "$(journalctl -u tmem --no-pager -o cat | grep 'kept until it is written over')" ]
+is_freed_kept() { journalctl -u tmem --no-pager -o cat | grep 'kept until it is written over'; }
+check_fails "and it sees what swap the kernel frees" is_freed_kept
 
 say "-- pressure"
 before=$(vmstat_of pswpout)
@@ -135,6 +135,11 @@ hog_is_right alone
 check_is tmem NRestarts 1
 check "it can be asked" wait_for 60 eval 'tmem stats | grep "served: by pid $(pid_of tmem-worker)"'
 check_fails "it has a supervisor" grep "without a supervisor" <(tmem stats)
+check "freed swap is seen by the process that has been asked since the start" [ "$(ls /run/tmem/control.sock.freed-* | wc -l)" = 1 ]
+check_fails "and by who goes on, whose network is another" is_freed_kept
+hog seen "$(bytes 40M)" --property MemoryHigh=16M
+hog_is_right seen
+check "which flushes what a program has freed" wait_for 30 eval '[ "$(stat_of freed_pages)" -gt 1000 ]'
 
 say "-- a sudden end of all"
 hog orphaned "$(bytes 40M)" --property MemoryHigh=16M
