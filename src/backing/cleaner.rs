@@ -67,10 +67,11 @@ impl Writeback {
         if self.units[READER].state != State::Idle {
             return None;
         }
-        if self.victims.iter().all(Victim::is_read) && !self.choose_victim() {
+        let may_read = self.policy.reading.left(self.now).is_none();
+        if self.victims.iter().all(Victim::is_read) && !(may_read && self.choose_victim()) {
             return self.flush_packed();
         }
-        if !self.can_pack() {
+        if !may_read || !self.can_pack() {
             // What is packed already may make room when it is written; then others have a turn.
             self.victims.iter_mut().filter(|victim| !victim.is_read()).for_each(Victim::cut);
             self.close_victims();
@@ -171,14 +172,14 @@ impl Writeback {
         is_to_try
     }
 
-    /// A part of a segment could not be read. What is alive there stays, and the segment is not chosen again: so
-    /// a file that cannot be read is not read for ever.
+    /// A part of a segment could not be read. What is alive there stays, and others are cleaned first: when there are no more,
+    /// and after a rest, it is tried again.
     pub(super) fn give_up_reading(&mut self, at: usize) {
-        let Unit { first, blocks, .. } = self.units[at];
-        let is_alive = |block| self.log.entry(block).layout.live() > 0;
-        if (first..first + blocks).any(is_alive) {
-            self.log.segments().spoil(first / SEGMENT_BLOCKS);
-        }
+        let segment = self.units[at].first / SEGMENT_BLOCKS;
+        self.log.segments().put_off(segment);
+        self.has_put_off = true;
+        let victim = self.victims.iter_mut().find(|victim| victim.segment == segment);
+        victim.expect("it is being read").cut();
         self.units[at].clear();
         self.close_victims();
     }

@@ -117,6 +117,8 @@ pub(crate) struct Policy {
     is_evicting: bool,
     /// After writes that failed.
     pub(crate) writing: Rest,
+    /// After reads of what is to be cleaned that failed.
+    pub(crate) reading: Rest,
     /// Until when what was written is enough, by the limit of a second.
     paced_until: u64,
     /// Since when there has been no free frame.
@@ -212,7 +214,8 @@ impl Policy {
 
     /// For how long nothing is to be done, in nanoseconds.
     pub(crate) fn rests_for(&self, now: u64) -> Option<u64> {
-        self.writing.left(now).or(self.paced_until.checked_sub(now).filter(|left| *left > 0))
+        let paced = self.paced_until.checked_sub(now).filter(|left| *left > 0);
+        self.writing.left(now).or(paced).or(self.reading.left(now))
     }
 }
 
@@ -304,7 +307,7 @@ impl Rest {
         self.until.checked_sub(now).filter(|left| *left > 0)
     }
 
-    /// Whether the last write failed.
+    /// Whether the last one failed.
     pub(crate) fn is_failing(&self) -> bool {
         self.length > 0
     }

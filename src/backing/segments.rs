@@ -78,6 +78,10 @@ const CHOICES: u32 = 16;
 /// The lowest class that is worth it.
 const CLASS_MIN: u64 = CLASSES / DEAD_PART;
 
+/// Of a segment that is not to be cleaned any more, and of one that is to be when others are.
+const SPOILED: u32 = 1;
+const PUT_OFF: u32 = 2;
+
 const _: () = assert!(PAGE_SIZE.is_multiple_of(META_BYTES));
 
 /// What is known of a segment.
@@ -89,7 +93,7 @@ struct SegmentMeta {
     sequence: DurableU64,
     /// Where its blocks' entries are, less one as long as there are none.
     frames: [DurableU32; SEGMENT_FRAMES],
-    /// Whether cleaning it has failed: 1 or 0.
+    /// Whether cleaning it has failed: 0, [`SPOILED`] or [`PUT_OFF`].
     spoiled: DurableU32,
     /// Granules that were used up since it was opened.
     used: DurableU32,
@@ -312,6 +316,7 @@ impl Segments {
         let word = meta.word.load(Ordering::Acquire);
         // Whatever was counted: no less is used up than lives.
         let can_be = (word & LIVE)..=SEGMENT_GRANULES.into();
+        self.forgive_one(segment);
         if word & FOUND == 0 || !can_be.contains(&meta.used.load(Ordering::Acquire).into()) {
             meta.used.store(SEGMENT_GRANULES, Ordering::Release);
         }
@@ -417,9 +422,38 @@ impl Segments {
         best.map(|(_, segment)| segment)
     }
 
-    /// Notes that a segment could not be cleaned: not all that is alive in it could be read, or has an owner.
+    /// Notes that a segment cannot be cleaned: not all that is alive in it is as it was written, or has an owner.
     pub(crate) fn spoil(&self, segment: u32) {
-        self.meta(segment).spoiled.store(1, Ordering::Release);
+        self.meta(segment).spoiled.store(SPOILED, Ordering::Release);
+    }
+
+    /// Notes that what is alive in a segment could not be read: others come first, until it is [forgiven](Self::forgive).
+    pub(crate) fn put_off(&self, segment: u32) {
+        let spoiled = &self.meta(segment).spoiled;
+        if spoiled.load(Ordering::Acquire) == 0 {
+            spoiled.store(PUT_OFF, Ordering::Release);
+        }
+    }
+
+    /// What could not be read may be by now.
+    pub(crate) fn forgive(&self) {
+        for segment in 0..self.count {
+            if self.forgive_one(segment)
+                && let Some(live) = self.sealed_live(segment)
+                && let Some(class) = self.class(segment, live)
+            {
+                self.classes[class].add(segment);
+            }
+        }
+    }
+
+    fn forgive_one(&self, segment: u32) -> bool {
+        let spoiled = &self.meta(segment).spoiled;
+        let is_put_off = spoiled.load(Ordering::Acquire) == PUT_OFF;
+        if is_put_off {
+            spoiled.store(0, Ordering::Release);
+        }
+        is_put_off
     }
 
     pub(crate) fn is_free(&self, segment: u32) -> bool {
@@ -555,6 +589,35 @@ mod tests {
         segments.enliven(1, 11);
         segments.close(1);
         assert_eq!(segments.emptiest(), Some(1));
+    }
+
+    #[test]
+    fn what_could_not_be_read_is_put_off_and_what_is_wrong_is_not_cleaned() {
+        let store = Store::new().unwrap();
+        let segments = Segments::new(&store, 4).unwrap();
+        for segment in 0..3 {
+            segments.open(segment);
+            segments.use_up(segment, 600);
+            segments.enliven(segment, 600);
+            segments.deaden(segment, 400 - segment as usize);
+            segments.close(segment);
+        }
+        for segment in [0, 1] {
+            assert_eq!(segments.emptiest(), Some(segment));
+            assert!(segments.take(segment));
+            segments.put_off(segment);
+            segments.close(segment);
+        }
+        segments.spoil(1);
+        segments.put_off(1);
+        assert_eq!(segments.emptiest(), Some(2));
+        segments.forgive();
+        assert_eq!(segments.emptiest(), Some(0));
+        // A process that goes on tries it as well.
+        segments.put_off(0);
+        segments.close_found(0);
+        assert!(segments.take(0) && segments.take(2));
+        assert_eq!(segments.emptiest(), None);
     }
 
     /// All that a log can have, of which one is free, or worth cleaning.

@@ -100,6 +100,8 @@ pub struct Writeback {
     pub(super) victims: Vec<Victim>,
     /// The segment that would be cleaned next, when free ones are few.
     pub(super) candidate: Option<u32>,
+    /// Whether there may be segments that could not be read.
+    pub(super) has_put_off: bool,
     /// Frames for the entries of the next segments. The last pair is the cleaner's: without it no room could be
     /// made.
     pub(super) hand: Vec<u32>,
@@ -110,7 +112,7 @@ pub struct Writeback {
     /// Whether as much was written as may be in a day.
     is_spent: bool,
     /// What time it is, as far as it was told.
-    now: u64,
+    pub(super) now: u64,
 }
 
 impl Writeback {
@@ -126,6 +128,7 @@ impl Writeback {
             cleaning: Stream::default(),
             victims: Vec::with_capacity(VICTIMS),
             candidate: None,
+            has_put_off: false,
             hand: Vec::with_capacity(HAND_FRAMES),
             next_shard: 0,
             is_dry: false,
@@ -152,7 +155,8 @@ impl Writeback {
         let is_short = segments.free() < CLEAN_BELOW || self.evicting_is_stuck();
         let is_to_clean = self.victims.len() < VICTIMS;
         self.candidate = match is_to_clean && (is_short || self.log.is_dear()) {
-            true => segments.emptiest().filter(|one| is_short || segments.is_nearly_dead(*one)),
+            true if is_short => self.emptiest(),
+            true => segments.emptiest().filter(|one| segments.is_nearly_dead(*one)),
             false => None,
         };
         let job = match self.policy.writing.left(now) {
@@ -201,8 +205,14 @@ impl Writeback {
                     self.give_up(engine, unit);
                 }
             }
-            (State::Reading, Ok(())) => self.sort(engine, unit),
-            (State::Reading, Err(JobFailed)) => self.give_up_reading(unit),
+            (State::Reading, Ok(())) => {
+                self.policy.reading.succeeded();
+                self.sort(engine, unit);
+            }
+            (State::Reading, Err(JobFailed)) => {
+                self.policy.reading.failed(now);
+                self.give_up_reading(unit);
+            }
             (State::Idle | State::Filling | State::Ready, _) => {
                 panic!("no job of unit {unit} is under way")
             }
@@ -254,7 +264,7 @@ impl Writeback {
         let mut has_room = self.has_room();
         if !has_room {
             // The one that was chosen is cleaned, and there may be another by now.
-            self.candidate = self.log.segments().emptiest();
+            self.candidate = self.emptiest();
             has_room = self.has_room();
         }
         self.is_spent = self.policy.is_spent(engine, self.now);
@@ -274,7 +284,20 @@ impl Writeback {
                 && (self.evicting.is_open()
                     || self.openable().is_some()
                     || !self.victims.is_empty()
-                    || self.candidate.is_some() && self.can_pack())
+                    || self.candidate.is_some()
+                        && self.policy.reading.left(self.now).is_none()
+                        && self.can_pack())
+    }
+
+    /// The segment that is best to clean. When there is none, those that could not be read have another turn.
+    fn emptiest(&mut self) -> Option<u32> {
+        let segments = self.log.segments();
+        let may_read = self.policy.reading.left(self.now).is_none();
+        if segments.emptiest().is_none() && may_read && self.has_put_off {
+            self.has_put_off = false;
+            segments.forgive();
+        }
+        segments.emptiest()
     }
 
     /// Frames that are being written.

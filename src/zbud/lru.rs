@@ -8,7 +8,7 @@ use crate::frame::{Buddies, FrameMeta, Use};
 use crate::list::List;
 
 /// Second chances that one search for the least recently used frame gives.
-const SECOND_CHANCES_MAX: u32 = 64;
+pub(super) const SECOND_CHANCES_MAX: u32 = 64;
 
 impl Zbud {
     /// Takes the least recently used frame off all lists, a raw page's if there is one: its zpages stay
@@ -72,10 +72,11 @@ impl Zbud {
     /// Holds the least recently used of the clean frames, after giving those that were read since a second chance; it
     /// is not clean any more. With the block that is a copy of it.
     pub(crate) fn hold_clean(&mut self, arena: &Arena, slots: &impl Slots) -> Option<(u32, u32)> {
-        for _ in 0..SECOND_CHANCES_MAX {
+        // Where more were read than second chances are given, one that was read goes.
+        for chance in 0..2 * SECOND_CHANCES_MAX {
             let frame = self.clean.front()?;
             let meta = self.own(arena, frame);
-            let is_read = meta.take_referenced();
+            let is_read = meta.take_referenced() && chance < SECOND_CHANCES_MAX;
             // One whose owners are not known has to stay, and may be the only one.
             if !is_read && self.knows_owners(arena, frame, &meta.layout.buddies(), slots) {
                 let block = meta.clean().expect("it is on the list of clean frames");

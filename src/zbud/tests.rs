@@ -28,8 +28,12 @@ impl Slots for Places {
 
 impl Bench {
     fn new() -> Self {
-        let arena = Arena::alone(16, 16).unwrap();
-        arena.grow(16).unwrap();
+        Self::of(16)
+    }
+
+    fn of(frames: u32) -> Self {
+        let arena = Arena::alone(frames, frames).unwrap();
+        arena.grow(frames).unwrap();
         let spare = arena.pop();
         Self { arena, zbud: Zbud::new(Use::Persistent), spare, slots: Places::default() }
     }
@@ -283,4 +287,20 @@ fn a_raw_page_fills_its_frame() {
         freed,
         Freed { bytes: PAGE_SIZE as u64, raw: true, block: None, frame: Some(frame) }
     );
+}
+
+#[test]
+fn however_many_copies_were_read_one_of_them_goes() {
+    let frames = 2 * lru::SECOND_CHANCES_MAX;
+    let mut bench = Bench::of(frames + 1);
+    for page in 0..frames.into() {
+        bench.put(page, 3500);
+    }
+    for block in 0..frames {
+        let (_, frame) = bench.zbud.hold_oldest(&bench.arena, &bench.slots, 0).unwrap();
+        assert_eq!(bench.zbud.let_go_clean(&bench.arena, frame, block), None);
+    }
+    (0..frames.into()).for_each(|page| bench.check(page));
+    let held = bench.zbud.hold_clean(&bench.arena, &bench.slots);
+    assert_eq!(held.map(|(_, block)| block), Some(lru::SECOND_CHANCES_MAX));
 }
