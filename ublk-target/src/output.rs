@@ -271,6 +271,7 @@ struct Pool {
     get_latency: Latency,
     bd_count: u64,
     bd_reads: u64,
+    bd_errors: u64,
     log_segments: u64,
     log_segments_free: u64,
     log_written_bytes: u64,
@@ -406,7 +407,7 @@ fn backing(pool: &Pool, bytes: bool) -> Option<String> {
     let error = pool.backing_errno.filter(|errno| *errno != 0).map(io::Error::from_raw_os_error);
     Some(format!(
         "backing: {path} ({}): {} of {} in use, for {} pages; {} written, {} of these in cleaning, \
-         {} pages read back, {} jobs failed{}\n",
+         {} pages read back and {} that could not be, {} jobs failed{}\n",
         pool.backing_state.as_deref().unwrap_or("unknown"),
         size(used * SEGMENT_BYTES),
         size(pool.log_segments * SEGMENT_BYTES),
@@ -414,6 +415,7 @@ fn backing(pool: &Pool, bytes: bool) -> Option<String> {
         size(pool.log_written_bytes + pool.log_cleaner_written_bytes),
         size(pool.log_cleaner_written_bytes),
         pool.bd_reads,
+        pool.bd_errors,
         pool.log_failed_jobs,
         error.map(|error| format!("; last error: {error}")).unwrap_or_default(),
     ))
@@ -503,6 +505,7 @@ mod tests {
         device.pool.same_pages = 5;
         device.pool.bd_count = 7;
         device.pool.bd_reads = 1;
+        device.pool.bd_errors = 2;
         device.pool.bd_writes = 9;
         device.pool.failed_puts = 20;
         device.pool.given_up_puts = 3;
@@ -623,7 +626,7 @@ mod tests {
         total["log_cleaner_written_bytes"] = (1 << 20).into();
         let text = stats(&report, &args()).unwrap();
         let line = "\nbacking: /var/log (ok): 32M of 63M in use, for 7 pages; 6M written, \
-                    1M of these in cleaning, 1 pages read back, 0 jobs failed\n";
+                    1M of these in cleaning, 1 pages read back and 2 that could not be, 0 jobs failed\n";
         assert!(text.ends_with(line), "{text}");
         report["total"]["backing_state"] = "failing".into();
         report["total"]["backing_errno"] = libc::EIO.into();
