@@ -220,6 +220,12 @@ impl Writeback {
         self.announce(engine);
     }
 
+    /// Nothing can be done for now, until [`Writeback::next`] is asked: puts do not wait for room in the pool meanwhile.
+    pub fn stand_still(&mut self, engine: &Engine) {
+        self.check(engine);
+        self.log.set_accepts(false);
+    }
+
     /// How the backing file fares.
     pub fn health(&self) -> Health {
         let is_under_way = |unit: &Unit| matches!(unit.state, State::Writing | State::Reading);

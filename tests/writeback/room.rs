@@ -93,6 +93,33 @@ fn put_by_working(sim: &mut Sim, page: u64, contents: Contents, reads_fail: bool
     put.is_ok()
 }
 
+/// Who cannot write yet has nobody wait.
+#[test]
+fn a_put_does_not_wait_for_what_stands_still() {
+    let mut sim = half_full();
+    let free = sim.engine.stats().frames.frames_free;
+    let full = |sim: &mut Sim, page: u64| {
+        let contents = Contents::Random(page as u32).page();
+        sim.engine.supply().unwrap();
+        sim.engine.put(&mut sim.queue, Handle::from_page(sim.pool, page), &contents)
+    };
+    let mut page = 200;
+    while full(&mut sim, page).is_ok() {
+        let held = Held::Page(Box::new(Contents::Random(page as u32).page()));
+        sim.map.insert(page, held);
+        page += 1;
+    }
+    assert!(page > 200 + free / 2, "{page}");
+    assert_eq!(full(&mut sim, page), Err(PutError::Starved));
+    sim.writeback.stand_still(&sim.engine);
+    assert_eq!(full(&mut sim, page), Err(PutError::Full));
+    sim.map.insert(page, Held::Lost);
+    // Until it goes on.
+    work(&mut sim, false);
+    assert!(put_when_there_is_room(&mut sim, page + 1, 0));
+    sim.end();
+}
+
 /// Pages that compress, of all sizes: blocks are not full when they are written, and cleaning packs them anew.
 #[test]
 fn a_file_of_pages_that_compress_is_rewritten_as_well() {

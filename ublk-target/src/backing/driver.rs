@@ -40,7 +40,7 @@ const END_LIMIT: Duration = Duration::from_secs(5);
 
 /// How soon it is tried again to get hold of a file, and from when on that is worth a word.
 const CLAIM_PERIOD: Duration = Duration::from_millis(10);
-const CLAIM_SLOW: Duration = Duration::from_secs(10);
+const CLAIM_SLOW: Duration = Duration::from_secs(3);
 
 /// More jobs than the engine has under way at a time.
 const JOBS_MAX: usize = 16;
@@ -85,8 +85,9 @@ impl Driver {
                 Ok(uring) => {
                     let _ = ready.send(Ok(()));
                     // Nothing comes if no file could be attached.
-                    if let Ok(Start { engine, writeback, claim }) = starts.recv()
-                        && let Some(held) = hold(&shared, &stopped, claim)
+                    if let Ok(Start { engine, mut writeback, claim }) = starts.recv()
+                        && let Some(held) =
+                            hold(&shared, &stopped, claim, || writeback.stand_still(&engine))
                     {
                         let held = held.as_ref();
                         Loop::new(&engine, &shared, &stopped, uring, writeback, held).run();
@@ -128,19 +129,26 @@ impl Ready {
 }
 
 /// Waits for hold of a file that another process has written to; with none, it is ours already. None if the thread
-/// is to stop first.
-fn hold(backing: &Backing, stop: &AtomicBool, claim: Option<Claim>) -> Option<Option<OwnedFd>> {
+/// is to stop first. Where it takes long, that is told of, and nobody is to wait for it.
+fn hold(
+    backing: &Backing,
+    stop: &AtomicBool,
+    claim: Option<Claim>,
+    stand_still: impl FnOnce(),
+) -> Option<Option<OwnedFd>> {
     let Some(claim) = claim else { return Some(None) };
     let begun = Instant::now();
-    let mut is_said = false;
+    let mut stand_still = Some(stand_still);
     while !stop.load(Ordering::SeqCst) {
         let error = match claim.try_take() {
             Ok(Some(file)) => return Some(Some(file)),
             Ok(None) => None,
             Err(error) => Some(error),
         };
-        if begun.elapsed() > CLAIM_SLOW && !is_said {
-            is_said = true;
+        if begun.elapsed() > CLAIM_SLOW
+            && let Some(stand_still) = stand_still.take()
+        {
+            stand_still();
             let _ = backing.note(Condition::Late);
             match error {
                 None => process::note(format_args!(
