@@ -5,6 +5,7 @@
 #   unreadable a disk that has lost a part, or gives back what was not written: pages there are errors, and no others
 #   vanishing  a disk that is pulled out
 #   leaving    swap that is mostly on the disk is brought back by `tmem del` and by the end of the daemon
+#   queueing   by NBD everything waits for a disk that does not answer, and no other process goes on for that
 #   file       a file on a file system takes the place of the disk
 #   settings   what `tmem set` changes is in force at once, and still is when another process goes on
 #   refusals   what is no backing file, and what must not become one
@@ -271,6 +272,41 @@ part_leaving() {
     rmdir $group
 }
 
+# By NBD there is one connection, on which whatever comes behind a read that the disk does not answer waits as well. No
+# other process would fare better, so none is to go on after the minute that is enough elsewhere.
+part_queueing() {
+    local worker second
+    map_disk
+    make_group
+    modprobe nbd nbds_max=4 2>/dev/null
+    # As it has to be where swap is on NBD.
+    echo 0 >/proc/sys/vm/watermark_boost_factor
+    echo 16384 >/proc/sys/vm/min_free_kbytes
+    FRONTEND=nbd start_tmem 200M,name=swap0 12M --swapon --backing $disk_mapped
+    hold queueing
+    worker=$(pid_of tmem-worker)
+    dmsetup suspend --noflush --nolockfs backing
+    touch /tmp/go
+    bytes 16M >$group/memory.high
+    in_group tmem-guest pressure --memory 40M --passes 0 >/tmp/second &
+    second=$!
+    check "queueing: the disk that does not answer is noticed" wait_for 120 state_is slow
+    check "queueing: writes wait as well" wait_for 60 eval '[ "$(awk "{ print \$2 }" "/sys/block/${DEVICE#/dev/}/inflight")" -gt 0 ]'
+    # What is not to come takes so long at most.
+    sleep 80
+    check "queueing: the same process serves" [ "$(pid_of tmem-worker)" = "$worker" ]
+    check "queueing: and the disk is still slow" state_is slow
+    dmsetup resume backing
+    check "queueing: it is known to work" wait_for 120 state_is ok
+    end_grouped queueing
+    wait $second
+    check_number "queueing: every page of the other is right" $? -eq 0
+    check_sane queueing
+    rmdir $group
+    FRONTEND=nbd stop_tmem 300
+    unmap_disk
+}
+
 # The last of all, for it takes the disk away: as if it were pulled out.
 part_vanishing() {
     local device pages=20000
@@ -426,5 +462,5 @@ part_refusals() {
     stop_tmem
 }
 
-[ $# -gt 0 ] || set -- pressure failing unreadable leaving file settings refusals vanishing
+[ $# -gt 0 ] || set -- pressure failing unreadable leaving queueing file settings refusals vanishing
 run_parts "$@"

@@ -174,6 +174,11 @@ impl Attachment {
         }
     }
 
+    /// Whether its node is the kernel's NBD client.
+    pub fn has_nbd_node(&self) -> bool {
+        matches!(self.node, Some(Node::Nbd(_)))
+    }
+
     /// True once its node is gone though nobody told us to remove it.
     pub fn node_has_ended(&self) -> bool {
         self.node.as_ref().is_some_and(Node::has_ended)

@@ -93,6 +93,12 @@ impl Backing {
         Some(BackingStats { path, state, last_errno: self.errno() })
     }
 
+    /// Whether something is not answered, for so long that it may never be.
+    pub fn is_slow(&self) -> bool {
+        let condition = self.condition.load(Ordering::Relaxed);
+        [Condition::Late, Condition::LateReads].iter().any(|slow| *slow as u32 == condition)
+    }
+
     /// From now on this is the file.
     ///
     /// # Panics
@@ -148,6 +154,16 @@ mod tests {
         let healths = [Health::Good, Health::Failing, Health::Failing, Health::Late, Health::Good];
         let told = healths.map(|health| backing.note(Condition::of(health, false)));
         assert_eq!(told, [false, true, false, true, true]);
+    }
+
+    #[test]
+    fn what_is_not_answered_is_slow() {
+        let backing = Backing::new().unwrap();
+        let slow = CONDITIONS.map(|condition| {
+            let _ = backing.note(condition);
+            backing.is_slow()
+        });
+        assert_eq!(slow, [false, false, true, true, false]);
     }
 
     #[test]

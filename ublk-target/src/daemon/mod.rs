@@ -310,11 +310,14 @@ impl Daemon {
         }
     }
 
-    /// What the kernel counts of the devices that have a node. Waits for every lock of the engine.
+    /// What the kernel counts of the devices that have a node; but for those of which requests may rightly take any time, as all do by NBD
+    /// that come behind a read which the backing file does not answer. Waits for every lock of the engine.
     pub fn pulses(&self) -> Vec<Pulse> {
         let _ = self.parts.engine.stats();
         let devices = self.snapshot();
-        let nodes = devices.iter().filter_map(|device| device.live_node());
+        let is_slow = self.parts.backing.is_slow();
+        let judged = devices.iter().filter(|device| !(is_slow && device.attachment.has_nbd_node()));
+        let nodes = judged.filter_map(|device| device.live_node());
         nodes.filter_map(|node| Pulse::read(Path::new("/sys"), node)).collect()
     }
 
