@@ -208,8 +208,10 @@ part_unreadable() {
     read_all "unreadable: a part, by 32 pages" 32 $((pages - most)) "-gt 100"
     refuses error_reads
     read_all "unreadable: all of the disk" 1 2000 "-gt 2000"
+    check "unreadable: that the disk fails is told" wait_for 20 state_is failing
     healthy
     read_all "unreadable: the disk is back" 1 $pages "-eq 0"
+    check "unreadable: and known to work" wait_for 60 state_is ok
     check_sane unreadable
 
     # Every other segment of the log has what nobody wrote there.

@@ -45,6 +45,9 @@ const CLAIM_SLOW: Duration = Duration::from_secs(3);
 /// More jobs than the engine has under way at a time.
 const JOBS_MAX: usize = 16;
 
+/// How long after a read that failed the file is said to be failing, in nanoseconds.
+const FAILING_PERIOD: u64 = 5_000_000_000;
+
 /// How often reads that fail are told of, in nanoseconds.
 const TELL_PERIOD: u64 = 60_000_000_000;
 
@@ -189,6 +192,8 @@ struct Loop<'a> {
     jobs: [Option<(Job, Transfer)>; JOBS_MAX],
     lookout: Lookout,
     failed_reads: FailedReads,
+    /// How the file has fared since that changed.
+    told: Condition,
 }
 
 impl<'a> Loop<'a> {
@@ -204,7 +209,20 @@ impl<'a> Loop<'a> {
         let held = held.map_or(file.as_fd(), AsFd::as_fd);
         let jobs = [None; JOBS_MAX];
         let (lookout, failed_reads) = (Lookout::default(), FailedReads::default());
-        Self { engine, backing, stop, file, held, uring, writeback, jobs, lookout, failed_reads }
+        let told = Condition::Good;
+        Self {
+            engine,
+            backing,
+            stop,
+            file,
+            held,
+            uring,
+            writeback,
+            jobs,
+            lookout,
+            failed_reads,
+            told,
+        }
     }
 
     /// Drives it until it is to stop.
@@ -289,10 +307,14 @@ impl<'a> Loop<'a> {
     fn report(&mut self) {
         let now = now();
         let is_read_late = self.lookout.sees_late(self.backing.unanswered(), now);
-        let condition = Condition::of(self.writeback.health(), is_read_late);
+        let failed = self.backing.failed_reads();
+        let is_read_failing = self.failed_reads.are_going_on(failed, now);
+        let condition = Condition::of(self.writeback.health(), is_read_late, is_read_failing);
         let errno = self.backing.errno();
         if self.backing.note(condition) {
             match condition {
+                // Of reads that failed now and then too much would be told.
+                Condition::Good if self.told == Condition::FailingReads => {}
                 Condition::Good => process::note(format_args!("the backing file works again")),
                 Condition::Failing => process::note(format_args!(
                     "the backing file fails (error {errno}): pages stay in memory, and it is tried again later"
@@ -306,9 +328,12 @@ impl<'a> Loop<'a> {
                 Condition::LateReads => process::note(format_args!(
                     "the backing file does not answer: whoever needs a page that is on it waits until it does"
                 )),
+                // What is told below.
+                Condition::FailingReads => {}
             }
+            self.told = condition;
         }
-        if let Some(count) = self.failed_reads.news(self.backing.failed_reads(), now) {
+        if let Some(count) = self.failed_reads.news(failed, now) {
             process::note(format_args!(
                 "{count} blocks of the backing file could not be read (last error {errno}): whoever needs a page \
                  that is there gets an error"
@@ -331,6 +356,8 @@ impl<'a> Loop<'a> {
 struct FailedReads {
     told: u64,
     next_at: u64,
+    seen: u64,
+    until: u64,
 }
 
 impl FailedReads {
@@ -342,6 +369,14 @@ impl FailedReads {
         }
         (self.told, self.next_at) = (all, now + TELL_PERIOD);
         Some(new)
+    }
+
+    /// Whether there were any lately, of so many in all.
+    fn are_going_on(&mut self, all: u64, now: u64) -> bool {
+        if all > self.seen {
+            (self.seen, self.until) = (all, now + FAILING_PERIOD);
+        }
+        now < self.until
     }
 }
 
@@ -436,6 +471,17 @@ pub(crate) mod tests {
         assert_eq!(failed.news(5, 20 + TELL_PERIOD), Some(3));
         assert_eq!(failed.news(9, 19 + 2 * TELL_PERIOD), None);
         assert_eq!(failed.news(9, 20 + 2 * TELL_PERIOD), Some(4));
+    }
+
+    #[test]
+    fn reads_fail_until_none_has_for_a_while() {
+        let mut failed = FailedReads::default();
+        assert!(!failed.are_going_on(0, 5));
+        assert!(failed.are_going_on(2, 10));
+        assert!(failed.are_going_on(2, 9 + FAILING_PERIOD));
+        assert!(failed.are_going_on(3, 10 + FAILING_PERIOD));
+        assert!(failed.are_going_on(3, 9 + 2 * FAILING_PERIOD));
+        assert!(!failed.are_going_on(3, 10 + 2 * FAILING_PERIOD));
     }
 
     #[test]

@@ -34,17 +34,20 @@ pub(super) enum Condition {
     Late,
     /// What is read is not answered.
     LateReads,
+    /// What was read just now could not be.
+    FailingReads,
     /// As much was written as may be in a day.
     Spent,
 }
 
 impl Condition {
-    /// By what the engine has met with, and whether reads are late.
-    pub(super) fn of(health: Health, is_read_late: bool) -> Self {
+    /// By what the engine has met with, and whether reads are late, or failing.
+    pub(super) fn of(health: Health, is_read_late: bool, is_read_failing: bool) -> Self {
         match health {
             Health::Late => Self::Late,
             _ if is_read_late => Self::LateReads,
             Health::Failing => Self::Failing,
+            _ if is_read_failing => Self::FailingReads,
             Health::Spent => Self::Spent,
             Health::Good => Self::Good,
         }
@@ -53,7 +56,7 @@ impl Condition {
     fn name(self) -> &'static str {
         match self {
             Self::Good => "ok",
-            Self::Failing => "failing",
+            Self::Failing | Self::FailingReads => "failing",
             Self::Late | Self::LateReads => "slow",
             Self::Spent => "spent",
         }
@@ -140,8 +143,14 @@ impl Backing {
     }
 }
 
-const CONDITIONS: [Condition; 5] =
-    [Condition::Good, Condition::Failing, Condition::Late, Condition::LateReads, Condition::Spent];
+const CONDITIONS: [Condition; 6] = [
+    Condition::Good,
+    Condition::Failing,
+    Condition::Late,
+    Condition::LateReads,
+    Condition::FailingReads,
+    Condition::Spent,
+];
 
 #[cfg(test)]
 mod tests {
@@ -152,7 +161,7 @@ mod tests {
         let backing = Backing::new().unwrap();
         assert!(backing.stats().is_none());
         let healths = [Health::Good, Health::Failing, Health::Failing, Health::Late, Health::Good];
-        let told = healths.map(|health| backing.note(Condition::of(health, false)));
+        let told = healths.map(|health| backing.note(Condition::of(health, false, false)));
         assert_eq!(told, [false, true, false, true, true]);
     }
 
@@ -163,16 +172,26 @@ mod tests {
             let _ = backing.note(condition);
             backing.is_slow()
         });
-        assert_eq!(slow, [false, false, true, true, false]);
+        assert_eq!(slow, [false, false, true, true, false, false]);
     }
 
     #[test]
     fn a_read_without_an_answer_is_told_before_what_failed_and_after_a_write_without() {
         let conditions = [Health::Good, Health::Failing, Health::Spent, Health::Late]
-            .map(|health| [false, true].map(|is_late| Condition::of(health, is_late)));
+            .map(|health| [false, true].map(|is_late| Condition::of(health, is_late, false)));
         use Condition::*;
         let reads = [[Good, LateReads], [Failing, LateReads], [Spent, LateReads], [Late, Late]];
         assert_eq!(conditions, reads);
-        assert_eq!(CONDITIONS.map(Condition::name), ["ok", "failing", "slow", "slow", "spent"]);
+    }
+
+    #[test]
+    fn reads_that_fail_are_told_where_nothing_is_worse() {
+        use Condition::*;
+        let healths = [Health::Good, Health::Failing, Health::Spent, Health::Late];
+        let conditions = healths.map(|health| Condition::of(health, false, true));
+        assert_eq!(conditions, [FailingReads, Failing, FailingReads, Late]);
+        assert_eq!(Condition::of(Health::Good, true, true), LateReads);
+        let names = CONDITIONS.map(Condition::name);
+        assert_eq!(names, ["ok", "failing", "slow", "slow", "failing", "spent"]);
     }
 }
