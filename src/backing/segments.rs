@@ -613,10 +613,12 @@ mod tests {
         assert_eq!(segments.emptiest(), Some(2));
         segments.forgive();
         assert_eq!(segments.emptiest(), Some(0));
-        // A process that goes on tries it as well.
+        // A process that goes on tries it as well, and what is wrong stays so.
+        assert!(segments.take(0) && segments.take(1) && segments.take(2));
         segments.put_off(0);
-        segments.close_found(0);
-        assert!(segments.take(0) && segments.take(2));
+        [0, 1].into_iter().for_each(|segment| segments.close_found(segment));
+        assert_eq!(segments.emptiest(), Some(0));
+        assert!(segments.take(0));
         assert_eq!(segments.emptiest(), None);
     }
 
