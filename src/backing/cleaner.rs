@@ -67,7 +67,7 @@ impl Writeback {
         if self.units[READER].state != State::Idle {
             return None;
         }
-        let may_read = self.policy.reading.left(self.now).is_none();
+        let may_read = self.may_read();
         if self.victims.iter().all(Victim::is_read) && !(may_read && self.choose_victim()) {
             return self.flush_packed();
         }

@@ -316,6 +316,7 @@ impl Segments {
         let word = meta.word.load(Ordering::Acquire);
         // Whatever was counted: no less is used up than lives.
         let can_be = (word & LIVE)..=SEGMENT_GRANULES.into();
+        // Another process may read what that one could not.
         self.forgive_one(segment);
         if word & FOUND == 0 || !can_be.contains(&meta.used.load(Ordering::Acquire).into()) {
             meta.used.store(SEGMENT_GRANULES, Ordering::Release);

@@ -112,7 +112,7 @@ pub struct Writeback {
     /// Whether as much was written as may be in a day.
     is_spent: bool,
     /// What time it is, as far as it was told.
-    pub(super) now: u64,
+    now: u64,
 }
 
 impl Writeback {
@@ -290,20 +290,24 @@ impl Writeback {
                 && (self.evicting.is_open()
                     || self.openable().is_some()
                     || !self.victims.is_empty()
-                    || self.candidate.is_some()
-                        && self.policy.reading.left(self.now).is_none()
-                        && self.can_pack())
+                    || self.candidate.is_some() && self.may_read() && self.can_pack())
     }
 
     /// The segment that is best to clean. When there is none, those that could not be read have another turn.
     fn emptiest(&mut self) -> Option<u32> {
         let segments = self.log.segments();
-        let may_read = self.policy.reading.left(self.now).is_none();
-        if segments.emptiest().is_none() && may_read && self.has_put_off {
-            self.has_put_off = false;
-            segments.forgive();
+        let found = segments.emptiest();
+        if found.is_some() || !self.has_put_off || !self.may_read() {
+            return found;
         }
+        self.has_put_off = false;
+        segments.forgive();
         segments.emptiest()
+    }
+
+    /// Whether what is to be cleaned may be read: not for a while after that has failed.
+    pub(super) fn may_read(&self) -> bool {
+        self.policy.reading.left(self.now).is_none()
     }
 
     /// Frames that are being written.

@@ -32,7 +32,7 @@ use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space}
 /// The nice value of the highest weight among ordinary threads.
 pub const NICE_MIN: i32 = -20;
 
-/// Stack of a thread. All of it is locked memory from the start, so it is small: four times what any of ours has been seen to use.
+/// Stack of a thread. All of it is locked memory from the start, so it is small, and yet several times what any of ours has been seen to use.
 const STACK_BYTES: usize = 128 << 10;
 
 /// Allocations from this size on are mapped, and unmapped when freed, in place of glibc's rule

@@ -192,8 +192,6 @@ struct Loop<'a> {
     jobs: [Option<(Job, Transfer)>; JOBS_MAX],
     lookout: Lookout,
     failed_reads: FailedReads,
-    /// How the file has fared since that changed.
-    told: Condition,
 }
 
 impl<'a> Loop<'a> {
@@ -209,20 +207,7 @@ impl<'a> Loop<'a> {
         let held = held.map_or(file.as_fd(), AsFd::as_fd);
         let jobs = [None; JOBS_MAX];
         let (lookout, failed_reads) = (Lookout::default(), FailedReads::default());
-        let told = Condition::Good;
-        Self {
-            engine,
-            backing,
-            stop,
-            file,
-            held,
-            uring,
-            writeback,
-            jobs,
-            lookout,
-            failed_reads,
-            told,
-        }
+        Self { engine, backing, stop, file, held, uring, writeback, jobs, lookout, failed_reads }
     }
 
     /// Drives it until it is to stop.
@@ -310,11 +295,11 @@ impl<'a> Loop<'a> {
         let failed = self.backing.failed_reads();
         let is_read_failing = self.failed_reads.are_going_on(failed, now);
         let condition = Condition::of(self.writeback.health(), is_read_late, is_read_failing);
-        let errno = self.backing.errno();
+        let (errno, before) = (self.backing.errno(), self.backing.condition());
         if self.backing.note(condition) {
             match condition {
                 // Of reads that failed now and then too much would be told.
-                Condition::Good if self.told == Condition::FailingReads => {}
+                Condition::Good if before == Condition::FailingReads => {}
                 Condition::Good => process::note(format_args!("the backing file works again")),
                 Condition::Failing => process::note(format_args!(
                     "the backing file fails (error {errno}): pages stay in memory, and it is tried again later"
@@ -331,7 +316,6 @@ impl<'a> Loop<'a> {
                 // What is told below.
                 Condition::FailingReads => {}
             }
-            self.told = condition;
         }
         if let Some(count) = self.failed_reads.news(failed, now) {
             process::note(format_args!(

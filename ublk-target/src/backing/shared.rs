@@ -89,17 +89,20 @@ impl Backing {
     /// How the file fares.
     pub fn stats(&self) -> Option<BackingStats> {
         let file = self.file()?;
-        let told = self.condition.load(Ordering::Relaxed);
-        let is_it = |condition: &Condition| *condition as u32 == told;
-        let condition = CONDITIONS.into_iter().find(is_it).expect("one that was noted");
-        let (path, state) = (file.info().path, condition.name().to_owned());
+        let (path, state) = (file.info().path, self.condition().name().to_owned());
         Some(BackingStats { path, state, last_errno: self.errno() })
     }
 
     /// Whether something is not answered, for so long that it may never be.
     pub fn is_slow(&self) -> bool {
-        let condition = self.condition.load(Ordering::Relaxed);
-        [Condition::Late, Condition::LateReads].iter().any(|slow| *slow as u32 == condition)
+        matches!(self.condition(), Condition::Late | Condition::LateReads)
+    }
+
+    /// How it fares, as it was noted last.
+    pub(super) fn condition(&self) -> Condition {
+        let noted = self.condition.load(Ordering::Relaxed);
+        let is_it = |condition: &Condition| *condition as u32 == noted;
+        CONDITIONS.into_iter().find(is_it).expect("one that was noted")
     }
 
     /// From now on this is the file.

@@ -47,9 +47,10 @@ impl Daemon {
 
     /// The same for all devices that a process that is dead had observed, in a thread of its own: nobody waits for it.
     pub fn follow_freed_on(self: &Arc<Self>) {
-        let daemon = Arc::clone(self);
+        // Not those that are added from now on: they get an observer then.
+        let (daemon, devices) = (Arc::clone(self), self.snapshot());
         let follow = move || {
-            for device in daemon.snapshot() {
+            for device in devices {
                 // It may have been removed meanwhile.
                 let _turn = daemon.turn.lock();
                 if daemon.snapshot().iter().any(|other| Arc::ptr_eq(other, &device)) {
@@ -73,15 +74,13 @@ impl Daemon {
         observe: impl FnOnce(&Plan, &str, &Path) -> Result<Observer, DaemonError>,
     ) {
         let node = device.attachment.only_node().filter(|_| device.live_node().is_some());
-        let notes = self.parts.notebook.notes();
-        let note = notes.devices.iter().find(|note| note.name == device.name);
-        let Some((node, plan)) = node.zip(notes.freed.as_ref()) else { return };
-        let id = note.and_then(|note| note.observer).ok_or_else(|| {
+        let Some((node, plan)) = node.zip(self.parts.notebook.notes().freed) else { return };
+        let observer = self.observer_path(device).ok_or_else(|| {
             system("know who observes a device that an older program has made")(
                 io::ErrorKind::NotFound.into(),
             )
         });
-        match id.and_then(|id| observe(plan, node, &self.observer_path(id))) {
+        match observer.and_then(|observer| observe(&plan, node, &observer)) {
             Ok(observer) => *device.observer.lock() = Some(observer),
             Err(error) => log(format_args!(
                 "freed swap on '{}' is kept until it is written over: {error}",
@@ -90,11 +89,14 @@ impl Daemon {
         }
     }
 
-    /// Beside the control socket.
-    fn observer_path(&self, id: u64) -> PathBuf {
+    /// Where a device's observer is asked, beside the control socket; none if it was made by a program that knew of no such
+    /// place.
+    fn observer_path(&self, device: &Device) -> Option<PathBuf> {
+        let notes = self.parts.notebook.notes();
+        let id = notes.devices.iter().find(|note| note.name == device.name)?.observer?;
         let mut path = self.parts.config.control.clone().into_os_string();
         path.push(format!(".freed-{id:016x}"));
-        path.into()
+        Some(path.into())
     }
 
     /// The device is gone.
@@ -103,10 +105,8 @@ impl Daemon {
             return;
         }
         // What one that was killed, or did not answer, has left.
-        let notes = self.parts.notebook.notes();
-        let note = notes.devices.iter().find(|note| note.name == device.name);
-        if let Some(id) = note.and_then(|note| note.observer) {
-            let _ = std::fs::remove_file(self.observer_path(id));
+        if let Some(path) = self.observer_path(device) {
+            let _ = std::fs::remove_file(path);
         }
     }
 }
