@@ -18,7 +18,7 @@ cd /tmp || give_up "there is no /tmp"
 disk=/dev/vdb
 [ -b $disk ] || give_up "needs a second disk: scripts/vm --disk 1G"
 modprobe -a dm-mod dm-flakey || give_up "this kernel has no dm-flakey: a disk cannot be made to fail"
-sectors=$(cat /sys/block/vdb/size)
+readonly sectors=$(cat /sys/block/vdb/size)
 
 # Raw pages carry the program's seed as it is. As bytes this one is a word that can be looked for.
 word=tmemseed
@@ -249,16 +249,16 @@ hold() {
 
 # The pages that return need memory: the program had little only by its cgroup's limit.
 part_leaving() {
-    local before reads
+    local before reads read_before read_after
     make_group
     start_tmem 200M,name=swap0 12M --swapon
     check_code "leaving: a disk is given to a daemon that runs" 0 '' tmem set backing=$disk
     hold del
-    read -r before _ sectors _ </sys/block/vdb/stat
+    read -r before _ read_before _ </sys/block/vdb/stat
     check_code "del: brings everything back" 0 '' tmem del swap0
-    read -r reads _ sectors_after _ </sys/block/vdb/stat
+    read -r reads _ read_after _ </sys/block/vdb/stat
     reads=$((reads - before))
-    check_number "del: and more than a block, in sectors" $(((sectors_after - sectors) / reads)) -ge 12
+    check_number "del: and more than a block, in sectors" $(((read_after - read_before) / reads)) -ge 12
     check_number "del: a read of the disk brings several pages (in tenths)" $(($(stat_of bd_reads) * 10 / reads)) -ge 15
     check_number "del: it was read from the disk" "$(stat_of bd_reads)" -gt 5000
     end_grouped del
@@ -294,12 +294,15 @@ part_queueing() {
     second=$!
     check "queueing: the disk that does not answer is noticed" wait_for 120 state_is slow
     check "queueing: writes wait as well" wait_for 60 eval '[ "$(awk "{ print \$2 }" "/sys/block/${DEVICE#/dev/}/inflight")" -gt 0 ]'
-    # What is not to come takes so long at most.
+    # What is not to come takes so long at most. The kernel's client waits as well, to send, and so does what the kernel
+    # does about a timeout (it waits for all that dispatch requests): 61 s would be a hung task, and a panic.
+    echo 0 >/proc/sys/kernel/hung_task_timeout_secs
     sleep 80
     check "queueing: the same process serves" [ "$(pid_of tmem-worker)" = "$worker" ]
     check "queueing: and the disk is still slow" state_is slow
     dmsetup resume backing
     check "queueing: it is known to work" wait_for 120 state_is ok
+    echo 60 >/proc/sys/kernel/hung_task_timeout_secs
     end_grouped queueing
     wait $second
     check_number "queueing: every page of the other is right" $? -eq 0
