@@ -5,7 +5,8 @@
 #   unreadable a disk that has lost a part, or gives back what was not written: pages there are errors, and no others
 #   vanishing  a disk that is pulled out
 #   leaving    swap that is mostly on the disk is brought back by `tmem del` and by the end of the daemon
-#   queueing   by NBD everything waits for a disk that does not answer, and no other process goes on for that
+#   queueing   by NBD what is in memory is read while the disk does not answer, until too much waits for it; no other process goes
+#              on for that
 #   file       a file on a file system takes the place of the disk
 #   settings   what `tmem set` changes is in force at once, and still is when another process goes on
 #   refusals   what is no backing file, and what must not become one
@@ -274,10 +275,25 @@ part_leaving() {
     rmdir $group
 }
 
-# By NBD there is one connection, on which whatever comes behind a read that the disk does not answer waits as well. No
-# other process would fare better, so none is to go on after the minute that is enough elsewhere.
+# begin_spread: begins to read eight pages from all over the device, of which the kernel has chosen somewhere to begin, and used
+# half; have_read tells how many of them were read.
+begin_spread() {
+    local pages n
+    pages=$(($(blockdev_bytes "$DEVICE") / 4096))
+    rm -f /tmp/spread.*
+    for n in 1 2 3 4 5 6 7 8; do
+        dd if="$DEVICE" of=/tmp/spread.$n iflag=direct bs=4k skip=$((pages * n / 9)) count=1 status=none &
+        reading+=($!)
+    done
+}
+have_read() { find /tmp -name 'spread.*' -size 4096c | wc -l; }
+writes_begun() { tmem stats --json | tmem-guest json devices.0.io.writes; }
+
+# By NBD there is one connection. It goes on without reads that the disk does not answer, as long as they are few;
+# then whatever comes behind them waits as well. No other process would fare better, so none is to go on after the minute that
+# is enough elsewhere.
 part_queueing() {
-    local worker second
+    local worker second writes reading=()
     map_disk
     make_group
     modprobe nbd nbds_max=4 2>/dev/null
@@ -293,11 +309,20 @@ part_queueing() {
     in_group tmem-guest pressure --memory 40M --passes 0 >/tmp/second &
     second=$!
     check "queueing: the disk that does not answer is noticed" wait_for 120 state_is slow
-    check "queueing: writes wait as well" wait_for 60 eval '[ "$(awk "{ print \$2 }" "/sys/block/${DEVICE#/dev/}/inflight")" -gt 0 ]'
+    begin_spread
+    check "queueing: what needs no disk is read" wait_for 20 eval '[ "$(have_read)" -ge 3 ]'
+    writes=$(writes_begun)
+    check "queueing: and writes do not wait" wait_for 60 eval '[ "$(writes_begun)" -gt $((writes + 100)) ]'
+    fio --name=many --filename="$DEVICE" --readonly --direct=1 --ioengine=io_uring --iodepth=32 --rw=randread --bs=64k --size=200m --io_size=64m \
+        >/tmp/many 2>&1 &
+    reading+=($!)
+    check "queueing: then much waits for the disk" wait_for 60 eval '[ "$(awk "{ print \$1 }" "/sys/block/${DEVICE#/dev/}/inflight")" -gt 16 ]'
+    begin_spread
     # What is not to come takes so long at most. The kernel's client waits as well, to send, and so does what the kernel
     # does about a timeout (it waits for all that dispatch requests): 61 s would be a hung task, and a panic.
     echo 0 >/proc/sys/kernel/hung_task_timeout_secs
     sleep 80
+    check_number "queueing: so all waits" "$(have_read)" -eq 0
     check "queueing: the same process serves" [ "$(pid_of tmem-worker)" = "$worker" ]
     check "queueing: and the disk is still slow" state_is slow
     dmsetup resume backing
@@ -306,6 +331,8 @@ part_queueing() {
     end_grouped queueing
     wait $second
     check_number "queueing: every page of the other is right" $? -eq 0
+    # With an error, where a write was refused: the page is not what it was.
+    check_fails "queueing: all that waited has ended" kill -0 "${reading[@]}"
     check_sane queueing
     rmdir $group
     FRONTEND=nbd stop_tmem 300

@@ -5,7 +5,7 @@
 //! outside, by what the kernel counts of them. A device is stuck if requests wait in it and none has ended since the last look. That
 //! covers every thread that serves (queues, helpers, NBD's workers), whatever they may wait for. A request can take long rightly only
 //! if it reads from the backing file, so reads do not count where there is one; nor does a device by NBD while that file is slow, for there all waits that
-//! comes behind such a read. The supply thread is not asked for: it
+//! comes behind many such reads. The supply thread is not asked for: it
 //! may wait for memory as long as there is none, writes fail then and reads go on, and another worker would fare no better.
 
 use std::collections::HashMap;

@@ -311,7 +311,7 @@ impl Daemon {
     }
 
     /// What the kernel counts of the devices that have a node; but for those of which requests may rightly take any time, as all do by NBD
-    /// that come behind a read which the backing file does not answer. Waits for every lock of the engine.
+    /// that come behind many reads which the backing file does not answer. Waits for every lock of the engine.
     pub fn pulses(&self) -> Vec<Pulse> {
         let _ = self.parts.engine.stats();
         let devices = self.snapshot();

@@ -26,7 +26,7 @@ pub struct Inbox {
 impl Inbox {
     /// An empty one. All its memory is there.
     pub fn new() -> Self {
-        Self { bytes: zeroed(), first: 0, end: 0 }
+        Self { bytes: zeroed(BUFFER_BYTES), first: 0, end: 0 }
     }
 
     /// What is there.
@@ -80,7 +80,7 @@ pub struct Outbox {
 impl Outbox {
     /// An empty one. All its memory is there.
     pub fn new() -> Self {
-        Self { bytes: zeroed(), sent: 0, end: 0, held: None }
+        Self { bytes: zeroed(BUFFER_BYTES), sent: 0, end: 0, held: None }
     }
 
     /// What is to be sent.
@@ -136,6 +136,12 @@ impl Outbox {
         self.end
     }
 
+    /// What was appended since `mark`, nothing of which was sent.
+    pub fn since(&self, mark: usize) -> &[u8] {
+        assert!(self.sent <= mark, "what was sent is not there any more");
+        &self.bytes[mark..self.end]
+    }
+
     /// Removes everything that was appended since `mark`, nothing of which was sent.
     pub fn take_back(&mut self, mark: usize) {
         assert!((self.sent..=self.end).contains(&mark), "taken back what was sent");
@@ -181,8 +187,8 @@ impl Outbox {
 }
 
 /// A buffer of which every page has been written, so that it is memory and not a promise of it.
-fn zeroed() -> Box<[u8]> {
-    let mut bytes = vec![0; BUFFER_BYTES].into_boxed_slice();
+pub(super) fn zeroed(count: usize) -> Box<[u8]> {
+    let mut bytes = vec![0; count].into_boxed_slice();
     // Memory fresh from the kernel is not touched by the line above.
     bytes.iter_mut().step_by(4096).for_each(|byte| *std::hint::black_box(byte) = 0);
     bytes

@@ -2,7 +2,7 @@
 //!
 //! From the bytes upwards: [`wire`] has the layouts, [`request`] judges requests, [`negotiation`]
 //! and [`session`] are the two halves of a connection, [`wants`] is what it waits for from the backing
-//! file, [`protocol`] is a connection without its socket; [`worker`] moves the bytes with io_uring,
+//! file, [`parked`] what it goes on without until that is there, [`protocol`] is a connection without its socket; [`worker`] moves the bytes with io_uring,
 //! [`server`] accepts connections, [`exports`] says what there is to connect to. [`kernel`] attaches the
 //! kernel's client, which is told what to do by [`netlink`].
 //!
@@ -15,6 +15,7 @@ mod exports;
 mod kernel;
 mod negotiation;
 mod netlink;
+mod parked;
 mod protocol;
 mod reply;
 mod request;

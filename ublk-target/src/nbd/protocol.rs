@@ -13,10 +13,14 @@ use tmem::{Backed, Image};
 use super::buffer::{Inbox, Outbox};
 use super::exports::{Exports, Visit};
 use super::negotiation::{self, Agreement, Negotiation};
+use super::parked::{PARKED_PAGES, Parked};
 pub use super::session::Progress;
 use super::session::{Desk, Session};
-use super::wants::Wants;
+use super::wants::{WANTS_MAX, Wants};
 use crate::bytes::Stored;
+
+/// Pages that are read for a connection at most.
+pub const READS_MAX: usize = WANTS_MAX + PARKED_PAGES;
 
 /// See the module's description.
 pub struct Protocol {
@@ -26,6 +30,8 @@ pub struct Protocol {
     pub outbox: Outbox,
     /// What has to be read from the backing file before it can go on.
     wants: Wants,
+    /// What it goes on without meanwhile.
+    parked: Parked,
     exports: Arc<Exports>,
     worker: usize,
     phase: Phase,
@@ -40,18 +46,20 @@ impl Protocol {
     /// The protocol for a client that has just connected, served by that worker. Allocates all
     /// memory that the connection will ever have.
     pub fn new(exports: Arc<Exports>, worker: usize) -> Self {
-        Self::begin(exports, worker, Phase::Negotiation(Negotiation::new()))
+        Self::begin(exports, worker, Phase::Negotiation(Negotiation::new()), 0)
     }
 
-    /// The same for a client that knows all that it needs, and makes requests at once.
+    /// The same for a client that knows all that it needs, and makes requests at once, many at a time: some of its reads may
+    /// be parked.
     pub fn agreed(exports: Arc<Exports>, worker: usize, visit: Visit) -> Self {
         let session = Session::new(Agreement::without_negotiation(visit));
-        Self::begin(exports, worker, Phase::Session(session))
+        Self::begin(exports, worker, Phase::Session(session), PARKED_PAGES)
     }
 
-    fn begin(exports: Arc<Exports>, worker: usize, phase: Phase) -> Self {
-        let (inbox, outbox, wants) = (Inbox::new(), Outbox::new(), Wants::new());
-        Self { inbox, outbox, wants, exports, worker, phase }
+    fn begin(exports: Arc<Exports>, worker: usize, phase: Phase, parked: usize) -> Self {
+        let (inbox, outbox) = (Inbox::new(), Outbox::new());
+        let (wants, parked) = (Wants::new(), Parked::new(parked));
+        Self { inbox, outbox, wants, parked, exports, worker, phase }
     }
 
     /// Whether the client has not chosen an export yet.
@@ -79,20 +87,34 @@ impl Protocol {
             inbox: &mut self.inbox,
             outbox: &mut self.outbox,
             wants: &mut self.wants,
+            parked: &mut self.parked,
             now,
         })
     }
 
-    /// The next page that has to be read from the backing file before it can go on: a number for it, and where
+    /// The next page that has to be read from the backing file: a number for it, below [`READS_MAX`], and where
     /// it is. Each is told once, and ends with [`Protocol::landed`] or [`Protocol::give_up`].
     pub fn next_want(&mut self) -> Option<(usize, Backed)> {
-        self.wants.next()
+        let parked = |(place, backed)| (WANTS_MAX + place, backed);
+        self.wants.next().or_else(|| self.parked.next().map(parked))
     }
 
     /// Whether it waits for pages of the backing file. Meanwhile it does not go on, and what is in the outbox may
     /// be sent.
-    pub fn is_reading(&self) -> bool {
+    pub fn is_waiting(&self) -> bool {
         self.wants.are_left()
+    }
+
+    /// Whether pages are read for it, those of parked reads included.
+    pub fn is_reading(&self) -> bool {
+        self.wants.are_left() || self.parked.are_wanting()
+    }
+
+    /// Puts answers of parked reads into the outbox, as far as they are whole and there is room.
+    pub fn deliver(&mut self) {
+        if let Phase::Session(session) = &self.phase {
+            session.deliver(self.worker, &mut self.outbox, &mut self.parked);
+        }
     }
 
     /// The block of a page that was wanted was read into `image`, or could not be read; `took` is how long that took from the moment that it was wanted. Returns where to read it, if it
@@ -110,16 +132,32 @@ impl Protocol {
         let Phase::Session(session) = &self.phase else {
             unreachable!("who has not chosen an export wants nothing of it");
         };
-        let landed = match self.wants.have_failed() {
-            true => Stored::Done,
-            false => session.land(self.worker, &mut self.outbox, self.wants.get(want), image, took),
+        let Some(place) = want.checked_sub(WANTS_MAX) else {
+            let landed = match self.wants.have_failed() {
+                true => Stored::Done,
+                false => {
+                    let want = self.wants.get(want);
+                    session.land(self.worker, &mut self.outbox, want, image, took)
+                }
+            };
+            return self.wants.landed(want, landed);
         };
-        self.wants.landed(want, landed)
+        let landed = match self.parked.has_failed(place) {
+            true => Stored::Done,
+            false => session.land_parked(self.worker, &mut self.parked, place, image, took),
+        };
+        let moved = self.parked.landed(place, landed);
+        self.deliver();
+        moved
     }
 
     /// A page that was wanted is not read, because the connection ends.
     pub fn give_up(&mut self, want: usize) {
-        self.wants.landed(want, Stored::Failed(Errno::CANCELED));
+        let given_up = Stored::Failed(Errno::CANCELED);
+        match want.checked_sub(WANTS_MAX) {
+            None => self.wants.landed(want, given_up),
+            Some(place) => self.parked.landed(place, given_up),
+        };
     }
 
     /// Ends the client's use of its export. Freed is what it held when this is dropped.

@@ -160,7 +160,8 @@ impl Link {
 
     /// The protocol, while the kernel does not work on its buffers and it can go on.
     pub fn protocol(&mut self) -> Option<&mut Protocol> {
-        (!self.is_busy()).then_some(&mut self.protocol)
+        let goes_on = !self.receiving && !self.sending && !self.protocol.is_waiting();
+        goes_on.then_some(&mut self.protocol)
     }
 
     /// The next page that it wants from the backing file: [`Protocol::next_want`].
@@ -228,6 +229,7 @@ impl Link {
         assert!(std::mem::take(&mut self.sending), "sent without asking");
         if result > 0 {
             self.protocol.outbox.sent(result as usize);
+            self.protocol.deliver();
         }
         Outcome::of(result)
     }

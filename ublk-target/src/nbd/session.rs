@@ -1,9 +1,9 @@
 //! The transmission: requests and their replies, on one connection.
 //!
 //! Sans I/O: bytes come out of the inbox and go into the outbox, and where more of either is needed
-//! it says so. Pages that are on the backing file it notes, and it goes on when all of them have landed;
-//! what is in memory is got before that, once. Guarantees: a request is answered after it is effective, in the
-//! order in which they came; data that could not be read is never sent as if it had been; what one call does is
+//! it says so. Pages that are on the backing file it notes; what is in memory is got before that, once. A read is parked
+//! until all its pages have landed, if there is room for it, and else the session goes on only then. Guarantees: a request is answered after it is effective, and
+//! in the order in which they came but for what is parked; data that could not be read is never sent as if it had been; what one call does is
 //! bounded by [`EFFORT`], whatever a request asks for, so that no client holds up the others.
 
 mod reading;
@@ -12,7 +12,7 @@ mod storing;
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
-use tmem::Image;
+use tmem::{Backed, Image};
 use zerocopy::FromBytes;
 
 use self::reading::{Manner, Piece, Reading};
@@ -20,13 +20,16 @@ use self::storing::{Store, Storing};
 use super::buffer::{DATA_BYTES, Inbox, Outbox};
 use super::exports::{Export, Visit};
 use super::negotiation::Agreement;
+use super::parked::{Parked, Whole};
 use super::reply::{
     DATA_HEADER_BYTES, EXTENTS_MAX, REPLY_BYTES_MAX, chunk_header, flags_of, simple_reply,
 };
 use super::request::{Command, Request, Terms, Verdict, judge};
 use super::wants::{Goal, Want, Wants};
-use super::wire::{BASE_ALLOCATION_ID, Error, ErrorChunk, Extent, RequestHeader, chunk};
-use crate::bytes::Stored;
+use super::wire::{
+    BASE_ALLOCATION_ID, Error, ErrorChunk, Extent, RequestHeader, SimpleReply, chunk,
+};
+use crate::bytes::{Part, Stored};
 use crate::device::{self, Op, Outcome};
 
 /// What one call of [`Session::advance`] may do, in pages read or written; a request costs one too.
@@ -69,6 +72,8 @@ pub struct Session {
 /// What is under way.
 #[derive(Clone, Copy)]
 enum Doing {
+    /// The client goes, once it has what was parked for it.
+    Leave,
     /// A request comes next.
     Nothing,
     Read(Reading),
@@ -91,6 +96,8 @@ pub struct Desk<'a> {
     pub outbox: &'a mut Outbox,
     /// What has to be read from the backing file.
     pub wants: &'a mut Wants,
+    /// Reads that wait for the backing file by themselves.
+    pub parked: &'a mut Parked,
     /// The present.
     pub now: Instant,
 }
@@ -107,12 +114,16 @@ impl Session {
         if desk.wants.are_left() {
             return Progress::Reading;
         }
+        self.deliver(desk.worker, desk.outbox, desk.parked);
         let mut effort = EFFORT;
         loop {
             if effort == 0 {
                 return Progress::Busy;
             }
             let step = match self.doing {
+                Doing::Leave if desk.parked.is_empty() => Some(Progress::End),
+                // Or for room: what is in the outbox is sent in any case.
+                Doing::Leave => Some(Progress::Reading),
                 Doing::Nothing => self.take_request(desk, &mut effort),
                 Doing::Read(reading) => self.read_on(desk, reading, &mut effort),
                 Doing::Skip { cookie, error, left } => self.skip(desk, cookie, error, left),
@@ -135,15 +146,40 @@ impl Session {
         image: Option<Image<'_>>,
         took: Duration,
     ) -> Stored {
-        let device = self.export().device();
         let Want { part, goal, backed } = want;
-        let start = match *goal {
-            Goal::Memory => return device.recall_at(part, *backed, image),
-            Goal::Outbox(start) => start,
-        };
-        let target = outbox.held(start..start + part.bytes());
+        match *goal {
+            Goal::Memory => self.export().device().recall_at(part, *backed, image),
+            Goal::Outbox(start) => {
+                let target = outbox.held(start..start + part.bytes());
+                self.land_part(worker, part, *backed, image, target, took)
+            }
+        }
+    }
+
+    /// The same of one that a parked read wants.
+    pub fn land_parked(
+        &self,
+        worker: usize,
+        parked: &mut Parked,
+        number: usize,
+        image: Option<Image<'_>>,
+        took: Duration,
+    ) -> Stored {
+        let (part, backed, target) = parked.get(number);
+        self.land_part(worker, part, backed, image, target, took)
+    }
+
+    fn land_part(
+        &self,
+        worker: usize,
+        part: &Part,
+        backed: Backed,
+        image: Option<Image<'_>>,
+        target: &mut [u8],
+        took: Duration,
+    ) -> Stored {
         let mut queue = self.export().queue(worker);
-        match device.land_part(&mut queue, part, *backed, image, target) {
+        match self.export().device().land_part(&mut queue, part, backed, image, target) {
             Ok(None) => {
                 queue.count_read_back(took.as_nanos() as u64);
                 Stored::Done
@@ -151,6 +187,33 @@ impl Session {
             Ok(Some(backed)) => Stored::Backed(backed),
             Err(errno) => Stored::Failed(errno),
         }
+    }
+
+    /// Answers parked reads that are whole, as far as there is room in the outbox, unless it has a part of another answer.
+    pub fn deliver(&self, worker: usize, outbox: &mut Outbox, parked: &mut Parked) {
+        if matches!(self.doing, Doing::Read(_)) {
+            return;
+        }
+        while let Some(room) = outbox.room().checked_sub(size_of::<SimpleReply>())
+            && let Some((first, Whole { cookie, data })) = parked.next_whole(room)
+        {
+            match data {
+                Ok(data) => {
+                    simple_reply(outbox, cookie, None);
+                    outbox.push(data);
+                }
+                Err(errno) => {
+                    self.count_failed_read(worker, errno);
+                    simple_reply(outbox, cookie, Some(Error::Io));
+                }
+            }
+            parked.answered(first);
+        }
+    }
+
+    fn count_failed_read(&self, worker: usize, errno: Errno) {
+        let request = device::Request::new(Op::Read, 0, 0);
+        self.export().counters(worker).ended(&request, Outcome::Failed(errno));
     }
 
     /// Whether there is work for the supply step of the engine.
@@ -205,7 +268,10 @@ impl Session {
     ) -> Option<Progress> {
         let Request { command, cookie, offset, length } = request;
         let what = match command {
-            Command::Disconnect => return Some(Progress::End),
+            Command::Disconnect => {
+                self.doing = Doing::Leave;
+                return None;
+            }
             Command::BlockStatus { one } => {
                 self.block_status(desk.outbox, &request, one, effort);
                 return None;
@@ -314,7 +380,6 @@ mod tests {
     use super::super::wire::{REQUEST_MAGIC, SIMPLE_REPLY_MAGIC, SimpleReply, command, flag};
     use super::storing::SWAP_STARVED_MAX;
     use super::*;
-    use crate::bytes::Part;
     use crate::device::BlockDevice;
     use crate::device::tests::{device, noise};
 
@@ -323,6 +388,7 @@ mod tests {
         inbox: Inbox,
         outbox: Outbox,
         wants: Wants,
+        parked: Parked,
         now: Instant,
     }
 
@@ -332,8 +398,9 @@ mod tests {
             exports.add(Arc::new(Export::new("a", Arc::new(device), 1, terms.flush)));
             let visit = exports.visit(b"a").unwrap();
             let session = Session::new(Agreement { visit, terms });
-            let (inbox, outbox, wants) = (Inbox::new(), Outbox::new(), Wants::new());
-            Self { session, inbox, outbox, wants, now: Instant::now() }
+            let (inbox, outbox) = (Inbox::new(), Outbox::new());
+            let (wants, parked) = (Wants::new(), Parked::new(0));
+            Self { session, inbox, outbox, wants, parked, now: Instant::now() }
         }
 
         fn say(&mut self, bytes: &[u8]) {
@@ -358,8 +425,14 @@ mod tests {
         }
 
         fn advance(&mut self) -> Progress {
-            let (inbox, outbox, wants) = (&mut self.inbox, &mut self.outbox, &mut self.wants);
-            self.session.advance(&mut Desk { worker: 0, inbox, outbox, wants, now: self.now })
+            self.session.advance(&mut Desk {
+                worker: 0,
+                inbox: &mut self.inbox,
+                outbox: &mut self.outbox,
+                wants: &mut self.wants,
+                parked: &mut self.parked,
+                now: self.now,
+            })
         }
 
         /// Takes what there is to send.

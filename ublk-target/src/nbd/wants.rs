@@ -68,6 +68,11 @@ impl Wants {
         Some((number, want.backed))
     }
 
+    /// All of them, those that have ended included.
+    pub fn list(&self) -> &[Want] {
+        &self.list
+    }
+
     /// Whether any has not ended.
     pub fn are_left(&self) -> bool {
         self.left > 0

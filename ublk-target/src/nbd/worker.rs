@@ -16,9 +16,8 @@ use std::time::{Duration, Instant};
 
 use tmem::Engine;
 
-use super::protocol::Progress;
+use super::protocol::{Progress, READS_MAX};
 use super::ring::{Link, Outcome, Ring, Token};
-use super::wants::WANTS_MAX;
 use crate::backing::{Backing, Ended, FETCHES_MAX, Fetched, Fetches};
 use crate::process;
 use crate::waker::Waker;
@@ -94,7 +93,7 @@ impl Worker {
     /// A worker with places for so many connections, on the thread that will run it.
     pub fn new(context: WorkerContext, places: usize) -> std::io::Result<Self> {
         let ring = Ring::new((places * LINK_ENTRIES + EXTRA_ENTRIES) as u32)?;
-        let fetches = Fetches::new(Arc::clone(&context.side.backing), places * WANTS_MAX);
+        let fetches = Fetches::new(Arc::clone(&context.side.backing), places * READS_MAX);
         let places = std::iter::repeat_with(|| None).take(places).collect();
         Ok(Self { context, ring, places, fetches })
     }
@@ -209,11 +208,12 @@ impl Worker {
         while let Some(fetched) = self.fetches.take(read) {
             let Fetched { who: (slot, want), since, image, .. } = fetched;
             let image = image.ok().map(|image| self.fetches.image(image));
-            let link = waiting(&mut self.places, slot);
-            if let Some(backed) = link.landed(want, image, since.elapsed()) {
+            let place = waiting(&mut self.places, slot);
+            if let Some(backed) = place.link.landed(want, image, since.elapsed()) {
                 // It has been moved meanwhile.
                 self.fetches.want((slot, want), backed, since);
             }
+            place.answer(&mut self.ring, slot);
         }
     }
 
@@ -221,7 +221,7 @@ impl Worker {
     /// answer.
     fn give_up_fetches(&mut self) {
         while let Some((slot, want)) = self.fetches.give_up() {
-            waiting(&mut self.places, slot).give_up(want);
+            waiting(&mut self.places, slot).link.give_up(want);
         }
     }
 
@@ -252,10 +252,9 @@ impl Worker {
     }
 }
 
-/// The connection at a place that something is read for.
-fn waiting(places: &mut [Option<Place>], slot: usize) -> &mut Link {
-    let place = places[slot].as_mut();
-    &mut place.expect("a connection stays while something is read for it").link
+/// A place whose connection something is read for.
+fn waiting(places: &mut [Option<Place>], slot: usize) -> &mut Place {
+    places[slot].as_mut().expect("a connection stays while something is read for it")
 }
 
 impl Place {
@@ -317,6 +316,13 @@ impl Place {
             Progress::Starved if !has_output => Some(STARVED_RETRY),
             Progress::Busy if !has_output => Some(Duration::ZERO),
             _ => waiting,
+        }
+    }
+
+    /// Sends the answer that a page has made whole: the connection may be receiving meanwhile, and has no turn then.
+    fn answer(&mut self, ring: &mut Ring, slot: usize) {
+        if self.state == State::Open && !self.paused {
+            self.resend(ring, slot);
         }
     }
 

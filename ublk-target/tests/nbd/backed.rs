@@ -1,6 +1,8 @@
 //! A connection without its socket, on an export of which most is on the backing file. The file is in
 //! memory: a test says when a block of it comes, or that it does not.
 
+mod parked;
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -175,8 +177,14 @@ impl Talk {
     /// Takes what there is to send.
     fn hear(&mut self) -> Vec<u8> {
         let heard = self.protocol.outbox.unsent().to_vec();
-        self.protocol.outbox.sent(heard.len());
+        self.sent(heard.len());
         heard
+    }
+
+    /// So much was sent: what a connection's link does then.
+    fn sent(&mut self, count: usize) {
+        self.protocol.outbox.sent(count);
+        self.protocol.deliver();
     }
 
     /// What it wants from the file.

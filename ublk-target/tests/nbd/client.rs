@@ -210,12 +210,19 @@ impl Client {
     /// Takes a simple reply, without its data, and returns its error.
     #[track_caller]
     pub fn error_of(&mut self, cookie: u64) -> u32 {
+        let (answered, error) = self.error_of_any();
+        assert_eq!(answered, cookie);
+        error
+    }
+
+    /// The same of whatever is answered next, and the cookie of that.
+    #[track_caller]
+    pub fn error_of_any(&mut self) -> (u64, u32) {
         let reply = self.take(16);
         let mut reply = Reader(&reply);
         assert_eq!(reply.u32(), Some(SIMPLE_REPLY_MAGIC), "no simple reply");
         let error = reply.u32().unwrap();
-        assert_eq!(reply.u64(), Some(cookie));
-        error
+        (reply.u64().unwrap(), error)
     }
 
     /// Takes a chunk of a structured reply.

@@ -222,3 +222,27 @@ fn a_file_that_never_answers_keeps_waiting_who_asks_for_its_pages_and_nobody_els
     waiting.into_iter().for_each(Client::assert_ended);
     drop(watchdog);
 }
+
+#[test]
+fn on_the_connection_of_the_kernels_client_what_is_in_memory_is_answered_though_the_file_is_silent()
+{
+    let watchdog = Watchdog::new("on_the_connection_of_the_kernels_client");
+    let (mut backed, plain) = Backed::filled(1);
+    let mut client = Client::on(backed.served.seated(&backed.served.exports[0]).unwrap());
+    let writer = backed.silence();
+    let cold: Vec<_> = (0..8).map(|page| client.request(CMD_READ, 0, page * 4096, 4096)).collect();
+    for page in PAGES - 20..PAGES {
+        let data = client.read(page * 4096, 4096).unwrap();
+        assert!(data == plain[page as usize * 4096..][..4096]);
+    }
+    assert_eq!(client.plain(CMD_TRIM, 0, (PAGES - 1) * 4096, 4096), 0);
+    // The file comes to nothing: who waits for it gets an error, and that is all.
+    drop(writer);
+    let mut errors: Vec<_> = cold.iter().map(|_| client.error_of_any()).collect();
+    errors.sort_unstable();
+    let mut expected: Vec<_> = cold.iter().map(|cookie| (*cookie, EIO)).collect();
+    expected.sort_unstable();
+    assert_eq!(errors, expected);
+    assert_eq!(client.read((PAGES - 1) * 4096, 4096), Ok(vec![0; 4096]));
+    drop(watchdog);
+}

@@ -5,7 +5,6 @@ use tmem::PAGE_SIZE;
 
 use super::{Desk, Doing, Progress, Session};
 use crate::bytes::{Part, Stored};
-use crate::device::{self, Op, Outcome};
 use crate::nbd::buffer::{DATA_BYTES, Outbox};
 use crate::nbd::reply::{DATA_HEADER_BYTES, chunk_header, data_header, simple_reply};
 use crate::nbd::wants::Goal;
@@ -72,6 +71,10 @@ impl Session {
         let Some(piece) = piece else { return Some(Progress::Flush) };
         let fetched = self.fetch(desk, &piece, effort);
         if desk.wants.are_left() {
+            if reading.how == Manner::Short && park(desk, reading.cookie, &piece) {
+                self.doing = Doing::Nothing;
+                return None;
+            }
             desk.outbox.hold(piece.mark);
             self.piece = Some(piece);
             return Some(Progress::Reading);
@@ -131,9 +134,7 @@ impl Session {
         gathered: Result<(), Errno>,
     ) -> Option<Progress> {
         if let Err(errno) = gathered {
-            let request = device::Request::new(Op::Read, 0, 0);
-            let counters = self.export().counters(desk.worker);
-            counters.ended(&request, Outcome::Failed(errno));
+            self.count_failed_read(desk.worker, errno);
             desk.outbox.take_back(piece.mark);
             if reading.how == Manner::Raw {
                 return Some(Progress::End);
@@ -191,6 +192,17 @@ impl Reading {
         let mark = outbox.mark();
         is_worth_it.then_some(Piece { mark, from: self.at, count: count as u32 })
     }
+}
+
+/// Lets the connection go on without a read that waits for the backing file, if there is room for it.
+fn park(desk: &mut Desk<'_>, cookie: u64, piece: &Piece) -> bool {
+    let start = piece.mark + size_of::<SimpleReply>();
+    let is_parked = desk.parked.park(cookie, start, desk.outbox.since(start), desk.wants);
+    if is_parked {
+        desk.wants.conclude();
+        desk.outbox.take_back(piece.mark);
+    }
+    is_parked
 }
 
 /// Where the outbox ends, if it has so much room.
