@@ -1,7 +1,8 @@
 # writeback.sh [PART...]: a pool that is smaller than what is swapped, and the rest on a backing file.
 #
 #   pressure   a program that fits neither memory nor the pool; nothing of it is readable on the disk
-#   failing    the same while the disk refuses writes for a time, and then does not answer
+#   failing    a smaller one, while the disk refuses writes for a time, and then does not answer
+#   enduring   that of `pressure`, while the disk does the same, twice
 #   unreadable a disk that has lost a part, or gives back what was not written: pages there are errors, and no others
 #   vanishing  a disk that is pulled out
 #   leaving    swap that is mostly on the disk is brought back by `tmem del` and by the end of the daemon
@@ -174,6 +175,49 @@ part_failing() {
     unmap_disk
 }
 state_is() { [ "$(stat_of backing_state)" = "$1" ]; }
+
+# The program of `pressure`, and a disk that refuses and then does not answer in the middle of it: once while the program
+# writes its pages for the first time, once while it goes through them. It may exceed its memory, slowly: what is refused stays
+# there, and where all of the machine's memory is short the kernel would kill it.
+part_enduring() {
+    local before refused=0 round reads
+    map_disk
+    make_group
+    bytes 64M >$group/memory.high
+    start_tmem 700M 64M --swapon --backing $disk_mapped
+    start_grouped --memory 600M --seed $seed --passes 1 --touches 0.05
+    for round in 20000 150000; do
+        check "enduring: pages go to the disk" wait_for 600 as_expected bd_writes -gt $round
+        check "enduring: the program goes on" kill -0 "$grouped"
+        refuses error_writes
+        check "enduring: the refusing disk is noticed" wait_for 120 state_is failing
+        check "enduring: writes are refused" wait_for 120 eval '[ "$(refusals)" -gt '$refused' ]'
+        sleep 3
+        refused=$(refusals)
+        reads=$(stat_of bd_reads)
+        # At first nobody asks for any.
+        [ $round = 20000 ] || check "enduring: pages still come back from it" wait_for 120 as_expected bd_reads -gt $((reads + 50))
+        before=$(stat_of bd_writes)
+        healthy
+        check "enduring: the disk that works again is used again" \
+            wait_for 120 as_expected bd_writes -gt $((before + 1000))
+        dmsetup suspend --noflush --nolockfs backing
+        check "enduring: the disk that does not answer is noticed" wait_for 120 state_is slow
+        sleep 3
+        dmsetup resume backing
+        check "enduring: and known to work" wait_for 120 state_is ok
+    done
+    check "enduring: the program was in the middle" kill -0 "$grouped"
+    end_grouped enduring
+    show_writeback
+    check_stat "enduring: no read failed" bd_errors -eq 0
+    check_sane enduring
+    rmdir $group
+    check "enduring: swapoff" swapoff "$DEVICE"
+    stop_tmem
+    unmap_disk
+}
+refusals() { tmem stats --json | tmem-guest json devices.0.io.enospc_errors; }
 
 # read_all NAME REQUEST RIGHT UNREADABLE: reads every page, of which no fewer are right, and so many, as
 # OPERATOR VALUE, unreadable; none is wrong.
@@ -494,5 +538,5 @@ part_refusals() {
     stop_tmem
 }
 
-[ $# -gt 0 ] || set -- pressure failing unreadable leaving queueing file settings refusals vanishing
+[ $# -gt 0 ] || set -- pressure failing enduring unreadable leaving queueing file settings refusals vanishing
 run_parts "$@"
