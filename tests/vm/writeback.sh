@@ -126,7 +126,7 @@ part_pressure() {
 # program lives on, all of it fits the guest's memory beside the pool: what makes it swap is a limit of its cgroup
 # that may be exceeded (memory.high). And nobody else swaps: while the disk does not answer, this script must run.
 part_failing() {
-    local before second
+    local before second threads
     map_disk
     make_group
     bytes 32M >$group/memory.high
@@ -136,6 +136,7 @@ part_failing() {
     check "failing: and come back" wait_for 300 as_expected bd_reads -gt 500
     check_number "failing: the disk is known to work" "$(stat_of log_failed_jobs)" -eq 0
     check "failing: and said to" state_is ok
+    threads=$(kernels_threads)
 
     refuses error_writes
     check "failing: the refusing disk is noticed" wait_for 120 state_is failing
@@ -158,6 +159,7 @@ part_failing() {
     second=$!
     check "silent: the disk that does not answer is noticed" wait_for 120 state_is slow
     check "silent: the program lives" kill -0 "$grouped"
+    check_number "silent: the kernel has started no thread to wait for it" "$(kernels_threads)" -eq "$threads"
     before=$(stat_of bd_writes)
     dmsetup resume backing
     check "silent: once it answers it is used again" wait_for 120 as_expected bd_writes -gt $((before + 1000))
@@ -175,6 +177,8 @@ part_failing() {
     unmap_disk
 }
 state_is() { [ "$(stat_of backing_state)" = "$1" ]; }
+# kernels_threads: those that the kernel has started for the process that serves, to wait for a disk.
+kernels_threads() { cat /proc/"$(pid_of tmem-worker)"/task/*/comm | grep -c '^iou-wrk'; }
 
 # The program of `pressure`, and a disk that refuses and then does not answer in the middle of it: once while the program
 # writes its pages for the first time, once while it goes through them. It may exceed its memory, slowly: what is refused stays
