@@ -153,11 +153,10 @@ impl Protocol {
 
     /// A page that was wanted is not read, because the connection ends.
     pub fn give_up(&mut self, want: usize) {
-        let given_up = Stored::Failed(Errno::CANCELED);
         match want.checked_sub(WANTS_MAX) {
-            None => self.wants.landed(want, given_up),
-            Some(place) => self.parked.landed(place, given_up),
-        };
+            None => drop(self.wants.landed(want, Stored::Failed(Errno::CANCELED))),
+            Some(place) => self.parked.give_up(place),
+        }
     }
 
     /// Ends the client's use of its export. Freed is what it held when this is dropped.

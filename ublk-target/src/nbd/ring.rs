@@ -1,7 +1,7 @@
 //! A worker's io_uring, and the connections whose buffers the kernel works on.
 //!
 //! A [`Link`] owns its socket and its buffers, and knows what the kernel is doing with them: while it
-//! receives or sends, nobody else can look at them, and a link is not dropped. Nothing here
+//! receives or sends, nobody else looks at them, but for what is behind the bytes that are being sent, and a link is not dropped. Nothing here
 //! allocates after a ring is made. This is the only file of the front end with `unsafe`.
 #![allow(unsafe_code)]
 
@@ -158,6 +158,11 @@ impl Link {
         self.sending
     }
 
+    /// Whether the client gets more without saying more: what is being sent, or waits for the backing file.
+    pub fn has_answers(&self) -> bool {
+        self.sending || self.protocol.is_reading()
+    }
+
     /// The protocol, while the kernel does not work on its buffers and it can go on.
     pub fn protocol(&mut self) -> Option<&mut Protocol> {
         let goes_on = !self.receiving && !self.sending && !self.protocol.is_waiting();
@@ -198,8 +203,8 @@ impl Link {
         let receive = opcode::Recv::new(fd, room.as_mut_ptr(), room.len() as u32);
         self.receiving = true;
         // SAFETY: the room is heap memory that belongs to this link. Until the completion is handed
-        // to `received`, `receiving` keeps `protocol` from anybody, nothing here touches the inbox,
-        // and drop ends the process.
+        // to `received`, `receiving` keeps `protocol` from anybody, what is done with it here (`landed`, `sent`, `give_up`) does not
+        // touch the inbox, and drop ends the process.
         unsafe { ring.push(receive.build(), Token::Receive(slot)) };
     }
 
@@ -211,7 +216,9 @@ impl Link {
         let send = opcode::Send::new(fd, unsent.as_ptr(), unsent.len() as u32);
         self.sending = true;
         let send = send.flags(libc::MSG_NOSIGNAL).build();
-        // SAFETY: as in `receive`, for the outbox, which the kernel only reads.
+        // SAFETY: as in `receive`, for the outbox, which the kernel only reads. Here it is touched, but not these bytes: what
+        // lands is written where the outbox is held back or appended to, behind all that may be sent, and it moves
+        // nothing while bytes are unsent.
         unsafe { ring.push(send, Token::Send(slot)) };
     }
 

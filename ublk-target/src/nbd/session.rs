@@ -20,7 +20,7 @@ use self::storing::{Store, Storing};
 use super::buffer::{DATA_BYTES, Inbox, Outbox};
 use super::exports::{Export, Visit};
 use super::negotiation::Agreement;
-use super::parked::{Parked, Whole};
+use super::parked::Parked;
 use super::reply::{
     DATA_HEADER_BYTES, EXTENTS_MAX, REPLY_BYTES_MAX, chunk_header, flags_of, simple_reply,
 };
@@ -189,25 +189,24 @@ impl Session {
         }
     }
 
-    /// Answers parked reads that are whole, as far as there is room in the outbox, unless it has a part of another answer.
+    /// Answers parked reads that are whole, unless a part of another answer is in the outbox; as far as there is room, and
+    /// still is then for the reply to what is under way, which has looked for it when it began.
     pub fn deliver(&self, worker: usize, outbox: &mut Outbox, parked: &mut Parked) {
-        if matches!(self.doing, Doing::Read(_)) {
+        let is_raw = matches!(self.doing, Doing::Read(Reading { how: Manner::Raw, .. }));
+        if is_raw || self.piece.is_some() {
             return;
         }
-        while let Some(room) = outbox.room().checked_sub(size_of::<SimpleReply>())
-            && let Some((first, Whole { cookie, data })) = parked.next_whole(room)
+        while let Some(room) = outbox.room().checked_sub(size_of::<SimpleReply>() + REPLY_BYTES_MAX)
+            && let Some(whole) = parked.next_whole(room)
         {
-            match data {
-                Ok(data) => {
-                    simple_reply(outbox, cookie, None);
-                    outbox.push(data);
-                }
-                Err(errno) => {
-                    self.count_failed_read(worker, errno);
-                    simple_reply(outbox, cookie, Some(Error::Io));
-                }
+            if let Some(errno) = whole.failed {
+                self.count_failed_read(worker, errno);
+                simple_reply(outbox, whole.cookie, Some(Error::Io));
+            } else {
+                simple_reply(outbox, whole.cookie, None);
+                parked.data(whole).for_each(|data| outbox.push(data));
             }
-            parked.answered(first);
+            parked.answered(whole);
         }
     }
 

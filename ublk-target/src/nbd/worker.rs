@@ -168,7 +168,7 @@ impl Worker {
             }
             Outcome::Done => {}
             // It says nothing more, and may still listen to the rest of an answer.
-            Outcome::Over if !is_send && result == 0 && place.link.is_sending() => {
+            Outcome::Over if !is_send && result == 0 && place.link.has_answers() => {
                 place.state = State::Ending;
             }
             Outcome::Over => {
@@ -281,10 +281,14 @@ impl Place {
             return waiting;
         }
         let Some(protocol) = self.link.protocol() else { return waiting };
-        if matches!(self.state, State::Ending | State::Over) {
-            // What was to be sent has been, or cannot be.
-            self.state = State::Over;
-            return waiting;
+        match self.state {
+            State::Open => {}
+            State::Ending if protocol.is_reading() => return waiting,
+            State::Ending | State::Over => {
+                // What was to be sent has been, or cannot be.
+                self.state = State::Over;
+                return waiting;
+            }
         }
         let progress = protocol.advance(now);
         let has_output = !protocol.outbox.is_empty();
@@ -321,7 +325,7 @@ impl Place {
 
     /// Sends the answer that a page has made whole: the connection may be receiving meanwhile, and has no turn then.
     fn answer(&mut self, ring: &mut Ring, slot: usize) {
-        if self.state == State::Open && !self.paused {
+        if self.state != State::Over && !self.paused {
             self.resend(ring, slot);
         }
     }

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::PipeWriter;
+use std::net::Shutdown;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
@@ -244,5 +245,22 @@ fn on_the_connection_of_the_kernels_client_what_is_in_memory_is_answered_though_
     expected.sort_unstable();
     assert_eq!(errors, expected);
     assert_eq!(client.read((PAGES - 1) * 4096, 4096), Ok(vec![0; 4096]));
+    drop(watchdog);
+}
+
+#[test]
+fn who_says_nothing_more_gets_the_answers_to_what_was_said() {
+    let watchdog = Watchdog::new("who_says_nothing_more_gets_the_answers");
+    let (mut backed, plain) = Backed::filled(1);
+    backed.settle();
+    for page in 0..50_usize {
+        let mut client = Client::on(backed.served.seated(&backed.served.exports[0]).unwrap());
+        let at = page * 16 * 4096;
+        let cookie = client.request(CMD_READ, 0, at as u64, 4096);
+        client.stream.shutdown(Shutdown::Write).unwrap();
+        let (data, _) = client.data_of(cookie, at as u64, 4096).unwrap();
+        assert!(data == plain[at..at + 4096]);
+        client.assert_ended();
+    }
     drop(watchdog);
 }

@@ -197,7 +197,8 @@ impl Reading {
 /// Lets the connection go on without a read that waits for the backing file, if there is room for it.
 fn park(desk: &mut Desk<'_>, cookie: u64, piece: &Piece) -> bool {
     let start = piece.mark + size_of::<SimpleReply>();
-    let is_parked = desk.parked.park(cookie, start, desk.outbox.since(start), desk.wants);
+    let data = desk.outbox.since(start);
+    let is_parked = desk.parked.park(cookie, piece.from, start, data, desk.wants);
     if is_parked {
         desk.wants.conclude();
         desk.outbox.take_back(piece.mark);
