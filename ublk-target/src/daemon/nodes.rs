@@ -21,8 +21,8 @@ use crate::waker::Waker;
 /// What a queue takes of the heap: its codec, and room for blocks that it reads from the backing file.
 const QUEUE_BYTES: usize = 768 << 10;
 
-/// What the kernel's NBD connection takes: its buffers, and room for what it reads from the backing file.
-const CONNECTION_BYTES: usize = 512 << 10;
+/// What the kernel's NBD connection takes: its buffers, the reads that it parks, and room for what it reads from the backing file.
+const CONNECTION_BYTES: usize = 768 << 10;
 
 /// See the module's description.
 pub(super) struct Nodes {
