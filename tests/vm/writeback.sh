@@ -131,12 +131,12 @@ part_failing() {
     make_group
     bytes 32M >$group/memory.high
     start_tmem 200M 16M --swapon --backing $disk_mapped
+    threads=$(kernels_threads)
     start_grouped --memory 100M --seed $seed --while /tmp/going --touches 0.05
     check "failing: pages go to the disk" wait_for 300 as_expected bd_writes -gt 5000
     check "failing: and come back" wait_for 300 as_expected bd_reads -gt 500
     check_number "failing: the disk is known to work" "$(stat_of log_failed_jobs)" -eq 0
     check "failing: and said to" state_is ok
-    threads=$(kernels_threads)
 
     refuses error_writes
     check "failing: the refusing disk is noticed" wait_for 120 state_is failing
@@ -341,7 +341,7 @@ writes_begun() { tmem stats --json | tmem-guest json devices.0.io.writes; }
 # then whatever comes behind them waits as well. No other process would fare better, so none is to go on after the minute that
 # is enough elsewhere.
 part_queueing() {
-    local worker second writes reading=()
+    local worker second writes reading=() threads
     map_disk
     make_group
     modprobe nbd nbds_max=4 2>/dev/null
@@ -349,6 +349,7 @@ part_queueing() {
     echo 0 >/proc/sys/vm/watermark_boost_factor
     echo 16384 >/proc/sys/vm/min_free_kbytes
     FRONTEND=nbd start_tmem 200M,name=swap0 12M --swapon --backing $disk_mapped
+    threads=$(kernels_threads)
     hold queueing
     worker=$(pid_of tmem-worker)
     dmsetup suspend --noflush --nolockfs backing
@@ -371,6 +372,7 @@ part_queueing() {
     echo 0 >/proc/sys/kernel/hung_task_timeout_secs
     sleep 80
     check_number "queueing: so all waits" "$(have_read)" -eq 0
+    check_number "queueing: the kernel has started no thread to wait for it" "$(kernels_threads)" -eq "$threads"
     check "queueing: the same process serves" [ "$(pid_of tmem-worker)" = "$worker" ]
     check "queueing: and the disk is still slow" state_is slow
     dmsetup resume backing

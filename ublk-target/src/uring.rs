@@ -12,7 +12,6 @@ use std::time::Duration;
 
 use io_uring::squeue::{Entry, Flags};
 use io_uring::{IoUring, opcode, types};
-use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::io::Errno;
 
 use crate::process;
@@ -62,13 +61,12 @@ impl Uring {
     /// Has the kernel make room for so many entries under way, and start its thread, both of which it keeps: it would wait
     /// for memory when there is none, and who should free some may wait for us.
     fn warm_up(&mut self, entries: u32) -> io::Result<()> {
-        let file = memfd_create("tmem-nothing", MemfdFlags::CLOEXEC)?;
-        let read = opcode::Read::new(types::Fd(file.as_raw_fd()), std::ptr::null_mut(), 0);
-        // SAFETY: it reads nothing, so it works on no memory.
-        unsafe { self.push(read.build().flags(Flags::ASYNC), 0) };
-        for _ in 1..entries {
+        for n in 0..entries {
+            // What is said to be for a thread goes to the one for files and disks only if it has no file: of another the kernel
+            // does not know yet what it is.
+            let flags = if n == 0 { Flags::ASYNC } else { Flags::empty() };
             // SAFETY: it works on no memory.
-            unsafe { self.push(opcode::Nop::new().build(), 0) };
+            unsafe { self.push(opcode::Nop::new().build().flags(flags), 0) };
         }
         let mut left = entries;
         while left > 0 {
@@ -180,11 +178,11 @@ fn is_passing(error: &io::Error) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::io::Write;
     use std::os::fd::OwnedFd;
     use std::process::Command;
 
     use rustix::event::EventfdFlags;
+    use rustix::fs::{MemfdFlags, memfd_create};
 
     use super::*;
 
@@ -229,13 +227,17 @@ mod tests {
         }
         let mut ring = Uring::new(16).unwrap();
         assert_eq!(workers(), 1);
-        let mut file = tempfile::tempfile().unwrap();
-        file.write_all(&[7; 4096]).unwrap();
+        let mut limits = [0, 0];
+        ring.ring.submitter().register_iowq_max_workers(&mut limits).unwrap();
+        assert_eq!(limits[0], 1);
+        // Of which the kernel reads nothing at once.
+        let file = memfd_create("tmem-test", MemfdFlags::CLOEXEC).unwrap();
+        rustix::io::write(&file, &[7; 4096]).unwrap();
         let mut targets = [[0_u8; 512]; 8];
         for (n, target) in (0..).zip(&mut targets) {
             let read = opcode::Read::new(types::Fd(file.as_raw_fd()), target.as_mut_ptr(), 512);
             // SAFETY: nobody looks at the targets until all have completed.
-            unsafe { ring.push(read.offset(n * 512).build().flags(Flags::ASYNC), n) };
+            unsafe { ring.push(read.offset(n * 512).build(), n) };
         }
         let mut left = targets.len();
         while left > 0 {
