@@ -126,12 +126,11 @@ part_pressure() {
 # program lives on, all of it fits the guest's memory beside the pool: what makes it swap is a limit of its cgroup
 # that may be exceeded (memory.high). And nobody else swaps: while the disk does not answer, this script must run.
 part_failing() {
-    local before second threads
+    local before second
     map_disk
     make_group
     bytes 32M >$group/memory.high
     start_tmem 200M 16M --swapon --backing $disk_mapped
-    threads=$(kernels_threads)
     start_grouped --memory 100M --seed $seed --while /tmp/going --touches 0.05
     check "failing: pages go to the disk" wait_for 300 as_expected bd_writes -gt 5000
     check "failing: and come back" wait_for 300 as_expected bd_reads -gt 500
@@ -159,7 +158,6 @@ part_failing() {
     second=$!
     check "silent: the disk that does not answer is noticed" wait_for 120 state_is slow
     check "silent: the program lives" kill -0 "$grouped"
-    check_number "silent: the kernel has started no thread to wait for it" "$(kernels_threads)" -eq "$threads"
     before=$(stat_of bd_writes)
     dmsetup resume backing
     check "silent: once it answers it is used again" wait_for 120 as_expected bd_writes -gt $((before + 1000))
@@ -177,8 +175,6 @@ part_failing() {
     unmap_disk
 }
 state_is() { [ "$(stat_of backing_state)" = "$1" ]; }
-# kernels_threads: those that the kernel has started for the process that serves, to wait for a disk.
-kernels_threads() { cat /proc/"$(pid_of tmem-worker)"/task/*/comm | grep -c '^iou-wrk'; }
 
 # The program of `pressure`, and a disk that refuses and then does not answer in the middle of it: once while the program
 # writes its pages for the first time, once while it goes through them. It may exceed its memory, slowly: what is refused stays
@@ -341,7 +337,7 @@ writes_begun() { tmem stats --json | tmem-guest json devices.0.io.writes; }
 # then whatever comes behind them waits as well. No other process would fare better, so none is to go on after the minute that
 # is enough elsewhere.
 part_queueing() {
-    local worker second writes reading=() threads
+    local worker second writes reading=()
     map_disk
     make_group
     modprobe nbd nbds_max=4 2>/dev/null
@@ -349,7 +345,6 @@ part_queueing() {
     echo 0 >/proc/sys/vm/watermark_boost_factor
     echo 16384 >/proc/sys/vm/min_free_kbytes
     FRONTEND=nbd start_tmem 200M,name=swap0 12M --swapon --backing $disk_mapped
-    threads=$(kernels_threads)
     hold queueing
     worker=$(pid_of tmem-worker)
     dmsetup suspend --noflush --nolockfs backing
@@ -372,7 +367,6 @@ part_queueing() {
     echo 0 >/proc/sys/kernel/hung_task_timeout_secs
     sleep 80
     check_number "queueing: so all waits" "$(have_read)" -eq 0
-    check_number "queueing: the kernel has started no thread to wait for it" "$(kernels_threads)" -eq "$threads"
     check "queueing: the same process serves" [ "$(pid_of tmem-worker)" = "$worker" ]
     check "queueing: and the disk is still slow" state_is slow
     dmsetup resume backing

@@ -1,8 +1,7 @@
 //! A thread's io_uring, as those use it that have it to themselves.
 //!
 //! Nothing here allocates after a ring is made, neither does the kernel for what is submitted to it: it keeps what the
-//! first entries needed for those that follow, and the one thread of its own that carries out what cannot be done at once (a
-//! read of a disk with all of whose requests others are busy; of a file, more often). What an entry works on is the caller's to see to:
+//! first entries needed for those that follow. What an entry works on is the caller's to see to:
 //! [`Uring::push`] is `unsafe`.
 #![allow(unsafe_code)]
 
@@ -10,7 +9,7 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::time::Duration;
 
-use io_uring::squeue::{Entry, Flags};
+use io_uring::squeue::Entry;
 use io_uring::{IoUring, opcode, types};
 use rustix::io::Errno;
 
@@ -18,10 +17,6 @@ use crate::process;
 
 /// What [`Uring::signal`] writes; an eventfd adds it to its count.
 static ONE: u64 = 1;
-
-/// Threads that the kernel may start for the thread of a ring, for what it cannot do at once on files and disks (`io-wq`, bounded
-/// work). What waits for a disk there waits for the same disk, so more of them would gain little.
-const WORKERS: u32 = 1;
 
 /// See the module's description.
 pub struct Uring {
@@ -47,26 +42,17 @@ impl Uring {
         if !ring.params().is_feature_ext_arg() {
             return Err(io::ErrorKind::Unsupported.into());
         }
-        // Of those for files and disks; 0 leaves the other kind as it is.
-        match ring.submitter().register_iowq_max_workers(&mut [WORKERS, 0]) {
-            // Linux before 5.15 starts as many as it likes.
-            Err(error) if error.raw_os_error() != Some(libc::EINVAL) => return Err(error),
-            _ => {}
-        }
         let mut uring = Self { ring };
         uring.warm_up(entries)?;
         Ok(uring)
     }
 
-    /// Has the kernel make room for so many entries under way, and start its thread, both of which it keeps: it would wait
-    /// for memory when there is none, and who should free some may wait for us.
+    /// Has the kernel make room for so many entries under way, which it keeps: it would wait for memory when there is none, and
+    /// who should free some may wait for us.
     fn warm_up(&mut self, entries: u32) -> io::Result<()> {
-        for n in 0..entries {
-            // What is said to be for a thread goes to the one for files and disks only if it has no file: of another the kernel
-            // does not know yet what it is.
-            let flags = if n == 0 { Flags::ASYNC } else { Flags::empty() };
+        for _ in 0..entries {
             // SAFETY: it works on no memory.
-            unsafe { self.push(opcode::Nop::new().build().flags(flags), 0) };
+            unsafe { self.push(opcode::Nop::new().build(), 0) };
         }
         let mut left = entries;
         while left > 0 {
@@ -179,10 +165,8 @@ fn is_passing(error: &io::Error) -> bool {
 #[cfg(test)]
 mod tests {
     use std::os::fd::OwnedFd;
-    use std::process::Command;
 
     use rustix::event::EventfdFlags;
-    use rustix::fs::{MemfdFlags, memfd_create};
 
     use super::*;
 
@@ -203,51 +187,6 @@ mod tests {
             ring.completed()
         });
         assert_eq!(seen.map(|(user_data, _)| user_data), Some(5));
-    }
-
-    /// Threads of this process that the kernel has started for rings.
-    fn workers() -> usize {
-        let tasks = std::fs::read_dir("/proc/self/task").unwrap();
-        let names = tasks.map(|task| std::fs::read_to_string(task.unwrap().path().join("comm")));
-        names.filter(|name| name.as_ref().is_ok_and(|name| name.starts_with("iou-wrk-"))).count()
-    }
-
-    #[test]
-    fn the_kernels_thread_is_there_from_the_start_and_is_the_only_one() {
-        const ALONE: &str = "TMEM_TEST_IS_ALONE";
-        if std::env::var_os(ALONE).is_none() {
-            // In a process of its own: the others' rings have theirs.
-            let test =
-                "uring::tests::the_kernels_thread_is_there_from_the_start_and_is_the_only_one";
-            let mut alone = Command::new(std::env::current_exe().unwrap());
-            let output = alone.args(["--exact", test]).env(ALONE, "yes").output().unwrap();
-            let said = String::from_utf8_lossy(&output.stdout);
-            assert!(output.status.success() && said.contains("1 passed"), "{said}");
-            return;
-        }
-        let mut ring = Uring::new(16).unwrap();
-        assert_eq!(workers(), 1);
-        let mut limits = [0, 0];
-        ring.ring.submitter().register_iowq_max_workers(&mut limits).unwrap();
-        assert_eq!(limits[0], 1);
-        // Of which the kernel reads nothing at once.
-        let file = memfd_create("tmem-test", MemfdFlags::CLOEXEC).unwrap();
-        rustix::io::write(&file, &[7; 4096]).unwrap();
-        let mut targets = [[0_u8; 512]; 8];
-        for (n, target) in (0..).zip(&mut targets) {
-            let read = opcode::Read::new(types::Fd(file.as_raw_fd()), target.as_mut_ptr(), 512);
-            // SAFETY: nobody looks at the targets until all have completed.
-            unsafe { ring.push(read.offset(n * 512).build(), n) };
-        }
-        let mut left = targets.len();
-        while left > 0 {
-            ring.wait(None).unwrap();
-            left -= std::iter::from_fn(|| ring.completed())
-                .inspect(|(_, result)| assert_eq!(*result, 512))
-                .count();
-        }
-        assert!(targets == [[7; 512]; 8]);
-        assert_eq!(workers(), 1);
     }
 
     #[test]
