@@ -13,7 +13,7 @@ use super::system;
 use crate::attachment::{Attachment, Node};
 use crate::backing::Backing;
 use crate::device::BlockDevice;
-use crate::nbd::{KernelClient, KernelError, Netlink};
+use crate::nbd::{AGREED_BYTES, KernelClient, KernelError, Netlink};
 use crate::notes::{NodeNote, Notes};
 use crate::ublk::{Draft, QueuePlan, Room, Served, ServerError, Started, Way, helpers_for};
 use crate::waker::Waker;
@@ -22,7 +22,7 @@ use crate::waker::Waker;
 const QUEUE_BYTES: usize = 768 << 10;
 
 /// What the kernel's NBD connection takes: its buffers, the reads that it parks, and room for what it reads from the backing file.
-const CONNECTION_BYTES: usize = 768 << 10;
+const CONNECTION_BYTES: usize = AGREED_BYTES + (256 << 10);
 
 /// See the module's description.
 pub(super) struct Nodes {

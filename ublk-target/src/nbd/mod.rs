@@ -32,6 +32,6 @@ pub use exports::{Export, Exports};
 pub use kernel::{CONNECTION_DEPTH, KernelClient, KernelError, check_reserve};
 pub use negotiation::transmission_flags;
 pub use netlink::{Netlink, NetlinkError};
-pub use protocol::{Progress, Protocol};
+pub use protocol::{AGREED_BYTES, Progress, Protocol};
 pub use server::{NbdServer, NbdServerError, NoSeat, Purpose, Seat};
 pub use worker::EngineSide;

@@ -111,9 +111,10 @@ impl Parked {
             if want.is_some() {
                 self.untold.push_back(place);
                 left += 1;
+            } else {
+                let target = &mut self.bytes[place * PAGE_SIZE..][..part.bytes()];
+                target.copy_from_slice(&data[at..at + part.bytes()]);
             }
-            self.bytes[place * PAGE_SIZE..][..part.bytes()]
-                .copy_from_slice(&data[at..at + part.bytes()]);
             self.places[place] = Place {
                 first: Some(first),
                 next: None,

@@ -8,9 +8,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
-use tmem::{Backed, Image};
+use tmem::{Backed, Image, PAGE_SIZE};
 
-use super::buffer::{Inbox, Outbox};
+use super::buffer::{BUFFER_BYTES, Inbox, Outbox};
 use super::exports::{Exports, Visit};
 use super::negotiation::{self, Agreement, Negotiation};
 use super::parked::{PARKED_PAGES, Parked};
@@ -21,6 +21,9 @@ use crate::bytes::Stored;
 
 /// Pages that are read for a connection at most.
 pub const READS_MAX: usize = WANTS_MAX + PARKED_PAGES;
+
+/// Bytes of the buffers that [`Protocol::agreed`] allocates.
+pub const AGREED_BYTES: usize = 2 * BUFFER_BYTES + PARKED_PAGES * PAGE_SIZE;
 
 /// See the module's description.
 pub struct Protocol {
