@@ -18,6 +18,7 @@ pub mod doctor;
 pub mod exit;
 pub mod freed;
 pub mod handover;
+mod hold;
 pub mod inherited;
 mod log;
 pub mod logger;

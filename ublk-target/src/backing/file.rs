@@ -22,7 +22,7 @@ use super::contents::{self, Contents, END_BYTES, HEADER_BYTES};
 use super::info::BackingInfo;
 use super::refusal::{BackingFileError, Refusal};
 use super::relatives::{Relatives, SYSFS};
-use crate::program;
+use crate::{hold, program};
 
 /// Smallest backing file, in bytes, what is around its log included.
 pub const FILE_BYTES_MIN: u64 = HEADER_BYTES + BACKING_BYTES_MIN + END_BYTES;
@@ -237,7 +237,8 @@ fn reopen(named: &File, is_device: bool) -> Result<File, Refusal> {
     let mut flags = OFlags::RDWR | OFlags::DIRECT | OFlags::CLOEXEC;
     // Of a device it means that nobody else may use it.
     flags.set(OFlags::EXCL, is_device);
-    match open(path, flags, Mode::empty()) {
+    let try_open = || open(&*path, flags, Mode::empty());
+    match hold::take(try_open, |error| is_device && *error == Errno::BUSY) {
         Ok(file) => Ok(file.into()),
         Err(Errno::BUSY) if is_device => Err(Refusal::InUse),
         Err(error) => Err(no_direct(error)),
@@ -298,7 +299,8 @@ fn check_sectors(file: &File) -> Result<(), Refusal> {
 }
 
 fn lock(file: &File) -> Result<(), Refusal> {
-    file.try_lock().map_err(|error| match error {
+    let locked = hold::take(|| file.try_lock(), |error| matches!(error, TryLockError::WouldBlock));
+    locked.map_err(|error| match error {
         TryLockError::WouldBlock => Refusal::Locked,
         TryLockError::Error(source) => Refusal::Io { action: "lock it", source },
     })

@@ -100,6 +100,7 @@ mod tests {
 
     use super::super::file::{BackingSpec, FILE_BYTES_MIN};
     use super::*;
+    use crate::hold;
 
     fn spec(home: &tempfile::TempDir) -> BackingSpec {
         let bytes = Some(FILE_BYTES_MIN + BACKING_BYTES_MIN);
@@ -125,7 +126,7 @@ mod tests {
         assert_ne!(header, [0; 4096]);
         assert!(claim.try_take().unwrap().is_none());
         drop(first);
-        let held = claim.try_take().unwrap().unwrap();
+        let held = hold::take(|| claim.try_take().unwrap().ok_or(()), |()| true).unwrap();
         assert!(claim.try_take().unwrap().is_none());
         drop(held);
     }

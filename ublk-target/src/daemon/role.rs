@@ -41,6 +41,7 @@ impl Candidate {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::hold;
 
     #[test]
     fn there_is_one_at_a_time() {
@@ -48,8 +49,9 @@ mod tests {
         let take = |candidate: Candidate| candidate.try_take();
         let first = take(Candidate::new(&store).unwrap()).ok().unwrap();
         let second = take(Candidate::new(&store).unwrap()).err().unwrap();
-        let second = take(second).err().unwrap();
+        let mut second = Some(take(second).err().unwrap());
         drop(first);
-        take(second).ok().unwrap();
+        let try_take = || take(second.take().unwrap()).map_err(|refused| second = Some(refused));
+        hold::take(try_take, |()| true).ok().unwrap();
     }
 }

@@ -20,10 +20,11 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags, flock, fstat, openat, statat, unlinkat};
+use rustix::io::Errno;
 use rustix::mount::{MountPropagationFlags, UnmountFlags, mount_bind, mount_change, unmount};
 use tmem::Store;
 
-use crate::process;
+use crate::{hold, process};
 
 /// The store's name in its directory.
 const NAME: &str = "store";
@@ -74,11 +75,12 @@ impl Keep {
         let Some(guard) = open(&directory)? else { return Ok(None) };
         let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let store = match openat(&guard, NAME, flags, Mode::empty()) {
-            Err(rustix::io::Errno::NOENT) => return Ok(None),
+            Err(Errno::NOENT) => return Ok(None),
             store => store?,
         };
         check_owner(&store)?;
-        flock(&guard, FlockOperation::NonBlockingLockExclusive)?;
+        let lock = || flock(&guard, FlockOperation::NonBlockingLockExclusive);
+        hold::take(lock, |error| *error == Errno::WOULDBLOCK)?;
         let home = Some(own_namespace()?);
         Ok(Some((Self { directory, guard, home }, store)))
     }
@@ -155,7 +157,7 @@ fn clear(directory: &Path, root: BorrowedFd<'_>) {
 fn open(directory: &Path) -> io::Result<Option<OwnedFd>> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     match rustix::fs::open(directory, flags, Mode::empty()) {
-        Err(rustix::io::Errno::NOENT) => Ok(None),
+        Err(Errno::NOENT) => Ok(None),
         opened => {
             let opened = opened?;
             check_owner(&opened)?;
