@@ -52,7 +52,17 @@ pub struct Image<'a> {
 
 /// Whether the image of a block has been opened, and for which one. Anew for each time that an image is read.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Opened(Option<BlockKey>);
+pub struct Opened {
+    key: Option<BlockKey>,
+    is_bad: bool,
+}
+
+impl Opened {
+    /// Whether it could not be: what was read is not what was written. Another read may bring that.
+    pub fn is_bad(&self) -> bool {
+        self.is_bad
+    }
+}
 
 impl<'a> Image<'a> {
     /// A block in `bytes`, and what is kept of it from page to page.
@@ -62,10 +72,11 @@ impl<'a> Image<'a> {
 
     /// What is in a block, or was before it was sealed; none if it is not what was written.
     fn open(self, log: &Log, key: &BlockKey) -> Option<&'a Page> {
-        if self.opened.0 != Some(*key) {
-            self.opened.0 = log.unseal(key, self.bytes).then_some(*key);
+        if self.opened.key != Some(*key) {
+            self.opened.key = log.unseal(key, self.bytes).then_some(*key);
+            self.opened.is_bad = self.opened.key.is_none();
         }
-        self.opened.0.is_some().then_some(self.bytes)
+        self.opened.key.is_some().then_some(self.bytes)
     }
 }
 

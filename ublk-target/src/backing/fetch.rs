@@ -91,10 +91,11 @@ impl Run {
         }
     }
 
-    /// Whether a block is there, once it is over and kept.
-    fn has(&self, backed: Backed) -> bool {
-        (self.start..self.end()).contains(&backed.offset())
-            && self.sequence == Some(backed.sequence())
+    /// The number of a block among this read's, if it is there once this is over and kept.
+    fn find(&self, backed: Backed) -> Option<usize> {
+        let is_there = (self.start..self.end()).contains(&backed.offset())
+            && self.sequence == Some(backed.sequence());
+        is_there.then(|| ((backed.offset() - self.start) / BLOCK_BYTES) as usize)
     }
 }
 
@@ -181,8 +182,7 @@ impl<W: Copy + Eq> Fetches<W> {
         // They are in no order, and each has its turn.
         let first = ready.min_by_key(|wanted| wanted.since)?;
         let (backed, alone) = (first.backed, first.alone);
-        let kept = self.kept.into_iter().flatten().find(|run| self.runs[*run].has(backed));
-        if let Some(run) = kept.filter(|_| !alone) {
+        if let Some(run) = self.kept_for(backed).filter(|_| !alone) {
             let Run { start, sequence, .. } = self.runs[run];
             self.assign(run, start..self.runs[run].end(), false, sequence);
             return Some((run, None));
@@ -195,23 +195,38 @@ impl<W: Copy + Eq> Fetches<W> {
             times = self.times_ahead(&range);
             sequence = widen(engine, backed, times, &mut range);
         }
-        let blocks = ((range.end - range.start) / BLOCK_BYTES) as usize;
-        if blocks == 1 && !alone {
-            sequence = Some(backed.sequence());
-        }
+        let mut blocks = ((range.end - range.start) / BLOCK_BYTES) as usize;
         let run = loop {
             match self.images.take(blocks) {
                 Some(run) => break run,
                 None if self.forget_oldest() => {}
-                None => return None,
+                None if blocks == 1 => return None,
+                // It does not wait for others: they may never have an answer.
+                None => {
+                    let half = at + (blocks / 2) as u64 * BLOCK_BYTES;
+                    range = at..range.end.min(half);
+                    blocks = ((range.end - range.start) / BLOCK_BYTES) as usize;
+                }
             }
         };
+        if blocks == 1 && !alone {
+            sequence = Some(backed.sequence());
+        }
         // Only now: what waits for images is looked at again, and does not read on by that.
         self.ahead = (range.end, times);
         self.assign(run, range.clone(), alone, None);
         self.runs[run] = Run::new(range.start, blocks, sequence);
         self.runs[run].began = Some(self.backing.unanswered().began());
         Some((run, Some(self.entry(run))))
+    }
+
+    /// The read that is kept, and has a block as it was written.
+    fn kept_for(&self, backed: Backed) -> Option<usize> {
+        let has_it = |run: &usize| {
+            let block = self.runs[*run].find(backed);
+            block.is_some_and(|block| !self.images.is_bad(run + block))
+        };
+        self.kept.into_iter().flatten().find(has_it)
     }
 
     /// Lets a read have the pages that are in a range, of this use of the segment if that matters.
@@ -375,7 +390,7 @@ impl<W> Drop for Fetches<W> {
 #[cfg(test)]
 mod tests {
     use tempfile::TempDir;
-    use tmem::{BACKING_BYTES_MIN, Got, Handle, Page, Writeback};
+    use tmem::{BACKING_BYTES_MIN, GetError, Got, Handle, Page, Writeback};
 
     use super::super::file::{BackingFile, BackingSpec, FILE_BYTES_MIN};
     use super::*;
@@ -500,6 +515,13 @@ mod tests {
         assert_eq!(fetches.ended(run, read.unwrap() as i32), Ended::Over);
     }
 
+    /// Changes a bit of what was read.
+    #[allow(unsafe_code)]
+    fn change(fetches: &Fetches<usize>, image: usize) {
+        // SAFETY: it is not being read.
+        unsafe { *fetches.images.at(image, 77).as_mut() ^= 4 };
+    }
+
     /// What is in an image at the moment.
     #[allow(unsafe_code)]
     fn look(fetches: &Fetches<usize>, image: usize) -> Page {
@@ -530,11 +552,74 @@ mod tests {
             assert!(fetches.begin(engine).is_none());
         }
         assert_eq!(end(&mut fetches, reads[0].0), 8);
-        assert!(fetches.begin(engine).is_none(), "there is room for eight");
         assert_eq!(end(&mut fetches, reads[1].0), 8);
         let (run, entry) = fetches.begin(engine).unwrap();
         assert!(entry.is_some());
         assert_eq!(fetches.runs[run].blocks, 16, "it has been looked at ten times");
+    }
+
+    #[test]
+    fn nobody_waits_for_reads_that_have_no_answer() {
+        let mut filled = Filled::new(4096, raw);
+        let blocks = filled.segment();
+        let engine = filled.device.engine();
+        let mut fetches = Fetches::new(Arc::clone(&filled.backing), 100);
+        let reads = [0, 24, 48, 72, 96, 120, 144, 152]
+            .map(|at| begin(&mut fetches, engine, &blocks[at..][..8]).unwrap());
+        // Some never end, and leave no room for what is read ahead.
+        let stuck = [0, 2, 4, 6];
+        for (_, (run, _)) in reads.iter().enumerate().filter(|(n, _)| !stuck.contains(n)) {
+            assert_eq!(end(&mut fetches, *run), 8);
+        }
+        let (run, count) = begin(&mut fetches, engine, &blocks[160..][..1]).unwrap();
+        assert_eq!((count, fetches.runs[run].start), (8, blocks[160].offset()));
+        let (run, count) = begin(&mut fetches, engine, &blocks[168..][..1]).unwrap();
+        assert_eq!((count, fetches.runs[run].start), (6, blocks[168].offset()));
+        // What is before the block that is read first is read afterwards.
+        let (run, count) = begin(&mut fetches, engine, &[blocks[207], blocks[206]]).unwrap();
+        assert_eq!((count, fetches.runs[run].start), (2, blocks[206].offset()));
+        // Less and less, until there is no image.
+        let more = (0..).map_while(|n| begin(&mut fetches, engine, &blocks[210 + n..][..1]));
+        assert!(more.count() > 1);
+        assert_eq!(fetches.images.take(1), None, "all are in use");
+    }
+
+    #[test]
+    fn what_is_kept_is_of_one_use_of_its_segment() {
+        let mut filled = Filled::new(4096, raw);
+        let blocks = filled.segment();
+        let engine = filled.device.engine();
+        let mut fetches = Fetches::new(Arc::clone(&filled.backing), 100);
+        let (run, _) = begin(&mut fetches, engine, &blocks[40..41]).unwrap();
+        assert_eq!(end(&mut fetches, run), 1);
+        // As if it had been read before the segment was written again.
+        fetches.runs[run].sequence = Some(blocks[40].sequence() - 1);
+        assert!(begin(&mut fetches, engine, &blocks[40..41]).is_some(), "it is read again");
+    }
+
+    /// A block that came back changed once is read again for who asks next.
+    #[test]
+    fn what_is_not_what_was_written_is_not_kept() {
+        let mut filled = Filled::new(4096, raw);
+        let blocks = filled.backed();
+        let (page, backed) = blocks[40];
+        let mut fetches = Fetches::new(Arc::clone(&filled.backing), 100);
+        let mut get = |is_changed: bool| {
+            let engine = filled.device.engine();
+            let (run, _) = begin(&mut fetches, engine, &[backed]).unwrap();
+            carry_out(&mut fetches, run);
+            let image = fetches.take(run).unwrap().image.unwrap();
+            if is_changed {
+                change(&fetches, image);
+            }
+            let (handle, mut target) = (Handle::from_page(filled.device.pool(), page), [0; 4096]);
+            let image = fetches.image(image);
+            let got = engine.get_backed(&mut filled.queue, handle, backed, image, &mut target);
+            assert!(fetches.take(run).is_none());
+            got.map(|got| got == Got::Hit && target == raw(page))
+        };
+        assert_eq!(get(true), Err(GetError::Corrupt));
+        assert_eq!(get(false), Ok(true));
     }
 
     #[test]

@@ -61,6 +61,11 @@ impl Images {
         self.free |= mask(first, count);
     }
 
+    /// Whether what was read is not what was written, as far as anybody has looked.
+    pub fn is_bad(&self, image: usize) -> bool {
+        self.opened[image].is_bad()
+    }
+
     /// So many bytes behind the start of an image, for the kernel to write from there on.
     pub fn at(&self, image: usize, bytes: usize) -> NonNull<u8> {
         let offset = image * PAGE_SIZE + bytes;
