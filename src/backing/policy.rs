@@ -307,13 +307,15 @@ impl Rest {
         self.until.checked_sub(now).filter(|left| *left > 0)
     }
 
-    /// Whether the last one failed.
-    pub(crate) fn is_failing(&self) -> bool {
-        self.length > 0
+    /// Whether the last one failed, or it rests yet for one before.
+    pub(crate) fn is_failing(&self, now: u64) -> bool {
+        self.length > 0 || self.left(now).is_some()
     }
 
-    pub(crate) fn succeeded(&mut self) {
+    /// One that ended well: what had failed beside it is soon tried again, however long that was to rest.
+    pub(crate) fn succeeded(&mut self, now: u64) {
         self.length = 0;
+        self.until = self.until.min(now + REST_MIN);
     }
 
     pub(crate) fn failed(&mut self, now: u64) {
@@ -341,14 +343,32 @@ mod tests {
             rest.failed(now + 1);
             let length = rest.left(now).unwrap();
             assert_eq!(rest.left(now + length - 1), Some(1));
+            assert!(rest.is_failing(now + length));
             now += length;
             lengths.push(length);
         }
         assert_eq!(lengths[..3], [REST_MIN, 2 * REST_MIN, 4 * REST_MIN]);
         assert_eq!((lengths[11], rest.left(now)), (REST_MAX, None));
-        rest.succeeded();
+        rest.succeeded(now);
+        assert!(!rest.is_failing(now));
         rest.failed(now);
         assert_eq!(rest.left(now), Some(REST_MIN));
+    }
+
+    /// What was under way together ends one way and the other.
+    #[test]
+    fn it_rests_no_longer_than_at_first_when_another_succeeds() {
+        let mut rest = Rest::default();
+        let mut now = 5;
+        for _ in 0..4 {
+            rest.failed(now);
+            now += rest.left(now).unwrap();
+        }
+        rest.failed(now);
+        assert!(rest.left(now) > Some(REST_MIN));
+        rest.succeeded(now + 1);
+        assert_eq!(rest.left(now + 1), Some(REST_MIN));
+        assert!(rest.is_failing(now + 1) && !rest.is_failing(now + 1 + REST_MIN));
     }
 
     #[test]

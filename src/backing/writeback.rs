@@ -79,8 +79,11 @@ pub enum Health {
     /// It takes what it is given.
     #[default]
     Good,
-    /// It failed, and is left alone for a while.
+    /// It failed to write, and is left alone for a while.
     Failing,
+    /// It failed to read what is to be cleaned, which is tried again later; it takes what it is given, while there is
+    /// room.
+    FailingReads,
     /// It does not answer.
     Late,
     /// As much was written as may be in a day.
@@ -196,7 +199,7 @@ impl Writeback {
         }
         match (state, result) {
             (State::Writing, Ok(())) => {
-                self.policy.writing.succeeded();
+                self.policy.writing.succeeded(now);
                 self.install(engine, unit);
             }
             (State::Writing, Err(JobFailed)) => {
@@ -206,7 +209,7 @@ impl Writeback {
                 }
             }
             (State::Reading, Ok(())) => {
-                self.policy.reading.succeeded();
+                self.policy.reading.succeeded(now);
                 self.sort(engine, unit);
             }
             (State::Reading, Err(JobFailed)) => {
@@ -233,10 +236,18 @@ impl Writeback {
             |unit: &Unit| is_under_way(unit) && self.now.saturating_sub(unit.since) > LATE;
         match () {
             () if self.units.iter().any(is_late) => Health::Late,
-            () if self.policy.writing.is_failing() => Health::Failing,
+            () if self.policy.writing.is_failing(self.now) => Health::Failing,
+            () if self.cannot_clean() => Health::FailingReads,
             () if self.is_spent => Health::Spent,
             () => Health::Good,
         }
+    }
+
+    /// Whether what is to be cleaned could not be read, and has not been since. (When there is nothing to clean any more
+    /// nobody knows.)
+    fn cannot_clean(&self) -> bool {
+        let reading = &self.policy.reading;
+        reading.left(self.now).is_some() || reading.is_failing(self.now) && !self.victims.is_empty()
     }
 
     /// Gives back memory that the log has no use for. To be called about once a second.
@@ -275,7 +286,8 @@ impl Writeback {
         }
         self.is_spent = self.policy.is_spent(engine, self.now);
         let is_far = self.policy.is_far(self.now);
-        self.log.set_accepts(has_room && !is_far && self.health() == Health::Good);
+        let takes = matches!(self.health(), Health::Good | Health::FailingReads);
+        self.log.set_accepts(has_room && !is_far && takes);
     }
 
     /// Whether there is no segment that frames could go to.

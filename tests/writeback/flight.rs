@@ -107,6 +107,40 @@ fn what_could_not_be_written_is_what_goes_next() {
     sim.end();
 }
 
+/// Also after it has failed for long.
+#[test]
+fn a_file_that_takes_one_thing_and_fails_with_another_is_soon_tried_again() {
+    let mut sim = nearly_full(370);
+    let_half_go(&sim);
+    let two = |sim: &mut Sim| {
+        sim.start_job();
+        sim.start_job();
+        [sim.file.under_way.pop().unwrap(), sim.file.under_way.pop().unwrap()]
+    };
+    for _ in 0..10 {
+        for job in two(&mut sim) {
+            sim.writeback.ended(&sim.engine, job.unit, Err(JobFailed), sim.now);
+        }
+        sim.now += sim.writeback.rests_for(sim.now).unwrap();
+    }
+    let [bad, good] = two(&mut sim);
+    sim.writeback.ended(&sim.engine, bad.unit, Err(JobFailed), sim.now);
+    assert_eq!(sim.writeback.rests_for(sim.now), Some(30 * SECOND));
+    sim.file.under_way.push(good);
+    sim.end_job();
+    // As long as nothing is written nobody is to wait for it.
+    assert_eq!(sim.writeback.health(), Health::Failing);
+    assert!(!sim.engine.writeback_wanted());
+    assert!(sim.writeback.next(&sim.engine, sim.now).is_none());
+    let rest = sim.writeback.rests_for(sim.now).unwrap();
+    assert!(rest <= SECOND / 10, "{rest}");
+    sim.now += rest;
+    sim.start_job();
+    assert_eq!((sim.file.under_way.len(), sim.writeback.health()), (1, Health::Good));
+    assert!(sim.engine.writeback_wanted());
+    sim.end();
+}
+
 #[test]
 fn a_file_that_does_not_answer_is_not_waited_for() {
     let mut sim = nearly_full(370);

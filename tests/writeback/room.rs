@@ -1,6 +1,6 @@
 //! How much the file holds, and what is known of it in memory: what is full, and what only waits.
 
-use tmem::{BACKING_BYTES_MIN, ConfigError, Handle, JobFailed, PutError};
+use tmem::{BACKING_BYTES_MIN, ConfigError, Handle, Health, JobFailed, PutError};
 
 use crate::backing::carry_out;
 use crate::contents::Contents;
@@ -169,11 +169,13 @@ fn a_full_file_that_could_not_be_read_for_a_while_has_room_afterwards() {
     }
     let failed = sim.engine.stats().log.log_failed_jobs - before.log_failed_jobs;
     assert!((1..400).contains(&failed), "{failed} reads were tried, all in vain");
+    assert_eq!(sim.writeback.health(), Health::FailingReads);
     // As long as it can rest after a failure.
     sim.now += 30 * SECOND;
     work(&mut sim, false);
     let segments = bytes / BLOCK * 2;
     assert_eq!(rewrite(&mut sim, filled, segments, false), segments);
+    assert_eq!(sim.writeback.health(), Health::Good);
     let cleaned = sim.engine.stats().log.log_cleaned_segments - before.log_cleaned_segments;
     assert!(cleaned > 2 * before.log_segments, "{cleaned} of {}", before.log_segments);
     sim.end();

@@ -132,7 +132,7 @@ impl Ready {
 }
 
 /// Waits for hold of a file that another process has written to; with none, it is ours already. None if the thread
-/// is to stop first. Where it takes long, that is told of, and nobody is to wait for it.
+/// is to stop first. Where it takes long, or fails, that is told of, and nobody is to wait for it.
 fn hold(
     backing: &Backing,
     stop: &AtomicBool,
@@ -148,18 +148,24 @@ fn hold(
             Ok(None) => None,
             Err(error) => Some(error),
         };
-        if begun.elapsed() > CLAIM_SLOW
+        if (error.is_some() || begun.elapsed() > CLAIM_SLOW)
             && let Some(stand_still) = stand_still.take()
         {
             stand_still();
-            let _ = backing.note(Condition::Late);
             match error {
-                None => process::note(format_args!(
-                    "the backing file is still held by the process that died: pages stay in memory"
-                )),
-                Some(error) => process::note(format_args!(
-                    "the backing file cannot be opened to be written ({error}): pages stay in memory"
-                )),
+                None => {
+                    let _ = backing.note(Condition::Late);
+                    process::note(format_args!(
+                        "the backing file is still held by the process that died: pages stay in memory"
+                    ));
+                }
+                Some(error) => {
+                    backing.failed(error.raw_os_error().unwrap_or(0));
+                    let _ = backing.note(Condition::Failing);
+                    process::note(format_args!(
+                        "the backing file cannot be opened to be written ({error}): pages stay in memory"
+                    ));
+                }
             }
         }
         sleep(CLAIM_PERIOD);
@@ -275,12 +281,15 @@ impl<'a> Loop<'a> {
     }
 
     fn completed(&mut self, unit: usize, result: i32) {
-        let (_, transfer) = self.jobs[unit].as_mut().expect("a job that is under way");
+        let (job, transfer) = self.jobs[unit].as_mut().expect("a job that is under way");
         let outcome = match transfer.ended(result) {
             Next::Again => return self.submit(unit),
             Next::Done => Ok(()),
             Next::Failed(errno) => {
-                self.backing.failed(errno.raw_os_error());
+                match job.is_write {
+                    true => self.backing.failed(errno.raw_os_error()),
+                    false => self.backing.failed_read(errno.raw_os_error()),
+                }
                 Err(JobFailed)
             }
         };
@@ -488,7 +497,8 @@ pub(crate) mod tests {
         // As if there was none: what does not fit is refused, and not waited for without end.
         let held = (0..8192).find(|page| driven.put(*page) == Err(PutError::Full));
         let held = held.expect("more is held than there is memory");
-        assert_eq!((driven.state().as_str(), driven.backing.errno()), ("failing", libc::EBADF));
+        driven.wait_for("it is not said", |driven| driven.state() == "failing");
+        assert_eq!(driven.backing.errno(), libc::EBADF);
         assert_eq!(driven.device.pool_stats().bd_writes, 0);
         take_by(kept.as_raw_fd());
         driven.wait_for("it is not tried again", |driven| driven.state() == "ok");

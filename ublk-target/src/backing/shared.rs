@@ -34,7 +34,7 @@ pub(super) enum Condition {
     Late,
     /// What is read is not answered.
     LateReads,
-    /// What was read just now could not be.
+    /// What was read just now could not be, or what is to be cleaned.
     FailingReads,
     /// As much was written as may be in a day.
     Spent,
@@ -48,6 +48,7 @@ impl Condition {
             _ if is_read_late => Self::LateReads,
             Health::Failing => Self::Failing,
             _ if is_read_failing => Self::FailingReads,
+            Health::FailingReads => Self::FailingReads,
             Health::Spent => Self::Spent,
             Health::Good => Self::Good,
         }
@@ -114,17 +115,29 @@ impl Backing {
         assert!(self.file.set(file).is_ok(), "there is a backing file already");
     }
 
+    /// From now on this stands for the file, which cannot be opened: nothing is written any more, and what is read
+    /// is an error.
+    ///
+    /// # Panics
+    ///
+    /// If there is one.
+    pub fn set_lost(&self, file: BackingFile, errno: i32) {
+        self.set_file(file);
+        self.failed(errno);
+        let _ = self.note(Condition::Failing);
+    }
+
     /// The number of the last error; 0 if there was none.
     pub(super) fn errno(&self) -> i32 {
         self.errno.load(Ordering::Relaxed)
     }
 
-    /// Notes a write, or a read of the cleaner, that failed.
+    /// Notes what failed.
     pub(super) fn failed(&self, errno: i32) {
         self.errno.store(errno, Ordering::Relaxed);
     }
 
-    /// Notes a read for a page that failed.
+    /// Notes a read that failed.
     pub(super) fn failed_read(&self, errno: i32) {
         self.failed(errno);
         self.failed_reads.fetch_add(1, Ordering::Relaxed);
@@ -190,9 +203,11 @@ mod tests {
     #[test]
     fn reads_that_fail_are_told_where_nothing_is_worse() {
         use Condition::*;
-        let healths = [Health::Good, Health::Failing, Health::Spent, Health::Late];
+        let healths =
+            [Health::Good, Health::Failing, Health::Spent, Health::Late, Health::FailingReads];
         let conditions = healths.map(|health| Condition::of(health, false, true));
-        assert_eq!(conditions, [FailingReads, Failing, FailingReads, Late]);
+        assert_eq!(conditions, [FailingReads, Failing, FailingReads, Late, FailingReads]);
+        assert_eq!(Condition::of(Health::FailingReads, false, false), FailingReads);
         assert_eq!(Condition::of(Health::Good, true, true), LateReads);
         let names = CONDITIONS.map(Condition::name);
         assert_eq!(names, ["ok", "failing", "slow", "slow", "failing", "spent"]);

@@ -261,7 +261,8 @@ impl Waiting {
                     "{} cannot be opened ({error}): pages on it are lost",
                     note.path()
                 ));
-                backing.set_file(note.lost().unwrap_or_else(|error| cannot("go on", &error)));
+                let lost = note.lost().unwrap_or_else(|error| cannot("go on", &error));
+                backing.set_lost(lost, error.raw_os_error().unwrap_or(0));
                 None
             }
         }
