@@ -28,8 +28,11 @@ scheduled() {
         END { print n + 0 }' "/proc/$(pid_of tmem-worker)"/task/*/stat
 }
 if is_tmem; then
-    threads=$(ls "/proc/$(pid_of tmem-worker)/task" | wc -l)
-    all_scheduled() { [ $(($(scheduled 1) + $(scheduled 0))) = "$threads" ]; }
+    all_scheduled() {
+        local threads
+        threads=$(ls "/proc/$(pid_of tmem-worker)/task" | wc -l)
+        [ $(($(scheduled 1) + $(scheduled 0))) = "$threads" ]
+    }
     check "who serves requests, and nobody else, is of the batch class and the highest weight" \
         wait_for 10 all_scheduled
     check_number "that is a thread for each queue and some to help" "$(scheduled 1)" -ge 3

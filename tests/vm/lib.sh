@@ -189,10 +189,18 @@ kill_under_pressure() {
 
 # Kills all processes of the daemon: first the one that would start others, then the rest at once.
 all_die() {
+    local pids
     kill -9 "$TMEM_PID"
     wait "$TMEM_PID" 2>/dev/null
-    kill -9 $(our_pids)
-    wait_for 20 eval '[ -z "$(our_pids)" ]' || fail "somebody lives: $(our_pids)"
+    pids=$(our_pids)
+    kill -9 $pids
+    wait_for 20 eval '! live $pids' || fail "somebody lives: $pids"
+}
+# live PIDS: whether any thread of these processes is more than a zombie, and so may have files yet. (Before that a process
+# has no program any more.)
+live() {
+    local pid
+    for pid; do cat "/proc/$pid"/task/*/stat 2>/dev/null; done | grep -q '^[0-9]* ([^)]*) [^ZX]'
 }
 # The processes of that program, whatever they are called by now, but the one that writes the log, which has nothing to lose.
 our_pids() {

@@ -186,7 +186,7 @@ echo 'pool-limt = "1G"' >/etc/tmem/tmem.toml.d/typo.toml
 check_fails "a restart fails" systemctl restart tmem
 check_is tmem ExecMainStatus 2
 check "it is not tried again and again" is tmem ActiveState failed
-check "and the journal says where" grep -q 'typo.toml: line 1' <(journalctl -u tmem --no-pager -o cat)
+check "and the journal says where" wait_for 20 eval "journalctl -u tmem --no-pager -o cat | grep 'typo.toml: line 1'"
 rm /etc/tmem/tmem.toml.d/typo.toml
 check "it starts when it is mended" systemctl start tmem
 

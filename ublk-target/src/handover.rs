@@ -80,7 +80,7 @@ impl Handover {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::supervisor::Received;
+    use crate::supervisor::{Order, Received};
 
     #[test]
     fn who_asks_is_told_what_the_supervisor_says() {
@@ -105,6 +105,8 @@ mod tests {
         assert!(Handover::default().ask().is_err());
         let (supervisor, worker) = Link::pair().unwrap();
         drop(supervisor);
+        // A child that another test starts has it for a moment.
+        while !matches!(worker.wait::<Order>(Duration::from_secs(20)).unwrap(), Received::Closed) {}
         let handover = Handover::by(Arc::new(worker));
         assert!(handover.ask().unwrap_err().message.contains("no supervisor"));
         assert_eq!(handover.outcome(), Outcome::None);

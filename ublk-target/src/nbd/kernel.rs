@@ -378,6 +378,7 @@ fn attribute(path: &str, name: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::hold;
 
     #[test]
     fn a_reserve_is_large_enough_and_not_boosted() {
@@ -409,6 +410,7 @@ mod tests {
         drop(theirs);
         assert!(!is_closed(&ours).unwrap(), "somebody has it still");
         drop(kept);
-        assert!(is_closed(&ours).unwrap());
+        // A child that another test starts has it for a moment.
+        hold::take(|| is_closed(&ours).unwrap().then_some(()).ok_or(()), |()| true).unwrap();
     }
 }

@@ -231,6 +231,7 @@ fn unknown_end() -> ExitStatus {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::hold;
 
     fn start(script: &str) -> Child {
         let mut command = Command::new("sh");
@@ -265,6 +266,9 @@ mod tests {
         command.args(["-c", "sleep 1000 >&- 2>&- & echo $!"]);
         let output = command.output().unwrap().stdout;
         let pid = str::from_utf8(&output).unwrap().trim().parse().ok().and_then(Pid::from_raw);
+        // It has the shell's name until it runs its program.
+        let is_asleep = || name_of(pid.unwrap()).filter(|name| name == "sleep").ok_or(());
+        hold::take(is_asleep, |()| true).unwrap();
         let mut other = Child::of_another(pid.unwrap(), "sleep").unwrap();
         assert!(other.is_of_another() && other.ended().unwrap().is_none());
         other.kill().unwrap();

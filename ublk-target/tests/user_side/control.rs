@@ -216,12 +216,12 @@ fn a_second_daemon_is_refused_and_the_first_goes_on() {
 
 #[test]
 fn a_stop_answers_what_has_begun() {
-    let mut served = Served::start(Fake::slow_to_del(Duration::from_millis(500)));
+    let mut served = Served::start(Fake::slow_to_del(Duration::from_secs(2)));
     let client = Client::new(&served.socket);
     client.add_swap(Some("a"), 1 << 30).unwrap();
     let removal = thread::spawn(move || client.del("a"));
     let _idle = connect(&served);
-    thread::sleep(Duration::from_millis(200));
+    thread::sleep(Duration::from_secs(1));
     served.stop();
     removal.join().unwrap().unwrap();
     assert_fails(&served.tmem(&["list"]), Exit::NoDaemon, "no tmem daemon answers");
@@ -237,7 +237,9 @@ fn other_users_are_refused() {
     let home = served.socket.parent().unwrap();
     fs::set_permissions(home, fs::Permissions::from_mode(0o755)).unwrap();
     let binary = home.join("tmem");
-    fs::copy(env!("CARGO_BIN_EXE_tmem"), &binary).unwrap();
+    // By a process of its own: a child that another test starts meanwhile would have it open for writing as well.
+    let copied = Command::new("cp").arg(env!("CARGO_BIN_EXE_tmem")).arg(&binary).status();
+    assert!(copied.unwrap().success());
     let as_nobody = || {
         let mut command = Command::new(&binary);
         command.uid(65534).gid(65534).arg("list").arg("--control").arg(&served.socket);

@@ -316,7 +316,7 @@ fn the_watchdog_is_told_as_long_as_the_supervisor_runs() {
 #[test]
 fn more_signals_do_not_cut_a_stop_short() {
     let home = Home::new();
-    let mut daemon = home.start("a,b", 1000);
+    let mut daemon = home.start("a,b", 5000);
     home.assert_told(READY);
     daemon.signal(Signal::TERM);
     home.assert_told(STOPPING);
