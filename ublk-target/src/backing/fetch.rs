@@ -196,6 +196,7 @@ impl<W: Copy + Eq> Fetches<W> {
             sequence = widen(engine, backed, times, &mut range);
         }
         let mut blocks = ((range.end - range.start) / BLOCK_BYTES) as usize;
+        let mut is_cut = false;
         let run = loop {
             match self.images.take(blocks) {
                 Some(run) => break run,
@@ -203,17 +204,21 @@ impl<W: Copy + Eq> Fetches<W> {
                 None if blocks == 1 => return None,
                 // It does not wait for others: they may never have an answer.
                 None => {
-                    let half = at + (blocks / 2) as u64 * BLOCK_BYTES;
-                    range = at..range.end.min(half);
-                    blocks = ((range.end - range.start) / BLOCK_BYTES) as usize;
+                    blocks -= 1;
+                    is_cut = true;
+                    match range.end - BLOCK_BYTES > at {
+                        true => range.end -= BLOCK_BYTES,
+                        false => range.start += BLOCK_BYTES,
+                    }
                 }
             }
         };
         if blocks == 1 && !alone {
             sequence = Some(backed.sequence());
         }
-        // Only now: what waits for images is looked at again, and does not read on by that.
-        self.ahead = (range.end, times);
+        // Only now: what waits for images is looked at again, and does not read on by that; nor does the rest of what was
+        // cut.
+        self.ahead = (range.end, times.saturating_sub(u32::from(is_cut)));
         self.assign(run, range.clone(), alone, None);
         self.runs[run] = Run::new(range.start, blocks, sequence);
         self.runs[run].began = Some(self.backing.unanswered().began());
@@ -574,10 +579,17 @@ mod tests {
         let (run, count) = begin(&mut fetches, engine, &blocks[160..][..1]).unwrap();
         assert_eq!((count, fetches.runs[run].start), (8, blocks[160].offset()));
         let (run, count) = begin(&mut fetches, engine, &blocks[168..][..1]).unwrap();
-        assert_eq!((count, fetches.runs[run].start), (6, blocks[168].offset()));
-        // What is before the block that is read first is read afterwards.
+        assert_eq!((count, fetches.runs[run].start), (8, blocks[168].offset()));
+        // Where there is room for the block only that was wanted first, the one before it is read next.
+        let spare = [8, 7].map(|count| (fetches.images.take(count).unwrap(), count));
         let (run, count) = begin(&mut fetches, engine, &[blocks[207], blocks[206]]).unwrap();
-        assert_eq!((count, fetches.runs[run].start), (2, blocks[206].offset()));
+        assert_eq!((count, fetches.runs[run].start), (1, blocks[207].offset()));
+        for (first, count) in spare {
+            fetches.images.are_read(first, count);
+            fetches.images.give_back(first, count);
+        }
+        let (run, _) = fetches.begin(engine).unwrap();
+        assert_eq!(fetches.runs[run].start, blocks[206].offset());
         // Less and less, until there is no image.
         let more = (0..).map_while(|n| begin(&mut fetches, engine, &blocks[210 + n..][..1]));
         assert!(more.count() > 1);
