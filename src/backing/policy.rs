@@ -319,11 +319,13 @@ impl Rest {
     }
 
     pub(crate) fn failed(&mut self, now: u64) {
-        // What was under way at the same time fails at the same time, and that is one failure.
         if self.left(now).is_none() {
             self.length = (2 * self.length).clamp(REST_MIN, REST_MAX);
             self.until = now + self.length;
         }
+        // What was under way at the same time fails at the same time, and that is one failure; also behind one that
+        // succeeded.
+        self.length = self.length.max(REST_MIN);
     }
 }
 
@@ -369,6 +371,8 @@ mod tests {
         rest.succeeded(now + 1);
         assert_eq!(rest.left(now + 1), Some(REST_MIN));
         assert!(rest.is_failing(now + 1) && !rest.is_failing(now + 1 + REST_MIN));
+        rest.failed(now + 2);
+        assert!(rest.is_failing(now + 1 + REST_MIN), "the last one failed");
     }
 
     #[test]

@@ -237,8 +237,8 @@ impl Writeback {
         match () {
             () if self.units.iter().any(is_late) => Health::Late,
             () if self.policy.writing.is_failing(self.now) => Health::Failing,
-            () if self.cannot_clean() => Health::FailingReads,
             () if self.is_spent => Health::Spent,
+            () if self.cannot_clean() => Health::FailingReads,
             () => Health::Good,
         }
     }

@@ -1,6 +1,8 @@
 //! How much the file holds, and what is known of it in memory: what is full, and what only waits.
 
-use tmem::{BACKING_BYTES_MIN, ConfigError, Handle, Health, JobFailed, PutError};
+use tmem::{
+    BACKING_BYTES_MIN, ConfigError, Handle, Health, JobFailed, PutError, WritebackSettings,
+};
 
 use crate::backing::carry_out;
 use crate::contents::Contents;
@@ -170,6 +172,15 @@ fn a_full_file_that_could_not_be_read_for_a_while_has_room_afterwards() {
     let failed = sim.engine.stats().log.log_failed_jobs - before.log_failed_jobs;
     assert!((1..400).contains(&failed), "{failed} reads were tried, all in vain");
     assert_eq!(sim.writeback.health(), Health::FailingReads);
+    // When no more may be written nobody waits, whatever fails besides.
+    let written = before.log_written_bytes;
+    assert!(written > 64 << 20, "{written}");
+    let settings = WritebackSettings { bytes_per_day: Some(64 << 20), ..Default::default() };
+    sim.engine.set_writeback_settings(&settings).unwrap();
+    work(&mut sim, true);
+    assert_eq!(sim.writeback.health(), Health::Spent);
+    assert!(!sim.engine.writeback_wanted());
+    sim.engine.set_writeback_settings(&WritebackSettings::default()).unwrap();
     // As long as it can rest after a failure.
     sim.now += 30 * SECOND;
     work(&mut sim, false);

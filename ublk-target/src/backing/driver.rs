@@ -48,6 +48,9 @@ const JOBS_MAX: usize = 16;
 /// How long after a read that failed the file is said to be failing, in nanoseconds.
 const FAILING_PERIOD: u64 = 5_000_000_000;
 
+/// How often it is told how the file fares, in nanoseconds, at most.
+const CHANGE_PERIOD: u64 = 5_000_000_000;
+
 /// How often reads that fail are told of, in nanoseconds.
 const TELL_PERIOD: u64 = 60_000_000_000;
 
@@ -141,36 +144,43 @@ fn hold(
 ) -> Option<Option<OwnedFd>> {
     let Some(claim) = claim else { return Some(None) };
     let begun = Instant::now();
-    let mut stand_still = Some(stand_still);
+    let (mut stand_still, mut told) = (Some(stand_still), None);
     while !stop.load(Ordering::SeqCst) {
         let error = match claim.try_take() {
             Ok(Some(file)) => return Some(Some(file)),
             Ok(None) => None,
             Err(error) => Some(error),
         };
-        if (error.is_some() || begun.elapsed() > CLAIM_SLOW)
-            && let Some(stand_still) = stand_still.take()
-        {
-            stand_still();
-            match error {
-                None => {
-                    let _ = backing.note(Condition::Late);
-                    process::note(format_args!(
-                        "the backing file is still held by the process that died: pages stay in memory"
-                    ));
-                }
-                Some(error) => {
-                    backing.failed(error.raw_os_error().unwrap_or(0));
-                    let _ = backing.note(Condition::Failing);
-                    process::note(format_args!(
-                        "the backing file cannot be opened to be written ({error}): pages stay in memory"
-                    ));
-                }
+        let is_news = told != Some(error.is_some());
+        if is_news && (error.is_some() || begun.elapsed() > CLAIM_SLOW) {
+            told = Some(error.is_some());
+            if let Some(stand_still) = stand_still.take() {
+                stand_still();
             }
+            tell_unheld(backing, error);
         }
         sleep(CLAIM_PERIOD);
     }
     None
+}
+
+/// Tells that a file is not to be had for writing: for an error, or because somebody else has it.
+fn tell_unheld(backing: &Backing, error: Option<io::Error>) {
+    match error {
+        None => {
+            let _ = backing.note(Condition::Late);
+            process::note(format_args!(
+                "the backing file is still held by the process that died: pages stay in memory"
+            ));
+        }
+        Some(error) => {
+            backing.failed(error.raw_os_error().unwrap_or(0));
+            let _ = backing.note(Condition::Failing);
+            process::note(format_args!(
+                "the backing file cannot be opened to be written ({error}): pages stay in memory"
+            ));
+        }
+    }
 }
 
 impl Drop for Driver {
@@ -198,6 +208,7 @@ struct Loop<'a> {
     jobs: [Option<(Job, Transfer)>; JOBS_MAX],
     lookout: Lookout,
     failed_reads: FailedReads,
+    told: Told,
 }
 
 impl<'a> Loop<'a> {
@@ -213,7 +224,20 @@ impl<'a> Loop<'a> {
         let held = held.map_or(file.as_fd(), AsFd::as_fd);
         let jobs = [None; JOBS_MAX];
         let (lookout, failed_reads) = (Lookout::default(), FailedReads::default());
-        Self { engine, backing, stop, file, held, uring, writeback, jobs, lookout, failed_reads }
+        let told = Told { condition: backing.condition(), next_at: 0 };
+        Self {
+            engine,
+            backing,
+            stop,
+            file,
+            held,
+            uring,
+            writeback,
+            jobs,
+            lookout,
+            failed_reads,
+            told,
+        }
     }
 
     /// Drives it until it is to stop.
@@ -304,11 +328,10 @@ impl<'a> Loop<'a> {
         let failed = self.backing.failed_reads();
         let is_read_failing = self.failed_reads.are_going_on(failed, now);
         let condition = Condition::of(self.writeback.health(), is_read_late, is_read_failing);
-        let (errno, before) = (self.backing.errno(), self.backing.condition());
-        if self.backing.note(condition) {
+        let errno = self.backing.errno();
+        let _ = self.backing.note(condition);
+        if self.told.is_news(condition, now) {
             match condition {
-                // Of reads that failed now and then too much would be told.
-                Condition::Good if before == Condition::FailingReads => {}
                 Condition::Good => process::note(format_args!("the backing file works again")),
                 Condition::Failing => process::note(format_args!(
                     "the backing file fails (error {errno}): pages stay in memory, and it is tried again later"
@@ -322,14 +345,13 @@ impl<'a> Loop<'a> {
                 Condition::LateReads => process::note(format_args!(
                     "the backing file does not answer: whoever needs a page that is on it waits until it does"
                 )),
-                // What is told below.
-                Condition::FailingReads => {}
+                Condition::FailingReads => unreachable!("it is told below"),
             }
         }
         if let Some(count) = self.failed_reads.news(failed, now) {
             process::note(format_args!(
-                "{count} blocks of the backing file could not be read (last error {errno}): whoever needs a page \
-                 that is there gets an error"
+                "{count} reads of the backing file failed (last error {errno}): whoever needs a page that is there \
+                 gets an error"
             ));
         }
     }
@@ -341,6 +363,25 @@ impl<'a> Loop<'a> {
         while self.jobs.iter().any(Option::is_some) && began.elapsed() < END_LIMIT {
             self.wait(END_LIMIT / 10);
         }
+    }
+}
+
+/// How the file fares, as it was told: not each change, for a file of which a part fails may change all the time.
+struct Told {
+    condition: Condition,
+    next_at: u64,
+}
+
+impl Told {
+    /// Whether this is to be told now. (Of reads that fail it is told how many.)
+    fn is_news(&mut self, condition: Condition, now: u64) -> bool {
+        let is_news = condition != Condition::FailingReads
+            && condition != self.condition
+            && now >= self.next_at;
+        if is_news {
+            *self = Self { condition, next_at: now + CHANGE_PERIOD };
+        }
+        is_news
     }
 }
 
@@ -453,6 +494,20 @@ pub(crate) mod tests {
                 std::thread::sleep(Duration::from_millis(1));
             }
         }
+    }
+
+    #[test]
+    fn what_changes_all_the_time_is_told_now_and_then() {
+        use Condition::{Failing, FailingReads, Good};
+        let mut told = Told { condition: Good, next_at: 0 };
+        assert!(!told.is_news(Good, 5) && told.is_news(Failing, 6));
+        assert!(!told.is_news(Good, 7) && !told.is_news(Failing, 8));
+        // As it is by then; and what reads do meanwhile does not hide it.
+        assert!(!told.is_news(Failing, 6 + CHANGE_PERIOD));
+        assert!(!told.is_news(FailingReads, 6 + CHANGE_PERIOD));
+        assert!(told.is_news(Good, 6 + CHANGE_PERIOD));
+        assert!(!told.is_news(FailingReads, 6 + 2 * CHANGE_PERIOD));
+        assert!(!told.is_news(Good, 6 + 2 * CHANGE_PERIOD));
     }
 
     #[test]
