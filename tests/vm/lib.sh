@@ -194,7 +194,7 @@ all_die() {
     wait "$TMEM_PID" 2>/dev/null
     pids=$(our_pids)
     kill -9 $pids
-    wait_for 20 eval '! live $pids' || fail "somebody lives: $pids"
+    wait_for 20 eval '! live $pids && [ -z "$(our_pids)" ]' || fail "somebody lives: $pids"
 }
 # live PIDS: whether any thread of these processes is more than a zombie, and so may have files yet. (Before that a process
 # has no program any more.)

@@ -106,7 +106,8 @@ mod tests {
         let (supervisor, worker) = Link::pair().unwrap();
         drop(supervisor);
         // A child that another test starts has it for a moment.
-        while !matches!(worker.wait::<Order>(Duration::from_secs(20)).unwrap(), Received::Closed) {}
+        let received = worker.wait::<Order>(Duration::from_secs(20)).unwrap();
+        assert!(matches!(received, Received::Closed));
         let handover = Handover::by(Arc::new(worker));
         assert!(handover.ask().unwrap_err().message.contains("no supervisor"));
         assert_eq!(handover.outcome(), Outcome::None);
