@@ -52,15 +52,22 @@ pub struct Image<'a> {
 
 /// Whether the image of a block has been opened, and for which one. Anew for each time that an image is read.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Opened {
-    key: Option<BlockKey>,
-    is_bad: bool,
+pub struct Opened(State);
+
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+enum State {
+    /// Nobody has tried to.
+    #[default]
+    Sealed,
+    Clear(BlockKey),
+    /// It is not what was written.
+    Bad,
 }
 
 impl Opened {
     /// Whether it could not be: what was read is not what was written. Another read may bring that.
     pub fn is_bad(&self) -> bool {
-        self.is_bad
+        self.0 == State::Bad
     }
 }
 
@@ -72,11 +79,11 @@ impl<'a> Image<'a> {
 
     /// What is in a block, or was before it was sealed; none if it is not what was written.
     fn open(self, log: &Log, key: &BlockKey) -> Option<&'a Page> {
-        if self.opened.key != Some(*key) {
-            self.opened.key = log.unseal(key, self.bytes).then_some(*key);
-            self.opened.is_bad = self.opened.key.is_none();
+        if self.opened.0 != State::Clear(*key) {
+            let is_clear = log.unseal(key, self.bytes);
+            self.opened.0 = if is_clear { State::Clear(*key) } else { State::Bad };
         }
-        self.opened.key.is_some().then_some(self.bytes)
+        (!self.opened.is_bad()).then_some(self.bytes)
     }
 }
 
